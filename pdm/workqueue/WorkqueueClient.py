@@ -320,6 +320,20 @@ class WorkqueueClient:
         options = {name: value for name, value in more.items() if name in _COPY_OPTIONS}
         return self._submit("/copy", body, options, cast(SubmitOptions, common))
 
+    def copy_items(
+        self,
+        src_site: int | str,
+        dst_site: int | str,
+        items: Sequence[Mapping[str, Any]],
+        **more: Unpack[SubmitOptions],
+    ) -> Deferred[JobView]:
+        """Submit a copy of up to 100,000 single files: ``src`` and ``dst``, and where known ``size`` and ``checksum``.
+
+        Nothing is submitted if one of them is not valid.
+        """
+        body = {"src_siteid": src_site, "dst_siteid": dst_site}
+        return self._submit("/copy", body, {"items": list(items)}, more)
+
     def remove(
         self, site: int | str, path: str, *, recursive: bool | None = None, **more: Unpack[SubmitOptions]
     ) -> Deferred[JobView]:

@@ -159,6 +159,7 @@ class BlockingWorkqueueClient:
     list = _blocking(WorkqueueClient.list)
     ls = _blocking(WorkqueueClient.ls)
     copy = _blocking(WorkqueueClient.copy)
+    copy_items = _blocking(WorkqueueClient.copy_items)
     remove = _blocking(WorkqueueClient.remove)
     rename = _blocking(WorkqueueClient.rename)
     mkdir = _blocking(WorkqueueClient.mkdir)

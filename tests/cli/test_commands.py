@@ -508,3 +508,44 @@ def test_the_daemon_logs_submissions_with_user_and_result(service: TestService, 
         assert re.search(rf"\[request_id=\w+ job={number} subject=.*submitted: \w+ by \w+, site 1", of_job[0])
         assert re.search(end, of_job[1]), of_job[1]
     assert any(re.search(r"POST /workqueue/api/v1.0/remove 200 \d+\.\d ms$", line) for line in lines)
+
+
+def test_a_job_begins_after_another_and_ends_at_its_deadline(service: TestService) -> None:
+    first = submitted(service, "cp", *ENDLESS, "1:/awaited", "2:/awaited")
+    done = pdm(service, "mkdir", "--no-wait", "--protocol", "dummy", "--after", str(first), "1:/then")
+    assert f"waits: it begins when job {first} is DONE; that job is " in done.stderr
+    pdm(service, "cancel", str(first))
+    ended = pdm(service, "wait", done.stdout.strip(), code=7)
+    assert f"PREDECESSOR: job {first}, after which it was to begin, ended CANCELLED" in ended.stderr
+    hanging = ("--protocol", "dummy", "--option", "dummy.hang=true", "--deadline", "1s")
+    assert "DEADLINE: its deadline, " in pdm(service, "mkdir", *hanging, "1:/late", code=7).stderr
+    for arguments, words in (
+        (("--after-any",), "--after-any needs --after"),
+        (("--after", "999999"), "--after: there is no job 999999"),
+        (("--deadline", "soon"), "--deadline: a time such as"),
+    ):
+        assert words in pdm(service, "mkdir", "--protocol", "dummy", *arguments, "1:/x", code=2).stderr
+
+
+def test_a_command_is_scheduled_listed_paused_and_removed(service: TestService) -> None:
+    copy = ("cp", "--protocol", "dummy", "--verify", "size", "1:/a", "2:/b")
+    done = pdm(service, "schedule", "add", "0 3 * * *", "--timezone", "Europe/Paris", "--", *copy)
+    number = done.stdout.strip()
+    assert f"schedule {number} added, first due " in done.stderr
+    (found,) = json.loads(pdm(service, "schedule", "list", "-F", "json").stdout)
+    assert found["job"]["extra_opts"] == {"verify": "size"}
+    assert (found["job"]["type"], found["job"]["src_filepath"], found["job"]["dst_filepath"]) == ("COPY", "/a", "/b")
+    pdm(service, "schedule", "pause", number)
+    assert re.search(r"0 3 \* \* \* Europe/Paris +paused", pdm(service, "schedule", "list").stdout)
+    assert "is resumed, next due " in pdm(service, "schedule", "resume", number).stderr
+    assert "job       COPY local-a:/a -> local-b:/b" in pdm(service, "schedule", "show", number).stdout
+    pdm(service, "schedule", "remove", number)
+    pdm(service, "schedule", "show", number, code=3)
+    for when, words, error in (
+        ("every 5s", ("mkdir", "1:/x"), "WHEN: five fields of cron are expected"),
+        ("every 5m", ("ls", "1:/x"), "'ls' cannot be scheduled"),
+        ("every 5m", ("rm", "1:/x", "1:/y"), "these are 2 jobs, and a schedule submits one"),
+        ("every 5m", ("mkdir", "--after", "1", "1:/x"), "--after: a schedule cannot wait for other jobs"),
+    ):
+        assert error in pdm(service, "schedule", "add", when, "--", *words, code=2).stderr
+    assert pdm(service, "schedule", "list").stdout == ""

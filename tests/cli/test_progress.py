@@ -170,3 +170,19 @@ def test_only_a_terminal_that_can_move_its_cursor_gets_a_bar(
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setenv("TERM", "xterm")
     assert type(display_for_stderr()) is LineDisplay
+
+
+def test_files_that_move_are_shown_below_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    bar = BarDisplay(stream)
+    bar.show_files([("/data/" + "long/" * 20 + "a\x1b.h5", 0.125, 2048.0), ("/b", None, None)] + [("/c", 1.0, 0.0)] * 9)
+    bar.show(seen())
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4
+    assert all(display_width(line) < 80 for line in lines)
+    assert re.fullmatch(r"  \.\.\.\S+long/a\\x1b\.h5 +12%  +2\.0 KiB/s", lines[1])
+    assert lines[2] == "  /b"
+    bar.show(job_view(num_running=0))
+    assert "/b" not in stream.getvalue().rpartition("\x1b[J")[2]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -126,3 +129,97 @@ def test_a_retry_leaves_what_it_cannot_help(service: TestService, folder: Path) 
     pdm(service, "wait", number)
     assert there.read_text() == "two"
     assert pdm(service, "retry", number, "--code", "WRONG", code=2).stderr.startswith(f"pdm: job {number}: ")
+
+
+def _peak_kib(service: TestService, *arguments: str) -> int:
+    """The greatest resident memory of a ``pdm`` process, in KiB."""
+    command = [sys.executable, "-m", "pdm.workqueue.cli", *arguments]
+    process = subprocess.Popen(command, env=service.environment("admin"), stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss
+
+
+def _peak_of_daemon_kib(service: TestService) -> int:
+    assert service.process is not None
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_receipt_of_100000_files_is_streamed_in_bounded_memory(
+    service: TestService, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    def dummy(files: int) -> str:
+        options = ("--protocol", "dummy", "--option", f"dummy.files={files}", "--option", "dummy.size=1000")
+        done = service.pdm("admin", "cp", "1:/many", "2:/many", *options, "-F", "json", timeout_s=400)
+        assert done.returncode == 0, done.stderr
+        return str(json.loads(done.stdout)["id"])
+
+    few, many = dummy(10), dummy(100_000)
+    small, large = tmp_path / "small", tmp_path / "large"
+    least = _peak_kib(service, "receipt", few, "-o", str(small))
+    before = _peak_of_daemon_kib(service)
+    begun = time.monotonic()
+    most = _peak_kib(service, "receipt", many, "-o", str(large))
+    fetched = time.monotonic()
+    after = _peak_of_daemon_kib(service)
+    verified = _peak_kib(service, "receipt", "--verify", str(large))
+    record_property("bytes", large.stat().st_size)
+    record_property("seconds to fetch, to verify", (fetched - begun, time.monotonic() - fetched))
+    record_property("KiB of daemon, client, verification", (after - before, most - least, verified - least))
+    assert after - before < 32 * 1024
+    assert most - least < 16 * 1024
+    assert verified - least < 16 * 1024
+
+
+def test_a_redo_moves_only_what_is_missing(service: TestService, folder: Path, tmp_path: Path) -> None:
+    number = _partly(service, folder)
+    file = tmp_path / "receipt"
+    pdm(service, "receipt", str(number), "-o", file)
+    there = service.directory / "storage" / "b" / folder.name
+    (there / "two" / "inner").rmdir()
+    (there / "two").rmdir()
+    forged = tmp_path / "forged"
+    forged.write_text(file.read_text().replace("failed", "done"))
+    assert "is not valid" in pdm(service, "cp", "--redo", forged, code=1).stderr
+    untouched = (there / "one").stat()
+    # Grown since then: its size is taken when it is copied.
+    (folder / "two").write_text("two, now longer")
+    job = json.loads(pdm(service, "cp", "--redo", file, "-F", "json").stdout)
+    assert (job["num_elements"], job["num_done"], job["bytes_done"], job["extra_opts"]["items"]) == (1, 1, 15, 1)
+    assert (there / "two").read_text() == "two, now longer"
+    assert (there / "one").stat() == untouched
+    pdm(service, "receipt", str(job["id"]), "-f", "-o", file)
+    assert "nothing to redo" in pdm(service, "cp", "--redo", file).stderr
+    pdm(service, "cp", "--redo", file, "1:/a", "2:/b", code=2)
+
+
+def test_a_batch_is_one_job(service: TestService, folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two words", "#three"):
+        (folder / name).write_text(name)
+    pairs = tmp_path / "pairs"
+    pairs.write_text(f"# a comment\n\none first\n'two words' second/\n/{folder.name}/#three '/{folder.name}/#3'\n")
+    places = (f"1:/{folder.name}", f"2:/{folder.name}")
+    job = json.loads(pdm(service, "cp", "--batch", pairs, *places, "-F", "json").stdout)
+    assert (job["num_elements"], job["num_done"], job["bytes_done"]) == (3, 3, 18)
+    there = service.directory / "storage" / "b" / folder.name
+    assert (there / "first").read_text() == "one"
+    assert (there / "second" / "two words").read_text() == "two words"
+    assert (there / "#3").read_text() == "#three"
+    receipt = pdm(service, "receipt", str(job["id"])).stdout
+    assert [json.loads(line)["size"] for line in receipt.splitlines()[1:-1]] == [3, 9, 6]
+    pairs.write_bytes(b"one\0null\0")
+    pdm(service, "cp", "--batch", pairs, "-0", *places)
+    assert (there / "null").read_text() == "one"
+    for text, words in (
+        ("a b\na b c\n", "line 2: two paths are expected, SRC and DST, not 3"),
+        ("a 'b\n", "line 1: no closing quotation"),
+        ("a x\n\nb x\n", "lines 1 and 3 have the same destination"),
+        ("# one\na b\nc/ d\n", "line 3: item 2: src is a directory"),
+        ("", "has no pairs of paths"),
+    ):
+        pairs.write_text(text)
+        assert words in pdm(service, "cp", "--batch", pairs, *places, code=2).stderr

@@ -24,6 +24,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "list": (1, "a"),
     "ls": (1, "a"),
     "copy": (1, "a", 2, "b"),
+    "copy_items": (1, 2, [{"src": "a", "dst": "b"}]),
     "remove": (1, "a"),
     "rename": (1, "a", "b"),
     "mkdir": (1, "a"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import time
@@ -14,8 +15,13 @@ from tests.helpers.driver import HelperProcess, adler, fault, outcomes, tree
 from tests.protocols.places import Places
 
 OLD = 1_700_000_000
-PROTOCOLS = ("ssh", "https")
-_ROUTES = list(itertools.product(PROTOCOLS, repeat=2))
+PROTOCOLS = ("ssh", "https", "xroot")
+_ROUTES = [
+    pair
+    if pair[0] == pair[1] or pair in (("ssh", "https"), ("https", "xroot"))
+    else pytest.param(pair, marks=pytest.mark.full)
+    for pair in itertools.product(PROTOCOLS, repeat=2)
+]
 _WAIT_S = 60.0
 
 
@@ -29,7 +35,7 @@ def old(places: Places, path: Path, content: bytes) -> Path:
 def make_sources(places: Places, count: int = 40, size: int = 1000) -> list[Path]:
     """Files of many sizes, also of none, in two directories."""
     return [
-        old(places, places.a / "tree" / f"d{number % 2}" / f"f{number:03}", bytes([number]) * (number * size))
+        old(places, places.a / "tree" / f"d{number % 2}" / f"f;&+%41 {number:03}", bytes([number]) * (number * size))
         for number in range(count)
     ]
 
@@ -74,7 +80,8 @@ def test_one_that_cannot_be_copied_is_no_harm_to_the_others(
 ) -> None:
     sources = make_sources(places)
     items = items_of(places, (protocol, protocol), sources)
-    absent, longer, taken, young = 3, 5, 8, 11
+    absent, longer, shut, taken, young = 3, 5, 6, 8, 11
+    sources[shut].chmod(0)
     sources[absent].unlink()
     with sources[longer].open("ab") as file:
         file.write(b"more")
@@ -88,10 +95,11 @@ def test_one_that_cannot_be_copied_is_no_harm_to_the_others(
     assert failed == {
         absent: ("source", failed[absent][1]),
         longer: ("source", "SIZE_CHANGED"),
+        shut: ("source", errno.EACCES),
         taken: ("destination", "EXISTS"),
     }
     assert there.read_bytes() == b"another"
-    assert together == set(ended) - {absent, longer, taken, young}
+    assert together == set(ended) - {absent, longer, shut, taken, young}
     for key in together | {young}:
         assert (places.b / sources[key].relative_to(places.a)).read_bytes() == sources[key].read_bytes()
     assert places.left() == []

@@ -223,7 +223,17 @@ _MIN_BAR, _MAX_BAR = 10, 30
 _REASON_LINES = 4
 
 
+#: Running files that are shown below the bar.
+MAX_MOVING = 3
+
+
 class ProgressDisplay(Protocol):
+    #: Whether it shows single files.
+    shows_files: bool
+
+    def show_files(self, files: Sequence[tuple[str, float | None, float | None]]) -> None:
+        """Show files from the next state on: path, completed fraction and bytes/s; None is unknown."""
+
     def show(self, job: JobView) -> None:
         """Show the present state of the job."""
 
@@ -307,6 +317,8 @@ def _unfinished_counts(job: JobView) -> list[str]:
 class LineDisplay:
     """Plain lines at each change of the status, and at intervals; the caller reports the end of the job."""
 
+    shows_files = False
+
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._state: tuple[str, bool] | None = None
@@ -335,6 +347,9 @@ class LineDisplay:
         print_stderr(line)
         self._state, self._line, self._next_at = state, line, now + self._pause_s
 
+    def show_files(self, files: Sequence[tuple[str, float | None, float | None]]) -> None:
+        """Nothing: there would be too many lines."""
+
     def print_line(self, line: str) -> None:
         print_stderr(line)
 
@@ -343,10 +358,13 @@ class LineDisplay:
 
 
 class BarDisplay:
-    """A line with a bar that is redrawn on a terminal, and below it why the job waits."""
+    """A line with a bar that is redrawn on a terminal, and below it what moves, or why the job waits."""
+
+    shows_files = True
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._files: Sequence[tuple[str, float | None, float | None]] = ()
         self._drawn = 0
 
     def show(self, job: JobView) -> None:
@@ -356,9 +374,14 @@ class BarDisplay:
         if is_waiting(job):
             for reason in job.waiting or ():
                 lines += textwrap.wrap(f"waits: {display_line(reason)}", width, subsequent_indent="  ")[:_REASON_LINES]
+        elif job.num_running:
+            lines += [_file_line(*file, width) for file in self._files]
         self._stream.write(self._erase() + "\n".join(lines))
         self._stream.flush()
         self._drawn = len(lines)
+
+    def show_files(self, files: Sequence[tuple[str, float | None, float | None]]) -> None:
+        self._files = files[:MAX_MOVING]
 
     def print_line(self, line: str) -> None:
         self.close()
@@ -375,6 +398,14 @@ class BarDisplay:
         up = f"\x1b[{self._drawn - 1}A" if self._drawn > 1 else ""
         self._drawn = 0
         return f"\r{up}\x1b[J"
+
+
+def _file_line(path: str, part: float | None, rate: float | None, width: int) -> str:
+    """``  .../calib/a.h5    12%  98 MiB/s`` in at most `width` columns."""
+    percent = "" if part is None else f"{int(part * 100)}%"
+    numbers = f"  {percent:>4}  {'' if rate is None else display_bytes(rate) + '/s':>11}"
+    name = truncate(display_name(path), max(width - len(numbers) - 2, _MIN_COLUMN), keep_end=True)
+    return f"  {name}{' ' * (width - len(numbers) - 2 - display_width(name))}{numbers}"[:width].rstrip()
 
 
 def _draws_blocks(stream: TextIO) -> bool:

@@ -10,9 +10,11 @@ from types import MappingProxyType
 import click
 import msgspec
 from msgspec import UNSET
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 
 from pdm.workqueue.cli.display import (
+    MAX_MOVING,
+    ProgressDisplay,
     display_for_stderr,
     display_json,
     display_line,
@@ -32,6 +34,8 @@ from pdm.workqueue.domain.planning import SkipCode
 from pdm.workqueue.wire.responses import ElementView, JobView, SkippedView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
+#: Seconds between two looks at the files that move.
+_FILES_PERIOD_S = 1.0
 #: Skipped entries that are listed.
 MAX_LISTED_SKIPPED = 10
 #: Type of a job that starts with a listing → word for its finished elements.
@@ -225,6 +229,8 @@ async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, 
             display.print_line(_held_line(job))
         display.show(job)
 
+    watching = Deferred.fromCoroutine(_watch_files(client, job_id, display))
+    watching.addErrback(lambda failure: failure.trap(CancelledError, WorkqueueClientError))
     try:
         return await client.wait(job_id, timeout=timeout_s, on_progress=show)
     except JobTimeoutError as error:
@@ -236,7 +242,20 @@ async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, 
         _print_detached([job_id])
         raise CommandError(ExitCode.INTERRUPTED, "") from None
     finally:
+        watching.cancel()
         display.close()
+
+
+async def _watch_files(client: WorkqueueClient, job_id: int, display: ProgressDisplay) -> None:
+    """Show which files of a job move, until it is cancelled or a request fails."""
+    while display.shows_files:
+        await client.pause(_FILES_PERIOD_S)
+        files = []
+        for element in await client.elements(job_id, status=JobStatus.RUNNING, type=JobType.COPY, limit=MAX_MOVING):
+            seen = await client.element_status(job_id, element.id)
+            part = None if seen.transferred is None or not element.size else min(seen.transferred / element.size, 1.0)
+            files.append((element.src_filepath, part, seen.instant))
+        display.show_files(files)
 
 
 async def follow_jobs(client: WorkqueueClient, job_ids: Sequence[int], timeout_s: float | None, form: str) -> int:

@@ -90,13 +90,15 @@ def error_text(error: WorkqueueClientError) -> str:
     what = error.what
     if isinstance(error, RequestRefusedError) and error.pointer is not None:
         what = what.removeprefix(f"{error.pointer}: ")
-        if error.pointer.startswith(_EXTRA_OPTIONS):
-            key = error.pointer.removeprefix(_EXTRA_OPTIONS).removeprefix(".")
+        # The job of a schedule is typed as any other.
+        pointer = error.pointer.replace("$.job.", "$.", 1)
+        if pointer.startswith(_EXTRA_OPTIONS):
+            key = pointer.removeprefix(_EXTRA_OPTIONS).removeprefix(".")
             what = typed_words(what)
             typed = TYPED_NAMES.get(re.split(r"[.[]", key)[0], f"--option {key}" if key else "")
         else:
             # Of a list, the index is of no use.
-            typed = _OPTION_NAMES.get(error.pointer.partition("[")[0], "")
+            typed = _OPTION_NAMES.get(pointer.partition("[")[0], "")
         what = f"{typed}: {what}" if typed else what
     for pattern, command in _COMMANDS_FOR_ROUTES:
         what = pattern.sub(command, what)

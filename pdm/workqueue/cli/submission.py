@@ -20,6 +20,7 @@ from pdm.workqueue.cli.arguments import (
     resolve_paths,
     submit_options,
 )
+from pdm.workqueue.cli.batches import PathPairs, items_copy, pairs_copy, read_pairs, read_redo
 from pdm.workqueue.cli.copy_options import CopyCommand, copy_options, copy_settings
 from pdm.workqueue.cli.display import display_line, print_stderr
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
@@ -225,8 +226,16 @@ def _print_submitted(jobs: Sequence[JobView], form: str, *, several: bool) -> No
 
 
 @click.command(cls=CopyCommand)
-@click.argument("sources", metavar="SOURCE...", type=SITE_PATH, nargs=-1, required=True)
-@click.argument("destination", type=SITE_PATH)
+@click.argument("sources", metavar="SOURCE...", type=SITE_PATH, nargs=-1)
+@click.argument("destination", type=SITE_PATH, required=False)
+@click.option(
+    "--batch",
+    metavar="FILE",
+    help="Copy the pairs of paths in FILE (- for stdin), 'SRC DST' a line, from below SOURCE to below DESTINATION.",
+)
+@click.option("-0", "--null", is_flag=True, help="With --batch: each path is followed by a NUL; nothing is quoted.")
+@click.option("--redo", metavar="RECEIPT", help="Copy what is not done in a receipt, which is verified first.")
+@click.option("--ca", metavar="PATH", help="With --redo: the trusted authorities, a PEM file or a directory.")
 @click.option(
     "-r", "-R", "--recursive", is_flag=True, expose_value=False, help="Allowed; directories are always copied whole."
 )
@@ -235,7 +244,16 @@ def _print_submitted(jobs: Sequence[JobView], form: str, *, several: bool) -> No
     "--move", is_flag=True, help="Remove each file from the source once its copy is verified, as 'pdm mv' does."
 )
 @submit_options
-def cp(sources: Sequence[SitePath], destination: SitePath, move: bool, **given: Any) -> None:
+def cp(
+    sources: Sequence[SitePath],
+    destination: SitePath | None,
+    batch: str | None,
+    null: bool,
+    redo: str | None,
+    ca: str | None,
+    move: bool,
+    **given: Any,
+) -> None:
     r"""Copy files and directory trees from each SOURCE to DESTINATION.
 
     A file goes to DESTINATION, or into it if that is a directory or ends in /. The content of a directory goes to
@@ -246,7 +264,23 @@ def cp(sources: Sequence[SitePath], destination: SitePath, move: bool, **given: 
     in /; of a SOURCE that ends in / only the content is copied. To name a file with * ? or [, put a backslash before
     it. Quote patterns, for your shell does not know the files of a site.
     """
-    copy_all(sources, destination, copy_settings(given, move=move), SubmissionRequest.read(**given))
+    settings = copy_settings(given, move=move)
+    request = SubmissionRequest.read(**given)
+    if ca is not None and redo is None:
+        raise click.UsageError("--ca requires --redo.")
+    if null and batch is None:
+        raise click.UsageError("-0 requires --batch.")
+    if redo is not None:
+        if destination is not None or batch is not None:
+            raise click.UsageError("--redo takes all paths from the receipt: omit the others.")
+        _copy_left(redo, ca, settings, request)
+    if not sources or destination is None:
+        raise click.UsageError("Name a SOURCE and a DESTINATION, as SITE:path.")
+    if batch is None:
+        copy_all(sources, destination, settings, request)
+    if len(sources) > 1:
+        raise click.UsageError("--batch takes one SOURCE, below which its paths are.")
+    _copy_batch(lambda: read_pairs(batch, null=null), sources[0], destination, settings, request)
 
 
 def copy_all(
@@ -269,6 +303,37 @@ def copy_all(
         return [copy_to(source, path) for source, path in zip(found, paths, strict=True)]
 
     submit_and_follow([*sources, destination], request, plan)
+
+
+def _copy_batch(
+    read: Callable[[], PathPairs],
+    source: SitePath,
+    destination: SitePath,
+    settings: Mapping[str, Any],
+    request: SubmissionRequest,
+) -> NoReturn:
+    async def plan(client: WorkqueueClient, places: list[ResolvedSitePath]) -> list[Submission]:
+        return [Submission(places, pairs_copy(client, places, read(), settings))]
+
+    submit_and_follow([source, destination], request, plan)
+
+
+def _copy_left(name: str, ca: str | None, settings: Mapping[str, Any], request: SubmissionRequest) -> NoReturn:
+    try:
+        redo = read_redo(name, ca)
+    except CommandError as error:
+        print_error(error.what, error.advice)
+        raise SystemExit(error.code) from None
+    if not redo.parts:
+        print_stderr("nothing to redo: all files of the receipt are done")
+        raise SystemExit(ExitCode.DONE)
+
+    async def plan(client: WorkqueueClient, places: list[ResolvedSitePath]) -> list[Submission]:
+        every = {**redo.settings, **settings}
+        return [Submission(places, items_copy(client, places, part, every)) for part in redo.parts]
+
+    same = request.protocol or redo.protocol
+    submit_and_follow([redo.source, redo.destination], evolve(request, protocol=same), plan)
 
 
 def _copy(

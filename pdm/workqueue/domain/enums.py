@@ -93,7 +93,7 @@ class JobProtocol(_NamedEnum):
     #: WebDAV over HTTPS.
     HTTPS = ProtocolInfo(4, ("https", "davs"), 443, "webdav_groups:GroupedWebdavBackend", ("token", "proxy"))
     #: XRootD.
-    XROOT = ProtocolInfo(5, ("root", "roots"), 1094, "xrootd:XrootdBackend", ("proxy",))
+    XROOT = ProtocolInfo(5, ("root", "roots"), 1094, "xrootd_groups:GroupedXrootdBackend", ("proxy",))
 
     @classmethod
     def of_scheme(cls, scheme: str) -> Self | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from attrs import frozen
@@ -21,6 +22,10 @@ FIRST_PRIORITY, LAST_PRIORITY, DEFAULT_PRIORITY = 0, 9, 5
 MOST_PREDECESSORS = 100
 #: How many attempts an element may have.
 LEAST_TRIES, MOST_TRIES, DEFAULT_TRIES = 1, 10, 2
+
+
+#: Assumed of a file of unknown size where a time depends on it.
+_WELL_POSSIBLE_SIZE = 2**40
 
 
 class NewElement(NamedTuple):
@@ -98,6 +103,10 @@ class NewJob:
     label: str | None
     log_uid: str
     first: NewElement
+    #: Elements 1 and on, of a job without a listing.
+    more: Sequence[NewElement] = ()
+    #: Number of an element → the checksum that its file must have.
+    checksums: Mapping[int, str] = MappingProxyType({})
     after: Predecessors | None = None
     #: When it is cancelled unless it has ended.
     deadline: datetime | None = None
@@ -177,6 +186,11 @@ class JobRecord:
     def deletes_extra(self) -> bool:
         """Whether what only the destination has is removed after the copies."""
         return self.type is JobType.COPY and bool(self.options.get("delete_extra"))
+
+    @property
+    def has_items(self) -> bool:
+        """Whether its elements came with the request: no listing has found them."""
+        return self.type is JobType.COPY and bool(self.options.get("items"))
 
     @property
     def lists_destination(self) -> bool:
@@ -317,6 +331,16 @@ class Batch:
 
     def job_of(self, element: ElementRecord) -> JobRecord:
         return self.jobs[element.job_id]
+
+    @property
+    def largest_size(self) -> int:
+        """Bytes of the largest element; of one whose size is not known, as many as it may well have."""
+        sizes = map(self.listed_size, self.elements)
+        return max(_WELL_POSSIBLE_SIZE if size is None else size for size in sizes)
+
+    def listed_size(self, element: ElementRecord) -> int | None:
+        """Bytes of an element; None where the size is not known before it is copied."""
+        return None if not element.size and self.job_of(element).has_items else element.size
 
     def token(self, element: ElementRecord) -> ClaimToken:
         return ClaimToken(element.job_id, element.id, element.attempts)

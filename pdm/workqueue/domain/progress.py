@@ -109,13 +109,17 @@ class JobProgress:
     eta: float | None
 
 
+def _begins_with_listing(job: JobRecord) -> bool:
+    return job.type in _BEGIN_WITH_LISTING and not job.has_items
+
+
 def listing_status(job: JobRecord) -> JobStatus | None:
     """State of a job's listing, if its counters show it; None if the element must be read.
 
     A job that begins with something else is as good as listed.
     """
     counters = job.counters
-    if job.type not in _BEGIN_WITH_LISTING or job.status is JobStatus.DONE:
+    if not _begins_with_listing(job) or job.status is JobStatus.DONE:
         return JobStatus.DONE
     if counters.elements > 1:
         return None
@@ -131,7 +135,7 @@ def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now:
     """
     counters, ended = job.counters, job.status.is_final
     is_listed = listing.is_final or ended
-    uncounted = 1 if job.type in _BEGIN_WITH_LISTING else 0
+    uncounted = 1 if _begins_with_listing(job) else 0
     files_total = counters.elements - uncounted if is_listed else None
     files_done = counters.done - (uncounted if listing is JobStatus.DONE else 0)
     if ended or not counters.running:

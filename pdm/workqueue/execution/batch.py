@@ -120,7 +120,7 @@ class RunningBatch:
         self._agent = agent
         self._request_id = request.id
         self._intake = intake
-        largest = max(element.size for element in self.batch.elements)
+        largest = self.batch.largest_size
         # Computing the checksum of a file may be silent.
         self._silence_s = request.limits.stall_s + largest / request.limits.least_rate + _SILENCE_SLACK_S
         self._listener = BatchListener(self._events, self._free, self._turn)
@@ -377,8 +377,8 @@ class RunningBatch:
     # -- verdicts
 
     def _done(self, key: int, event: wire.DoneEvent, now: Instant) -> None:
-        listed = self._open[key].record.size
-        if self.batch.type is JobType.COPY and event.size != listed:
+        listed = self.batch.listed_size(self._open[key].record)
+        if self.batch.type is JobType.COPY and listed not in (None, event.size):
             # The size that the agent proved and the listed one must agree; otherwise the result is not trusted.
             message = f"listed with {listed} bytes, proven with {event.size}"
             self._fail(key, AttemptFailure(FailureScope.SOURCE, FailureCode.SIZE_CHANGED, message), now)

@@ -54,11 +54,14 @@ class FileCopy(NamedTuple):
     temporary: StorageUrl
     stale: Sequence[StorageUrl]
     size: int
+    checksum: str | None
 
     @classmethod
     def of(cls, item: CopyItem) -> FileCopy:
         source, destination, temporary = map(StorageUrl, (item.source, item.destination, item.temporary))
-        return cls(item.key, source, destination, temporary, [StorageUrl(url) for url in item.stale], item.size)
+        return cls(
+            item.key, source, destination, temporary, [StorageUrl(url) for url in item.stale], item.size, item.checksum
+        )
 
 
 class PendingCopy(NamedTuple):
@@ -81,6 +84,17 @@ class PendingCopy(NamedTuple):
     is_new: bool
 
 
+def _as_given(item: FileCopy, checksum: str) -> str:
+    """A checksum that both ends have; refused if another one was given with the item."""
+    if item.checksum not in (None, checksum):
+        raise StorageError(
+            f"{item.checksum} was given, and the file at the source has {checksum}",
+            code=FailureCode.CHECKSUM_MISMATCH,
+            scope=FailureScope.SOURCE,
+        )
+    return checksum
+
+
 class FileCopier:
     """Copies the files of a batch, each in three steps: checks, transfer, verification."""
 
@@ -101,6 +115,7 @@ class FileCopier:
         pending = self.begin(storage, item)
         if pending is None:
             return
+        item = pending.item
         try:
             algorithm = self._algorithm if self._checksums or pending.doubted else None
             source_sum = storage.transfer(item.source, item.temporary, item.size, algorithm, pending.reporter.update)
@@ -119,6 +134,9 @@ class FileCopier:
     def begin(self, storage: Storage, item: FileCopy) -> PendingCopy | None:
         """Check both ends of a copy, and free the temporary name; None if it has its outcome already."""
         key, destination = item.key, item.destination
+        if item.size < 0:
+            item = item._replace(size=at_source(storage.size, item.source))
+            storage.timeouts = Timeouts.of(self._batch.request.limits, item.size)
         directory = at_destination(self._directories.of, storage, destination)
         for stale in item.stale:
             if directory.may_hold(stale):
@@ -134,11 +152,14 @@ class FileCopier:
             at_source(storage.check_readable, item.source)
         reporter = _ProgressReporter(self._batch, key)
         try:
+            asked_at = time.time()
             version = at_source(storage.version, item.source)
         except (StoppedError, StorageError) as error:
             self._fail(storage, item, directory, error)
             return None
-        return PendingCopy(item, directory, version, reporter, doubted=version.may_hide_writes, is_new=there is None)
+        return PendingCopy(
+            item, directory, version, reporter, doubted=version.may_hide_writes(asked_at), is_new=there is None
+        )
 
     def complete(self, storage: Storage, pending: PendingCopy, source_sum: str | None) -> None:
         """Verify a transferred file and rename it.
@@ -231,7 +252,7 @@ class FileCopier:
                 # Without checksums they cannot be compared.
                 return None
             raise
-        return f"{self._algorithm}:{source_sum}" if source_sum == destination_sum else None
+        return _as_given(item, f"{self._algorithm}:{source_sum}") if source_sum == destination_sum else None
 
     def _prove(self, storage: Storage, item: FileCopy, source_sum: str | None) -> str | None:
         """Compare the transferred file with its source.
@@ -265,7 +286,7 @@ class FileCopier:
                 code=FailureCode.CHECKSUM_MISMATCH,
                 scope=FailureScope.TRANSFER,
             )
-        return f"{self._algorithm}:{source_sum}"
+        return _as_given(item, f"{self._algorithm}:{source_sum}")
 
     def _check_unchanged(
         self, storage: Storage, item: FileCopy, version: FileVersion, source_sum: str | None, *, doubted: bool

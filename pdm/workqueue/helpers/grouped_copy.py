@@ -36,7 +36,7 @@ _LARGEST = 256 * 1024
 #: Files, and bytes, of a group. Each file may be an open handle at the server.
 _MOST_FILES, _MOST_BYTES = 64, 4 * 1024 * 1024
 #: Fewer files are not shared by threads: each step costs round trips, and of some servers a listing.
-_FEWEST_FILES = 24
+_FEWEST_FILES = 32
 
 
 def copy(
@@ -52,7 +52,7 @@ def _groups(items: Iterable[CopyItem], threads: int) -> Iterator[list[CopyItem]]
     """Groups of small files with the same two servers, enough for all threads; larger files alone."""
     small: dict[tuple[str, str], list[CopyItem]] = {}
     for item in items:
-        if item.size <= _LARGEST:
+        if item.is_plain and item.size <= _LARGEST:
             servers = StorageUrl(item.source).server, StorageUrl(item.destination).server
             small.setdefault(servers, []).append(item)
         else:
@@ -89,7 +89,7 @@ class _GroupedFile:
     """
 
     def __init__(self, item: CopyItem, directory: TargetDirectory) -> None:
-        self.key, self.source, self.destination, self.temporary, _, self.size = FileCopy.of(item)
+        self.key, self.source, self.destination, self.temporary, _, self.size, _ = FileCopy.of(item)
         self.directory = directory
         self.content = b""
         self.version = FileVersion(0)
@@ -106,7 +106,8 @@ class GroupCopier:
         self.batch = batch
         self.limits = request.limits
         self.replaces = request.overwrite != "never"
-        self.compares = request.overwrite == "different"
+        # A file that is there may need other attributes: it is looked at alone.
+        self.compares = request.overwrite == "different" and not request.preserve
         self.with_checksums = request.verify == "checksum"
         self.algorithm = request.checksum
         self.attributes = AttributeCopier(request.preserve)
@@ -256,11 +257,12 @@ class _GroupCopy:
             self._batch.done(file.key, file.size, 0, checksum, already_there=True)
 
     def _read(self, files: Sequence[_GroupedFile]) -> None:
+        asked_at = time.time()
         found = at_source(self._source.read_group, [(file.source, file.size) for file in files])
         for file, content in zip(files, found, strict=True):
             if content is None or len(content.data) != file.size:
                 self._leave(file, "the source cannot be read, or has another size")
-            elif content.version.may_hide_writes:
+            elif content.version.may_hide_writes(asked_at):
                 self._leave(file, "the source was written to recently")
             else:
                 file.content, file.version = content

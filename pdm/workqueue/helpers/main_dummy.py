@@ -74,7 +74,7 @@ class _Simulation:
             if self._batch.is_ended(item.key):
                 self._batch.cancelled(item.key)
             else:
-                self._one(item.key, _behaviour_of(url), item.size if isinstance(item, CopyItem) else 0, None)
+                self._one(item.key, _behaviour_of(url), max(item.size, 0) if isinstance(item, CopyItem) else 0, None)
 
     def _one(self, key: int, behaviour: _Behaviour, size: int, listing: ListRequest | None) -> None:
         if not self._batch.started(key):

@@ -103,7 +103,8 @@ class _GridftpHelper:
     def _copy_pipelined(self, batch: ActiveBatch, request: CopyRequest) -> list[CopyItem]:
         """Copy pipelined; returns the remaining items, with new temporary names."""
         # Earlier attempts may have left a temporary file under each name.
-        items = [replace(item, stale=list(_names(item.stale))) for item in request.items]
+        named = [replace(item, stale=list(_names(item.stale))) for item in request.items]
+        items = [item for item in named if item.is_plain]
         left = self._left_of(
             batch,
             lambda: pipelined_copy.copy(batch, request, items, self._connections, self._waker),
@@ -112,6 +113,7 @@ class _GridftpHelper:
                 for item in items
             ],
         )
+        left += [item for item in named if not item.is_plain]
         return [replace(item, temporary=copying.temporary_name(item.temporary, _LAST_WAY)) for item in left]
 
     def _left_of(

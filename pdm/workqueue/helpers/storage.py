@@ -60,12 +60,15 @@ class FileVersion(NamedTuple):
     tag: str = ""
     is_exact: bool = False
 
-    @property
-    def may_hide_writes(self) -> bool:
-        """Whether a write may leave this version unchanged from now on: most servers count whole seconds."""
+    def may_hide_writes(self, asked_at: float) -> bool:
+        """Whether a later write may leave this version unchanged: most servers count whole seconds.
+
+        Args:
+            asked_at: seconds since 1970 UTC, before the storage was asked for the version.
+        """
         if self.mtime is None:
             return not self.tag
-        return not self.is_exact and abs(time.time() - self.mtime) < FRESH_S
+        return not self.is_exact and abs(asked_at - self.mtime) < FRESH_S
 
 
 class StorageError(Exception):

@@ -138,7 +138,7 @@ def may_begin(batch: ActiveBatch, key: int) -> bool:
 def _carry_out_item(batch: ActiveBatch, storage: Storage, item: _Item, work: Callable[[Storage, _Item], None]) -> None:
     key = item.key
     storage.log_to(functools.partial(batch.log, key))
-    storage.timeouts = Timeouts.of(batch.request.limits, item.size if isinstance(item, CopyItem) else 0)
+    storage.timeouts = Timeouts.of(batch.request.limits, max(item.size, 0) if isinstance(item, CopyItem) else 0)
     try:
         work(storage, item)
     except StoppedError:

@@ -19,13 +19,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
+from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.http import parse_accept_header
 from werkzeug.routing import BaseConverter, Map
 
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.http.access import Authenticator, Caller
 from pdm.workqueue.http.context import PATH_PARAMETERS, Allow, ApiContext, Endpoint, JsonStream, Parameter, PlainText
-from pdm.workqueue.http.decoding import accepted_media_type, decode_json, decode_query, idempotency_key
+from pdm.workqueue.http.decoding import decode_json, decode_query, idempotency_key
 from pdm.workqueue.http.problems import (
     ApiError,
     DatabaseOutageError,
@@ -33,6 +35,7 @@ from pdm.workqueue.http.problems import (
     InternalFaultError,
     InvalidInputError,
     MethodNotAllowedError,
+    NotAcceptableError,
     NotFoundError,
     ServiceStoppingError,
 )
@@ -79,6 +82,8 @@ _log = Logger()
 
 #: Methods that banned users may not use; they may still read, cancel and delete.
 _FORBIDDEN_WHILE_BANNED = frozenset({"POST", "PUT", "PATCH"})
+#: Bytes of a body that is decoded in a thread.
+_LARGE_BODY = 256 * 1024
 #: Cached routes, and the greatest total length of method, path and host of one.
 _MAX_CACHED_ROUTES, _MAX_ROUTE_KEY_LENGTH = 4096, 512
 
@@ -176,7 +181,11 @@ class _RouteHandler:
             banned = self.context.site_directory.restriction(RestrictionKind.USER, caller.user_id)
             if banned is not None:
                 raise ForbiddenError(f"an operator has banned you: {banned.message}")
-        arguments = path_values | self._arguments(request, caller)
+        if len(request.body()) > _LARGE_BODY:
+            # Decoding takes seconds.
+            arguments = path_values | await self.context.in_thread(self._arguments, request, caller)
+        else:
+            arguments = path_values | self._arguments(request, caller)
         return await endpoint.handler(self.context, caller, **arguments)
 
     def _arguments(self, request: ApiRequest, caller: Caller) -> dict[str, Any]:
@@ -193,7 +202,7 @@ class _RouteHandler:
                 request.body(), _header_values(request, "Content-Type"), cast(type[msgspec.Struct], endpoint.body)
             )
         if endpoint.media_types:
-            arguments["media_type"] = accepted_media_type(_header_values(request, "Accept"), endpoint.media_types)
+            arguments["media_type"] = _accepted_media_type(_header_values(request, "Accept"), endpoint.media_types)
         if endpoint.method == "POST":
             route = f"{endpoint.method} {request.path.decode('ascii', 'replace')}"
             keys = _header_values(request, "Idempotency-Key")
@@ -208,6 +217,20 @@ class _RouteHandler:
             write_response(request, status, result.text.encode("ascii"), TEXT)
         else:
             write_response(request, status, b"" if status == 204 else msgspec.json.encode(result))
+
+
+def _accepted_media_type(accept: Sequence[str], offered: Sequence[str]) -> str:
+    """The media type of a response by the Accept headers of a request; the first one offered if there are none.
+
+    Raises:
+        NotAcceptableError: the client accepts none of those offered.
+    """
+    if not accept:
+        return offered[0]
+    found = parse_accept_header(", ".join(accept), MIMEAccept).best_match(offered)
+    if found is None:
+        raise NotAcceptableError(f"this is given out as {' or '.join(offered)}", "Accept")
+    return found
 
 
 def _header_values(request: ApiRequest, name: str) -> Sequence[str]:

@@ -11,12 +11,11 @@ import typing
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
-from werkzeug.datastructures import MIMEAccept
-from werkzeug.http import parse_accept_header
 
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
@@ -27,7 +26,8 @@ from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.copy_checks import check_filters, check_not_removed
-from pdm.workqueue.http.problems import InvalidInputError, NotAcceptableError, UnsupportedMediaTypeError
+from pdm.workqueue.http.items import planned_items, refuse_paths
+from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.registry import TOOL_SCHEMES, Site, moved_by_tools
@@ -81,20 +81,6 @@ def _check_media_type(content_types: Sequence[str]) -> None:
             raise UnsupportedMediaTypeError(f"{_JSON} is expected, not {media_type[:100]}{hint}", "Content-Type")
 
 
-def accepted_media_type(accept: Sequence[str], offered: Sequence[str]) -> str:
-    """The media type of a response by the Accept headers of a request; the first one offered if there are none.
-
-    Raises:
-        NotAcceptableError: the client accepts none of those offered.
-    """
-    if not accept:
-        return offered[0]
-    found = parse_accept_header(", ".join(accept), MIMEAccept).best_match(offered)
-    if found is None:
-        raise NotAcceptableError(f"this is given out as {' or '.join(offered)}", "Accept")
-    return found
-
-
 def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], root: str = "$") -> InvalidInputError:
     """Convert an error of msgspec: the path becomes the pointer, an unknown key gets the list of known ones.
 
@@ -122,10 +108,13 @@ def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], r
 def _keys_at(type_: type[msgspec.Struct], place: str) -> list[str] | None:
     """Keys of the struct at a path such as ``.dummy``; None if there is no struct."""
     for name in place.split(".")[1:]:
-        hint = typing.get_type_hints(type_).get(name)
+        hint = typing.get_type_hints(type_).get(name.partition("[")[0])
         structs = (
             candidate
-            for candidate in (hint, *typing.get_args(hint))
+            for candidate in (
+                hint,
+                *(inner for outer in typing.get_args(hint) for inner in (outer, *typing.get_args(outer))),
+            )
             if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct)
         )
         if (found := next(structs, None)) is None:
@@ -190,18 +179,6 @@ def enum_members(type_: type[_QueryEnum], values: Sequence[str], name: str) -> f
         raise InvalidInputError(str(error), f"?{name}") from error
 
 
-def failure_codes(values: Sequence[str]) -> frozenset[FailureCode]:
-    """Parse the values of the query parameter ``code``.
-
-    Raises:
-        InvalidInputError: a value is no code.
-    """
-    try:
-        return frozenset(FailureCode(value.strip().upper()) for value in values)
-    except ValueError as error:
-        raise InvalidInputError(f"not a failure code; known are {', '.join(FailureCode)}", "?code") from error
-
-
 def idempotency_key(
     values: Sequence[str], user_id: int, route: str, body: msgspec.Struct | None
 ) -> IdempotencyKey | None:
@@ -238,12 +215,55 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
         protocol = _enum_member(JobProtocol, submission.protocol, "$.protocol")
     if submission.label is not None and not submission.label.isprintable():
         raise InvalidInputError("a label is one line of printable characters", "$.label")
-    options = _options(type_, protocol, submission.extra_opts)
+    options, items = _options(type_, protocol, submission.extra_opts)
+    if submission.src_filepath is None and items is None:
+        raise InvalidInputError("the key 'src_filepath' is missing", "$.src_filepath")
     source = _site(api, user_id, submission.src_siteid, "$.src_siteid")
     destination = _destination(api, user_id, type_, source, submission)
     _check_supported(api, protocol, type_)
     by_tools = _by_tools(protocol, options, source, source if destination is None else destination)
-    source_url = _url(source, protocol, submission.src_filepath, "$.src_filepath")
+    planned = None
+    if items is not None and destination is not None:
+        refuse_paths(submission)
+        other = _protocol_at(api, source, destination, protocol, by_tools=by_tools)
+        planned = planned_items(items, partial(_url, source, protocol), partial(_url, destination, other))
+        options = {**options, "items": len(planned.elements)}
+    else:
+        _check_paths(api, type_, protocol, source, destination, submission, options, by_tools=by_tools)
+    src_filepath = planned.source if planned is not None else submission.src_filepath or ""
+    return NewJob(
+        user_id=user_id,
+        type=type_,
+        protocol=protocol,
+        src_siteid=source.id,
+        src_filepath=src_filepath,
+        dst_siteid=None if destination is None else destination.id,
+        dst_filepath=submission.dst_filepath if planned is None else planned.destination,
+        options=options,
+        priority=DEFAULT_PRIORITY if submission.priority is None else submission.priority,
+        max_tries=DEFAULT_TRIES if submission.max_tries is None else submission.max_tries,
+        label=submission.label,
+        log_uid=uuid.uuid4().hex,
+        first=first_element(type_, src_filepath, submission.dst_filepath) if planned is None else planned.elements[0],
+        more=() if planned is None else planned.elements[1:],
+        checksums={} if planned is None else planned.checksums,
+        after=_predecessors(submission),
+        deadline=_deadline(options.get("deadline"), api.clock()),
+    )
+
+
+def _check_paths(
+    api: ApiContext,
+    type_: JobType,
+    protocol: JobProtocol,
+    source: Site,
+    destination: Site | None,
+    submission: SubmitJob,
+    options: Mapping[str, Any],
+    *,
+    by_tools: bool,
+) -> None:
+    source_url = _url(source, protocol, submission.src_filepath or "", "$.src_filepath")
     removes = type_ is JobType.REMOVE or (type_ is JobType.COPY and options.get("move"))
     if removes and _is_whole_site(source_url, source.endpoints[protocol]):
         raise InvalidInputError("this path is the root of the whole site: name what to remove", "$.src_filepath")
@@ -254,23 +274,6 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
         if is_inside(destination_url, source_url):
             raise InvalidInputError("the destination is the source itself, or is inside it", "$.dst_filepath")
         check_not_removed(options, source_url, destination_url)
-    return NewJob(
-        user_id=user_id,
-        type=type_,
-        protocol=protocol,
-        src_siteid=source.id,
-        src_filepath=submission.src_filepath,
-        dst_siteid=None if destination is None else destination.id,
-        dst_filepath=submission.dst_filepath,
-        options=options,
-        priority=DEFAULT_PRIORITY if submission.priority is None else submission.priority,
-        max_tries=DEFAULT_TRIES if submission.max_tries is None else submission.max_tries,
-        label=submission.label,
-        log_uid=uuid.uuid4().hex,
-        first=first_element(type_, submission.src_filepath, submission.dst_filepath),
-        after=_predecessors(submission),
-        deadline=_deadline(options.get("deadline"), api.clock()),
-    )
 
 
 def _predecessors(submission: SubmitJob) -> Predecessors | None:
@@ -319,7 +322,7 @@ def _destination(api: ApiContext, user_id: int, type_: JobType, source: Site, su
             if value is not None:
                 raise InvalidInputError(f"a {type_.name} has no destination: leave {name} out", f"$.{name}")
         return None
-    if submission.dst_filepath is None:
+    if submission.dst_filepath is None and not (submission.extra_opts or {}).get("items"):
         raise InvalidInputError(f"a {type_.name} needs the key 'dst_filepath'", "$.dst_filepath")
     if type_ is JobType.RENAME:
         if submission.dst_siteid is not None and int(submission.dst_siteid) != source.id:
@@ -330,7 +333,10 @@ def _destination(api: ApiContext, user_id: int, type_: JobType, source: Site, su
     return _site(api, user_id, submission.dst_siteid, "$.dst_siteid")
 
 
-def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | None) -> dict[str, Any]:
+def _options(
+    type_: JobType, protocol: JobProtocol, values: dict[str, Any] | None
+) -> tuple[dict[str, Any], CopyOptions | None]:
+    """The options as given; and once more as values if they have items."""
     given = values or {}
     try:
         options = read_options(type_, given)
@@ -345,7 +351,7 @@ def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | Non
             raise InvalidInputError(
                 f"not a failure code; known are {', '.join(FailureCode)}", "$.extra_opts.dummy.fail"
             )
-    return given
+    return given, options if isinstance(options, CopyOptions) and options.items is not None else None
 
 
 def _check_supported(api: ApiContext, protocol: JobProtocol, type_: JobType) -> None:

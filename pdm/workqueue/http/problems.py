@@ -157,6 +157,17 @@ class ServiceStoppingError(ApiError):
         )
 
 
+class ServiceBusyError(ApiError):
+    status, word, title = 503, "busy", "The service is busy"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the service is receiving as many large requests as it can hold; nothing was done, try again in a minute",
+            None,
+            {"Retry-After": "5"},
+        )
+
+
 class DatabaseOutageError(ApiError):
     status, word, title = 503, "database-unavailable", "The database is unavailable"
 

@@ -261,7 +261,7 @@ def _element_line(page: ReceiptPage, element: ElementRecord) -> ReceiptElement:
         source=element.src_filepath,
         destination=element.dst_filepath,
         size=element.size if element.type is JobType.COPY else None,
-        checksum=element.checksum,
+        checksum=element.checksum if element.status is JobStatus.DONE else None,
         planned=None if planned is None else planned.value,
         not_preserved=element.not_preserved,
         outcome=outcome,

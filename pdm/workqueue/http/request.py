@@ -28,6 +28,7 @@ from pdm.workqueue.http.problems import (
     BodyTooLargeError,
     NotAuthenticatedError,
     RequestTimeoutError,
+    ServiceBusyError,
     raw_problem_response,
 )
 from pdm.workqueue.telemetry.background import Periodic, ReportedError, start_background
@@ -133,6 +134,12 @@ _MAX_ANONYMOUS_BODY = 16384
 #: Seconds between two searches for slow connections.
 _SWEEP_INTERVAL_S = 5.0
 
+#: Where a body may have many items, and how long it may then be: 100,000 items with 600 bytes each.
+_TAKES_ITEMS = (b"/copy", b"/jobs")
+_MAX_ITEMS_BODY = 64 * 1024**2
+#: Bodies beyond the usual limit that are held at once.
+_MAX_LARGE_BODIES = 2
+
 _NO_STORE, _NO_SNIFF = [b"no-store"], [b"nosniff"]
 
 
@@ -157,6 +164,7 @@ class ApiRequest(Request):
         self._received = 0
         self._refused = False
         self._served = False
+        self._is_large = False
         self._body = BytesIO()
         self._hostname: bytes | None = None
 
@@ -187,10 +195,28 @@ class ApiRequest(Request):
             self._body.write(data)
 
     def _check_length(self, length: int) -> None:
-        if length > self._site.body_limit:
-            self._refuse(BodyTooLargeError(self._site.body_limit))
-        elif length > _MAX_ANONYMOUS_BODY and not self.channel.identified:
+        if length > self._site.body_limit and not self._may_be_large(length):
+            return
+        if length > _MAX_ANONYMOUS_BODY and not self.channel.identified:
             self._refuse(NotAuthenticatedError("no client certificate was presented; a request with a body needs one"))
+
+    def _may_be_large(self, length: int) -> bool:
+        """Whether a body beyond the usual limit is received: of a submission with many items, a few at a time."""
+        limit = self._site.body_limit
+        if self.channel._path.endswith(_TAKES_ITEMS) and self.channel.identified:
+            limit = max(limit, _MAX_ITEMS_BODY)
+        if length > limit:
+            self._refuse(BodyTooLargeError(limit))
+        elif not self._is_large and self._site.large_bodies >= _MAX_LARGE_BODIES:
+            self._refuse(ServiceBusyError())
+        elif not self._is_large:
+            self._is_large = True
+            self._site.large_bodies += 1
+            self.notifyFinish().addBoth(self._large_ended)
+        return not self._refused
+
+    def _large_ended(self, _: object) -> None:
+        self._site.large_bodies -= 1
 
     def refuse_slow(self) -> None:
         """Answer with a timeout."""
@@ -290,6 +316,8 @@ class ApiSite(Site):
         )
         self.body_limit = body_limit_bytes
         self.log_reads = log_reads
+        #: Number of bodies beyond the limit that are received or answered.
+        self.large_bodies = 0
         self.connections = ConnectionLimiter(limits, reactor.seconds)
         self._sweeper = Periodic(
             reactor, "close slow connections", min(limits.request_s / 4, _SWEEP_INTERVAL_S), self.connections.sweep

@@ -174,7 +174,8 @@ def register_and_claim(
     """
     registered = register(session, new, key, now, needed, stored)
     job, _ = registered
-    if claim is None or job.log_uid != new.log_uid:
+    # An element is claimed alone only if nothing else of its job is due.
+    if claim is None or job.log_uid != new.log_uid or new.more:
         return registered, None
     return registered, first_claims.claim_first_element(session, job, claim)
 

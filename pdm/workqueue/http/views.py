@@ -203,7 +203,8 @@ def element_view(element: ElementRecord, job: JobRecord) -> ElementView:
         status=element.status.name,
         timestamp=element.timestamp.replace(microsecond=0),
         not_before=whole_seconds(element.not_before),
-        checksum=element.checksum,
+        # Before, it is the one that was asked for.
+        checksum=element.checksum if element.status is JobStatus.DONE else None,
         already_there=element.already_there,
         planned=UNSET if element.planned is None else element.planned.value,
         failure=None if failure is None else failure_view(failure, job.type),

@@ -362,7 +362,8 @@ def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) 
     temporary = f"{directory}/{temporary_name(job.log_uid, element.id, attempts)}"
     _check_length(temporary)
     stale = [f"{directory}/{temporary_name(job.log_uid, element.id, attempt)}" for attempt in range(1, attempts)]
-    return CopyItem(key, source, destination, temporary, stale, element.size)
+    size = -1 if job.has_items and not element.size else element.size
+    return CopyItem(key, source, destination, temporary, stale, size, element.checksum)
 
 
 def _check_length(temporary: str) -> None:

@@ -21,6 +21,7 @@ from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
     ENDED_ATTEMPTS,
     JOB_COLUMNS,
+    UPDATE_ELEMENT,
     attempt_record,
     element_record,
     elements,
@@ -31,7 +32,7 @@ from pdm.workqueue.store.records import (
     predecessors_column,
     workers,
 )
-from pdm.workqueue.WorkqueueDB import AT_ONCE, IS_SET_ASIDE
+from pdm.workqueue.WorkqueueDB import AT_ONCE, IS_SET_ASIDE, MAX_BYTES
 
 #: Capacity; the least recently used job leaves first.
 MOST_JOBS = 2048
@@ -222,7 +223,10 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
             return job_record(connection.execute(_FETCH, {"number": known.job_id}).one())
     row = _job_row(new, now)
     row["id"] = job_id = connection.execute(_INSERT_JOB, row).scalar_one()
-    insert_elements(session, job_id, 0, [new.first], new.max_tries, now)
+    insert_elements(session, job_id, 0, [new.first, *new.more], new.max_tries, now)
+    if new.checksums:
+        given = [{"of_job": job_id, "number": number, "given": each} for number, each in new.checksums.items()]
+        session.execute(_GIVEN_CHECKSUM, given)
     if key is not None:
         request = {"user_id": key.user_id, "key": key.key, "fingerprint": key.fingerprint}
         connection.execute(_INSERT_KEY, [request | {"job_id": job_id, "created_at": now}])
@@ -230,6 +234,10 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
     record = job_record(row.get(column.name) for column in JOB_COLUMNS)
     note_written(session, record)
     return record
+
+
+#: The checksum of an element that is not DONE is the one that its file must have.
+_GIVEN_CHECKSUM = UPDATE_ELEMENT.values(checksum=bindparam("given"))
 
 
 def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
@@ -250,14 +258,14 @@ def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
         "log_uid": new.log_uid,
         "timestamp": now,
         "cancel_requested": False,
-        "num_elements": 1,
-        "num_submitted": 1,
+        "num_elements": 1 + len(new.more),
+        "num_submitted": 1 + len(new.more),
         "num_running": 0,
         "num_done": 0,
         "num_failed": 0,
         "num_cancelled": 0,
         "num_held": 0,
-        "bytes_total": new.first.size,
+        "bytes_total": min(sum(one.size for one in (new.first, *new.more)), MAX_BYTES),
         "bytes_done": 0,
         "skipped": 0,
         "already_there": 0,

@@ -89,6 +89,10 @@ class LockedJob:
                 if one.planned is PlannedAction.SAME and one.type is JobType.COPY:
                     self.count_arrived(one.size, already_there=True)
 
+    def grow_bytes(self, size: int) -> None:
+        """Count bytes of an element whose size was not known."""
+        self._bytes_total = min(self._bytes_total + size, MAX_BYTES)
+
     def shrink(self, status: JobStatus, count: int) -> None:
         """Count elements that are deleted: removals, which have no bytes to move."""
         self._counters = lifecycle.counters_after_adding(self.counters, status, -count)

@@ -108,6 +108,8 @@ def settle(
     lost: list[ClaimToken] = []
     repeated: set[ClaimToken] = set()
     done: list[tuple[Any, ...]] = []
+    #: Sizes that were not known before.
+    measured: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     ended: list[dict[str, Any]] = []
     moved: dict[int, list[int]] = {}
@@ -133,6 +135,9 @@ def settle(
         outcome = _outcome(verdict)
         if status is JobStatus.DONE and outcome is JobStatus.DONE:
             done.append(_done_change(verdict, row))
+            if job.record.has_items and not row.size and verdict.transferred:
+                job.grow_bytes(_clamped(verdict.transferred))
+                measured.append({"of_job": job.id, "number": token.element_id, "size": _clamped(verdict.transferred)})
             if row.type is JobType.COPY and job.record.moves:
                 moved.setdefault(job.id, []).append(row.element_id)
         else:
@@ -145,6 +150,8 @@ def settle(
         return SettleOutcome(tuple(lost), (), frozenset(repeated), passed_over)
     if done:
         _SETTLE_DONE.execute(session, done)
+    if measured:
+        session.execute(UPDATE_ELEMENT, measured)
     if others:
         session.execute(UPDATE_ELEMENT, others)
         session.execute(INSERT_ATTEMPTS, ended)
@@ -192,17 +199,22 @@ class _ClaimedElement(NamedTuple):
     residue: bool
     worker_id: int
     claimed_at: datetime
+    size: int
+    checksum: str | None
 
 
 _RUNNING = RowStatement(
     """
     WITH asked (of_job, number) AS (VALUES {rows})
-    SELECT job_id, id, attempts, lost, type, residue, worker_id, claimed_at FROM asked, job_elements
+    SELECT job_id, id, attempts, lost, type, residue, worker_id, claimed_at, size, checksum FROM asked, job_elements
     WHERE job_id = of_job AND id = number AND status = 'RUNNING' AND worker_id = ?
     """,
     columns_of(elements, "job_id", "id"),
     columns_of(elements, "worker_id"),
-    columns_of(elements, "job_id", "id", "attempts", "lost", "type", "residue", "worker_id", "claimed_at"),
+    [
+        *columns_of(elements, "job_id", "id", "attempts", "lost", "type", "residue", "worker_id", "claimed_at"),
+        *columns_of(elements, "size", "checksum"),
+    ],
 )
 
 
@@ -260,7 +272,8 @@ def _element_change(verdict: Verdict, status: JobStatus, row: _ClaimedElement) -
         "worker_id": None,
         "transferred": _clamped(verdict.transferred),
         "elapsed_s": _seconds(verdict),
-        "checksum": verdict.checksum,
+        # One that was given with the element stays for the next attempt.
+        "checksum": verdict.checksum or row.checksum,
         # A successful attempt has first removed the files of earlier ones.
         "residue": verdict.leftover or (row.residue and not done),
         "already_there": done and verdict.already_there,

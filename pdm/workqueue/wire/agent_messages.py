@@ -46,7 +46,8 @@ class CopyItem(msgspec.Struct, frozen=True):
         destination: URL of its final name.
         temporary: URL that it is written to, in the directory of the destination; renamed after verification.
         stale: URLs of temporary files that earlier attempts may have left; removed first.
-        size: bytes according to the listing; another size at the end is SIZE_CHANGED.
+        size: bytes according to the listing; another size at the end is SIZE_CHANGED. Negative for unknown.
+        checksum: algorithm of the request, ``:`` and the value that the file must have; None for any.
     """
 
     key: int
@@ -55,6 +56,12 @@ class CopyItem(msgspec.Struct, frozen=True):
     temporary: str
     stale: list[str]
     size: int
+    checksum: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its size is known, and no checksum was given: others are copied one by one."""
+        return self.size >= 0 and self.checksum is None
 
 
 class PathItem(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from pdm.workqueue.domain.filters import (
     PatternList,
     time_from_text,
 )
+from pdm.workqueue.domain.paths import LONGEST_PATH
 from pdm.workqueue.domain.planning import LARGEST_SIZE
 
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
@@ -114,6 +115,26 @@ class FilterOption(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
         return FilterRule(self.include or self.exclude or "", self.include is not None)
 
 
+#: Items of one request.
+MOST_ITEMS = 100_000
+
+
+class CopyPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One file of many to copy."""
+
+    src: Annotated[str, Meta(min_length=1, max_length=LONGEST_PATH, description="Path at the source site.")]
+    dst: Annotated[
+        str, Meta(min_length=1, max_length=LONGEST_PATH, description="At the destination; into it if it ends in /.")
+    ]
+    size: Annotated[FileSize | None, Meta(description="Bytes; 0 or none: as it is when it is copied.")] = None
+    checksum: Annotated[
+        Annotated[str, Meta(max_length=100)] | None,
+        Meta(
+            description="``ADLER32:``, ``MD5:`` or ``SHA256:`` (as the option checksum), and the value that is proven."
+        ),
+    ] = None
+
+
 class CopyOptions(_Options, frozen=True):
     """What a copy can be asked beside its paths."""
 
@@ -154,6 +175,10 @@ class CopyOptions(_Options, frozen=True):
     ] = ()
     checksum: Annotated[
         Literal["ADLER32", "MD5", "SHA256"] | None, Meta(description="By which arrival is proven; default ADLER32.")
+    ] = None
+    items: Annotated[
+        Annotated[tuple[CopyPair, ...], Meta(min_length=1, max_length=MOST_ITEMS)] | int | None,
+        Meta(description="The files to copy, instead of the two paths; in the answer, their number."),
     ] = None
 
     def __post_init__(self) -> None:

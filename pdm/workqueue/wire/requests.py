@@ -103,12 +103,12 @@ class SubmitMkdir(_Submission, frozen=True, kw_only=True):
 
 
 class SubmitCopy(_Submission, frozen=True, kw_only=True):
-    """Copy a file, or what is in a directory."""
+    """Copy a file, or what is in a directory; or the option ``items`` instead of the two paths."""
 
     src_siteid: SiteNumber
-    src_filepath: FilePath
+    src_filepath: FilePath | None = None
     dst_siteid: SiteNumber
-    dst_filepath: FilePath
+    dst_filepath: FilePath | None = None
 
 
 class SubmitRename(_Submission, frozen=True, kw_only=True):
@@ -125,7 +125,7 @@ class SubmitJob(_Submission, frozen=True, kw_only=True):
 
     type: TypeWord
     src_siteid: SiteNumber
-    src_filepath: FilePath
+    src_filepath: FilePath | None = None
     dst_siteid: SiteNumber | None = None
     dst_filepath: FilePath | None = None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -23,8 +24,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+# Started with -I, which leaves the directory of this file out of the path; as the last one it hides no other module.
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+
+import xroot_groups_worker as groups  # type: ignore[import-not-found]
 from pyxrootd import client
-from XRootD.client.flags import AccessMode, DirListFlags, OpenFlags, QueryCode, StatInfoFlags
+from XRootD.client.flags import AccessMode, DirListFlags, OpenFlags, QueryCode
 
 _HEAD = struct.Struct(">cI")
 _PIECE = 1024 * 1024
@@ -173,13 +178,8 @@ class Opened:
 
 
 def look(server: str, path: str) -> dict[str, Any]:
-    return thing(checked(client.FileSystem(server).stat(path)))
-
-
-def thing(info: dict[str, Any]) -> dict[str, Any]:
-    flags = info["flags"]
-    kind = "directory" if flags & StatInfoFlags.IS_DIR else "other" if flags & StatInfoFlags.OTHER else "file"
-    return {"kind": kind, "size": info["size"], "mtime": info["modtime"]}
+    found: dict[str, Any] = groups.thing(checked(client.FileSystem(server).stat(path)))
+    return found
 
 
 class Listing:
@@ -194,7 +194,7 @@ class Listing:
         entries = []
         for entry in (given or {}).get("dirlist", ()):
             info = entry["statinfo"]
-            entries.append([entry["name"], thing(info) if info else None])
+            entries.append([entry["name"], groups.thing(info) if info else None])
         with self.changed:
             # Blocking this thread makes the server wait (back-pressure).
             while len(self.waiting) >= _MOST_WAITING:
@@ -271,7 +271,7 @@ def looks(server: str, path: str, names: list[str], anything: bool) -> list[list
     found: list[list[Any]] = []
     for name, call in zip(names, calls, strict=True):
         try:
-            found.append([name, thing(call.result())])
+            found.append([name, groups.thing(call.result())])
         except FailureError as failure:
             denied = failure.status.get("errno") == _NOT_AUTHORIZED
             if not (leads_nowhere(failure.status) or (denied and anything)):
@@ -400,6 +400,11 @@ def pull(server: str, path: str, cgi: str) -> None:
 
 
 WORK: dict[str, Callable[..., Any]] = {
+    "stat_group": groups.stats,
+    "read_group": functools.partial(groups.read, send),
+    "write_group": functools.partial(groups.write, receive),
+    "rename_group": groups.rename,
+    "remove_group": groups.remove,
     "look": look,
     "entries": entries,
     "make": make,
@@ -428,7 +433,7 @@ def main() -> None:
         request = json.loads(content)
         try:
             answer = {"ok": True, "value": WORK[request.pop("op")](**request)}
-        except FailureError as failure:
+        except (FailureError, groups.GroupError) as failure:
             answer = {"ok": False, **{key: failure.status.get(key) for key in ("message", "code", "errno", "what")}}
         except Exception as error:
             # The bindings report this also for a file whose connection was lost while it was open.

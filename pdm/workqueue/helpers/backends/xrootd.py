@@ -76,9 +76,9 @@ class XrootdBackend(WakeableBackend):
     # -- names
 
     def stat(self, url: StorageUrl) -> FileStat | None:
-        server, path = _server_and_path(url)
+        server, path = server_and_path(url)
         try:
-            return _file_stat(self._worker(server).call("look", server=server, path=path))
+            return file_stat_of(self._worker(server).call("look", server=server, path=path))
         except StorageError as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -91,7 +91,7 @@ class XrootdBackend(WakeableBackend):
         return there
 
     def entries(self, url: StorageUrl) -> EntryIterator:
-        server, path = _server_and_path(url.without_slash)
+        server, path = server_and_path(url.without_slash)
         worker = self._worker(server)
         try:
             worker.begin("entries", server=server, path=path)
@@ -104,7 +104,7 @@ class XrootdBackend(WakeableBackend):
                         raise StorageError(
                             f"{url}: the server has no information about {name[:200]!r}", code=FailureCode.BAD_LISTING
                         )
-                    yield name.encode("utf-8", "surrogateescape"), _file_stat(told)
+                    yield name.encode("utf-8", "surrogateescape"), file_stat_of(told)
         except StorageError as error:
             if error.code == FailureCode.BAD_LISTING:
                 raise StorageError(
@@ -116,7 +116,7 @@ class XrootdBackend(WakeableBackend):
             self._let_go(worker)
 
     def make_directory(self, url: StorageUrl) -> None:
-        server, path = _server_and_path(url)
+        server, path = server_and_path(url)
         if self.stat(url) is not None:
             raise StorageError(f"{url} is there", errno=errno.EEXIST)
         above = self._there(url.parent)
@@ -126,7 +126,7 @@ class XrootdBackend(WakeableBackend):
 
     def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
         """``rmdir`` removes neither a directory that is not empty nor a link to a directory: the errors differ."""
-        server, path = _server_and_path(url)
+        server, path = server_and_path(url)
         try:
             self._worker(server).call("remove_directory", server=server, path=path)
         except StorageError as error:
@@ -137,7 +137,7 @@ class XrootdBackend(WakeableBackend):
         return None
 
     def remove(self, url: StorageUrl, *, directory: bool) -> None:
-        server, path = _server_and_path(url)
+        server, path = server_and_path(url)
         try:
             there = self.stat(url)
         except StorageError as error:
@@ -162,8 +162,8 @@ class XrootdBackend(WakeableBackend):
             raise
 
     def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
-        server, path = _server_and_path(source)
-        _, to = _server_and_path(destination)
+        server, path = server_and_path(source)
+        _, to = server_and_path(destination)
         if not replace and self.stat(destination) is not None:
             raise StorageError(f"{destination} is there", errno=errno.EEXIST)
         self._worker(server).call("rename", server=server, path=path, to=to)
@@ -172,12 +172,12 @@ class XrootdBackend(WakeableBackend):
         return self._there(url).size
 
     def set_mode(self, url: StorageUrl, mode: int) -> None:
-        server, path = _server_and_path(url)
+        server, path = server_and_path(url)
         self._worker(server).call("change_mode", server=server, path=path, mode=mode)
 
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         """From the server, or by reading the file if it has none."""
-        server, path = _server_and_path(url)
+        server, path = server_and_path(url)
         timeouts = self.timeouts
         # The server reads the whole file before it responds.
         self.timeouts = timeouts._replace(stall_s=timeouts.stall_s + timeouts.slack_s)
@@ -199,7 +199,7 @@ class XrootdBackend(WakeableBackend):
     # -- bytes
 
     def read(self, url: StorageUrl) -> Pieces:
-        server, path = _server_and_path(url)
+        server, path = server_and_path(url)
         worker = self._worker(server)
         try:
             worker.begin("read", server=server, path=path)
@@ -208,7 +208,7 @@ class XrootdBackend(WakeableBackend):
             self._let_go(worker)
 
     def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
-        server, path = _server_and_path(url)
+        server, path = server_and_path(url)
         worker = self._worker(server)
         try:
             worker.begin("write", server=server, path=path, size=size)
@@ -240,7 +240,7 @@ class XrootdBackend(WakeableBackend):
         checksum: ChecksumAlgorithm | None,
         arrived: ProgressCallback,
     ) -> str | None:
-        pair = (at_source(_server_and_path, source)[0], at_destination(_server_and_path, temporary)[0])
+        pair = (at_source(server_and_path, source)[0], at_destination(server_and_path, temporary)[0])
         if size >= _SMALL and pair not in self._no_third_party and self._can_pull(source, temporary):
             try:
                 at_destination(self._pull, source, temporary, size, arrived)
@@ -257,8 +257,8 @@ class XrootdBackend(WakeableBackend):
 
     def _can_pull(self, source: StorageUrl, temporary: StorageUrl) -> bool:
         """Whether the destination can pull, and can be given the name of this file."""
-        server, path = _server_and_path(temporary)
-        if not _PLAIN.fullmatch(_server_and_path(source)[1]) or not _PLAIN.fullmatch(path):
+        server, path = server_and_path(temporary)
+        if not _PLAIN.fullmatch(server_and_path(source)[1]) or not _PLAIN.fullmatch(path):
             return False
         if server not in self._pulls:
             try:
@@ -273,8 +273,8 @@ class XrootdBackend(WakeableBackend):
         return self._pulls[server]
 
     def _pull(self, source: StorageUrl, temporary: StorageUrl, size: int, arrived: ProgressCallback) -> None:
-        server, path = _server_and_path(temporary)
-        _, origin_path = _server_and_path(source)
+        server, path = server_and_path(temporary)
+        _, origin_path = server_and_path(source)
         host = source.authority
         if not source.port:
             host += f":{JobProtocol.XROOT.info.default_port}"
@@ -401,7 +401,7 @@ class XrootdBackend(WakeableBackend):
                 worker.close()
 
 
-def _file_stat(told: dict[str, int | str | None]) -> FileStat:
+def file_stat_of(told: dict[str, int | str | None]) -> FileStat:
     kind, size = cast("FileKind", told["kind"]), int(told["size"] or 0)
     mtime = told["mtime"]
     return FileStat(kind, size if kind == "file" else 0, None, None if mtime is None else int(mtime))
@@ -412,7 +412,7 @@ def _trust(server: str) -> str | None:
     return trust_at(server.partition("://")[2])
 
 
-def _server_and_path(url: StorageUrl) -> tuple[str, str]:
+def server_and_path(url: StorageUrl) -> tuple[str, str]:
     """Server and path of ``root://host:port//path``, as the client expects them: names are not encoded.
 
     Raises:

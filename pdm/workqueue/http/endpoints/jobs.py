@@ -17,7 +17,8 @@ from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, expiry_warning, json_array, json_items
-from pdm.workqueue.http.decoding import credential_needs, enum_members, failure_codes, job_from_request
+from pdm.workqueue.http.decoding import credential_needs, enum_members, job_from_request
+from pdm.workqueue.http.endpoints.receipts import failure_codes
 from pdm.workqueue.http.listings import skipped_entries
 from pdm.workqueue.http.plans import plan_view, skipped_by_code
 from pdm.workqueue.http.problems import (
@@ -306,7 +307,11 @@ _SUBMISSION_ERRORS = (InvalidInputError, DelegationNeededError, IdempotencyKeyRe
 
 
 async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: IdempotencyKey | None) -> JobView:
-    new = job_from_request(api, caller.user_id, submission)
+    if (submission.extra_opts or {}).get("items"):
+        # A hundred thousand paths take seconds.
+        new = await api.in_thread(job_from_request, api, caller.user_id, submission)
+    else:
+        new = job_from_request(api, caller.user_id, submission)
     needs = credential_needs(api, new)
     needed = transactions.CredentialNeeds(needs, api.lifetimes) if needs else None
 

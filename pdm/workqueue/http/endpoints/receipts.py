@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import UNSET
 
-from pdm.workqueue.domain.failures import MEANINGS, Remedy, hint_for
+from pdm.workqueue.domain.failures import MEANINGS, FailureCode, Remedy, hint_for
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint
-from pdm.workqueue.http.problems import JobNotFoundError, NotAcceptableError
+from pdm.workqueue.http.problems import InvalidInputError, JobNotFoundError, NotAcceptableError
 from pdm.workqueue.http.receipts import receipt_pieces
 from pdm.workqueue.store.outcomes import FailureGroup
 from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
+
+
+def failure_codes(values: Sequence[str]) -> frozenset[FailureCode]:
+    """Parse the values of the query parameter ``code``.
+
+    Raises:
+        InvalidInputError: a value is no code.
+    """
+    try:
+        return frozenset(FailureCode(value.strip().upper()) for value in values)
+    except ValueError as error:
+        raise InvalidInputError(f"not a failure code; known are {', '.join(FailureCode)}", "?code") from error
 
 
 @endpoint(
