@@ -177,15 +177,8 @@ class _GroupCopy:
         try:
             self._begin(items)
             for step in (
-                *(
-                    self._read,
-                    self._read_attributes,
-                    self._check_unchanged,
-                    self._write,
-                    self._check_sizes,
-                    self._check_content,
-                ),
-                *(self._check_case, self._preserve, self._rename),
+                *(self._read, self._read_attributes, self._check_unchanged, self._write, self._check_sizes),
+                *(self._check_content, self._check_case, self._preserve, self._rename),
             ):
                 if self._open:
                     step(list(self._open.values()))
