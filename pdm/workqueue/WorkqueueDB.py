@@ -454,7 +454,8 @@ class ListingNotes(Base):
 
     Attributes:
         content: JSON text.
-        counts: number by code, JSON text; null in rows of earlier versions.
+        counts: number by code, JSON text; null in rows of earlier versions. A row without entries may have
+            ``FREE_BYTES`` here: bytes that were free at the destination of a copy.
     """
 
     __tablename__ = "listing_notes"

@@ -297,3 +297,22 @@ print(child.wait(10))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == (f"{-signal.SIGTERM}\n", 0), done.stderr
+
+
+def test_items_without_a_size_or_with_a_checksum_are_copied_one_by_one(own: HelperProcess, sites: Sites) -> None:
+    files = files_of_one_size(sites, 4)
+    plain, *others = items_of(sites, files)
+    given = [None, adler(files[2].read_bytes()), "ADLER32:00000001"]
+    items = [
+        plain,
+        *(msgspec.structs.replace(each, size=-1, checksum=its) for each, its in zip(others, given, strict=True)),
+    ]
+    ended = outcomes(own.run(wire.CopyRequest(own.new_id(), items, "never", "checksum", wire.TimeLimits())))
+    for key, file in enumerate(files[:3]):
+        assert ended[key] == wire.DoneEvent(1, key, 1024, 1024, adler(file.read_bytes()))
+    failed = ended[3]
+    assert isinstance(failed, wire.FailedEvent)
+    assert failed.fault.code == "CHECKSUM_MISMATCH"
+    arrived = tree(sites.b)
+    assert len(arrived) == len(tree(sites.a)) - 1
+    assert not any("f3" in name or "part" in name for name in arrived)

@@ -151,6 +151,13 @@ class HelperProcess:
     def list_both(self, source: str, destination: str) -> Sequence[wire.AgentEvent]:
         return self.run(wire.ListRequest(self.new_id(), 0, source, None, LIMITS, destination=destination))
 
+    def free_bytes(self, source: str, destination: str) -> int | None:
+        """What is free at the destination of a copy, as its listing reports it."""
+        request = wire.ListRequest(self.new_id(), 0, source, None, LIMITS, True, destination, destination)
+        done = self.run(request)[-1]
+        assert isinstance(done, wire.DoneEvent), done
+        return done.free
+
     def copy(
         self,
         items: Sequence[wire.CopyItem],

@@ -15,6 +15,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import ClaimToken, NewElement
 from pdm.workqueue.execution.monitoring import ReportedProgress
 from pdm.workqueue.logstore.attempt_log import LogRef
+from pdm.workqueue.store import listings
 from tests.http.service import Certificates, Service, certificates, running, service
 
 __all__ = ["certificates", "service"]
@@ -136,6 +137,46 @@ async def test_a_job_that_outlasts_its_credential_says_so(timed: Service, second
     await timed.give_credential("slow", timedelta(days=30))
     timed.skip[0] += timedelta(minutes=1)
     assert await warnings(5_000_100) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_copy_that_waits_is_estimated_by_an_earlier_one(timed: Service) -> None:
+    await timed.give_credential("again", timedelta(hours=2))
+
+    async def listed(*files: NewElement, free: int | None = None) -> str:
+        job = await timed.submit("again", "/copy", protocol="GRIDFTP")
+        (listing,) = await timed.claim(job["id"])
+        await timed.extend(listing, *files)
+        if free is not None:
+            assert await timed.database.run("free", listings.add_free_bytes, listing, free)
+        await timed.settle(listing)
+        return f"/jobs/{job['id']}"
+
+    files = [NewElement(JobType.COPY, f"data/{name}", f"copy/{name}", size=40_000) for name in "ab"]
+    first = await listed(*files)
+    tokens = await timed.claim(int(first.rpartition("/")[2]))
+    timed.skip[0] += timedelta(seconds=100)
+    running = (await timed.call("again", "GET", first)).json["estimate"]
+    assert (running["files"], running["bytes"], running["based_on_jobs"]) == (2, 80_000, 0)
+    assert {running[name] for name in ("seconds", "bytes_per_second", "files_per_second", "free_bytes")} == {None}
+    assert running["credential_until"] is not None
+    for token in tokens:
+        await timed.settle(token, transferred=40_000)
+    assert "estimate" not in (await timed.call("again", "GET", first)).json
+
+    large = NewElement(JobType.COPY, "data/large", "copy/large", size=8_000_000)
+    second = await listed(large, free=7 << 20)
+    timed.skip[0] += timedelta(seconds=2)
+    answer = (await timed.call("again", "GET", second)).json
+    estimate = answer["estimate"]
+    assert (estimate["based_on_jobs"], estimate["free_bytes"]) == (1, 7 << 20)
+    assert estimate["seconds"] == pytest.approx(8_000_000 / estimate["bytes_per_second"])
+    assert estimate["bytes_per_second"] == pytest.approx(800, rel=0.1)
+    credential, space = answer["warnings"]
+    assert "at the rate of earlier copies this job will take until" in credential
+    assert space == (
+        "the copy needs 8000000 bytes, but the destination had 7340032 bytes free when the source was listed"
+    )
 
 
 @pytest_twisted.ensureDeferred

@@ -119,7 +119,8 @@ def test_the_temporary_file_lies_beside_the_final_one(destination: str, temporar
 )
 def test_listings(type_: JobType, options: dict[str, Any], depth: int | None, follow: bool) -> None:
     made = request(batch(type_, element(0, "/from"), element_type=JobType.LIST, **options))
-    assert made == wire.ListRequest(9, 0, "gsiftp://site1:2811/from", depth, LIMITS, follow)
+    space_at = "gsiftp://site2:2811/to" if type_ is JobType.COPY else None
+    assert made == wire.ListRequest(9, 0, "gsiftp://site1:2811/from", depth, LIMITS, follow, space_at=space_at)
 
 
 def test_removals() -> None:
@@ -231,7 +232,8 @@ def test_environments() -> None:
 @pytest.mark.parametrize("options", [{"sync": "size"}, {"dry_run": True}])
 def test_a_destination_that_is_compared_is_listed(options: dict[str, Any]) -> None:
     made = request(batch(JobType.COPY, element(0, "/from"), element_type=JobType.LIST, **options))
-    assert made == wire.ListRequest(9, 0, "gsiftp://site1:2811/from", None, LIMITS, True, "gsiftp://site2:2811/to")
+    there = "gsiftp://site2:2811/to"
+    assert made == wire.ListRequest(9, 0, "gsiftp://site1:2811/from", None, LIMITS, True, there, there)
 
 
 def test_moved_sources_and_extra_files_are_removed_where_they_are() -> None:

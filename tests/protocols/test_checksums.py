@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 
+import msgspec
 import pytest
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
@@ -50,3 +51,26 @@ def test_both_ends_are_compared_by_the_algorithm(
     done = relay.copy(items, "different", checksum=algorithm)[1]
     assert isinstance(done, wire.DoneEvent) and not done.already_there
     assert changed.read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_size_that_is_not_known_is_taken_and_a_given_checksum_is_proven(
+    relay: HelperProcess, places: Places, protocol: str
+) -> None:
+    algorithm = ChecksumAlgorithm.SHA256
+    contents = [b"", b"content", os.urandom(2_000_003)]
+    items = []
+    for key, content in enumerate(contents):
+        item = places.item(protocol, places.put(places.a / f"f{key}", content), places.b / f"f{key}", key)
+        items.append(msgspec.structs.replace(item, size=-1, checksum=digest(algorithm, content)))
+    items[1] = msgspec.structs.replace(items[1], checksum=digest(algorithm, b"another"))
+    ended = relay.copy(items, checksum=algorithm)
+    for key in (0, 2):
+        done = ended[key]
+        assert isinstance(done, wire.DoneEvent), done
+        assert (done.size, done.checksum) == (len(contents[key]), digest(algorithm, contents[key]))
+        assert (places.b / f"f{key}").read_bytes() == contents[key]
+    failed = ended[1]
+    assert isinstance(failed, wire.FailedEvent), failed
+    assert (failed.fault.code, failed.fault.scope) == ("CHECKSUM_MISMATCH", "source")
+    assert not [each.name for each in places.b.iterdir() if "f1" in each.name or "part" in each.name]

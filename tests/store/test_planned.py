@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from attrs import evolve
 
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
@@ -107,6 +108,22 @@ def test_a_source_is_removed_after_its_copy(store: Store) -> None:
     store.settle(done(last))
     assert store.job(job.id).status is JobStatus.DONE
     assert store.job(job.id).counters == store.recount(job.id)
+
+
+@pytest.mark.parametrize(
+    ("options", "attempts", "removed"), [(MOVE, 1, 0), (MOVE, 2, 1), ({**MOVE, "sync": "checksum"}, 1, 1)]
+)
+def test_a_source_stays_that_the_destination_had_before(
+    store: Store, options: dict[str, Any], attempts: int, removed: int
+) -> None:
+    job, listing = begun(store, [planned(PlannedAction.COPY, "a")], **options)
+    store.settle(done(listing))
+    for _ in range(attempts - 1):
+        store.settle(ended(JobStatus.SUBMITTED, *store.claim()))
+    (copies,) = store.claim()
+    store.settle([done(copies)[0]._replace(already_there=True)])
+    assert len(store.elements(job.id)) == 2 + removed
+    assert store.job(job.id).status.is_final == (not removed)
 
 
 def test_a_source_stays_whose_copy_failed(store: Store) -> None:

@@ -17,7 +17,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType, PlannedA
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.domain.limits import ClaimExclusions, LimitKey, LimitKind, Route, StreamQuota
 from pdm.workqueue.domain.sites import Actor, NewSite
-from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, planned_elements, results, sites
+from pdm.workqueue.store import claim_queries, estimates, job_changes, jobs, leases, planned_elements, results, sites
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from tests.store.stores import LEASE_S, MISSING, Store, done, ended, name_of, token_of
 from tests.support.records import verdict
@@ -152,6 +152,15 @@ def test_claims_while_sites_are_away(busy: Store, explained: Explained) -> None:
         explained.plans.clear()
         busy.claim(batches=4, batch_elements=20, quota=quota, exclusions=exclusions)
         explained.assert_indexed()
+
+
+def test_what_an_estimate_is_taken_from(busy: Store, explained: Explained) -> None:
+    (large,) = [job for job in busy.run(jobs.page, JobFilter(limit=500)) if job.counters.elements > _FILES]
+    explained.plans.clear()
+    busy.run(estimates.estimate_basis, large, busy.now)
+    (plan,) = [plan for statement, plan in explained.plans if "jobs" in statement and "listing_notes" not in statement]
+    assert "ix_jobs_user" in plan, plan
+    explained.assert_indexed()
 
 
 def test_leases(busy: Store, explained: Explained) -> None:

@@ -156,6 +156,25 @@ def test_a_dry_run_does_nothing(trees: Trees) -> None:
     }
 
 
+def test_a_dry_run_is_estimated(trees: Trees) -> None:
+    file(trees.source / "a", b"x" * 1000)
+    file(trees.source / "b", b"x" * 3000)
+    assert trees.copy()["already_there"] == 0
+    file(trees.source / "a", b"y" * 2000)
+    (trees.source / "d").mkdir()
+    job = trees.copy(sync="size", dry_run=True)
+    estimate = job["estimate"]
+    assert (estimate["files"], estimate["bytes"], estimate["credential_until"]) == (2, 2000, None)
+    assert estimate["based_on_jobs"] >= 1
+    by_bytes, by_files = 2000 / estimate["bytes_per_second"], 2 / estimate["files_per_second"]
+    assert estimate["seconds"] == pytest.approx(max(by_bytes, by_files))
+    found = os.statvfs(trees.destination)
+    assert abs(estimate["free_bytes"] - found.f_bavail * found.f_frsize) < 4 << 30
+    log = trees.service.call("admin", "GET", f"/jobs/{job['id']}/elements/0/output")[1]["log"]
+    assert f"the destination has {estimate['free_bytes']} bytes free" in log
+    assert "warnings" not in job
+
+
 def test_extra_files_are_removed_last(trees: Trees) -> None:
     compared(trees)
     refused = trees.copy(sync="checksum", delete_extra=True, max_delete=1)

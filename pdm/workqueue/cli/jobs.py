@@ -37,7 +37,7 @@ from pdm.workqueue.cli.outcome import (
     skip_words,
     skipped_lines,
 )
-from pdm.workqueue.cli.plans import plan_words
+from pdm.workqueue.cli.plans import estimate_words, plan_words
 from pdm.workqueue.cli.session import error_text, exit_code_of, print_error, run
 from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
@@ -271,6 +271,8 @@ async def _echo_status(client: WorkqueueClient, job: JobView, names: dict[int, s
         click.echo(line)
     if job.plan is not UNSET:
         click.echo(f"plan      {plan_words(job)}")
+    for words in estimate_words(job, datetime.now(UTC)):
+        click.echo(f"expected  {words}")
     for warning in () if job.warnings is UNSET else job.warnings:
         click.echo(f"warning   {display_line(warning)}")
     for reason in () if job.waiting is UNSET else job.waiting:

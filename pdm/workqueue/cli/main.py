@@ -74,7 +74,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "stat": ("listing:stat", "Show type, size, mode and time of files and directories."),
     "du": ("listing:du", "Show how many files and bytes are in directories."),
     "cp": ("submission:cp", "Copy files and directory trees."),
-    "rm": ("submission:rm", "Remove files, or with -r directory trees."),
+    "rm": ("removal:rm", "Remove files, or with -r directory trees."),
     "mv": ("submission:mv", "Rename at a site, or move to another site."),
     "mkdir": ("submission:mkdir", "Create directories."),
     "jobs": ("jobs:jobs", "Show my jobs."),

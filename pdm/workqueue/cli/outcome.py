@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from types import MappingProxyType
 
 import click
@@ -25,7 +26,7 @@ from pdm.workqueue.cli.display import (
     summary,
 )
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.plans import is_dry_run, plan_words, planned, print_plan
+from pdm.workqueue.cli.plans import announcement, estimate_lines, is_dry_run, plan_words, planned, print_plan
 from pdm.workqueue.cli.session import error_text, exit_code_of, print_error
 from pdm.workqueue.client.errors import JobTimeoutError, WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
@@ -220,10 +221,15 @@ async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, 
         CommandError: ^C or the timeout; the job continues.
     """
     display = display_for_stderr()
-    held = False
+    held = announced = False
 
     def show(job: JobView) -> None:
-        nonlocal held
+        nonlocal held, announced
+        if not announced and (lines := announcement(job, datetime.now(UTC))):
+            announced = True
+            display.close()
+            for line in lines:
+                print_wrapped(line)
         if job.status == JobStatus.HELD.name and not held:
             held = True
             display.print_line(_held_line(job))
@@ -331,6 +337,8 @@ async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
         for line in skipped_lines(await client.skipped(job.id, limit=MAX_LISTED_SKIPPED), job.skipped):
             print_wrapped(line)
     if line := outcome_line(job):
+        print_wrapped(line)
+    for line in estimate_lines(job, datetime.now(UTC)) if is_dry_run(job) else ():
         print_wrapped(line)
     return exit_code_of_job(job, failures)
 

@@ -1,16 +1,18 @@
-"""The plan of a copy that was compared, filtered or moved: its summary, and its lines for ``--dry-run``."""
+"""The plan of a copy that was compared, filtered or moved: its summary, its lines for ``--dry-run``; and estimates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from types import MappingProxyType
 
 import click
 from msgspec import UNSET
 
-from pdm.workqueue.cli.display import display_bytes, display_name
-from pdm.workqueue.domain.enums import JobType, PlannedAction
-from pdm.workqueue.wire.responses import ElementView, JobView, PlannedView
+from pdm.workqueue.cli.display import display_bytes, display_duration, display_line, display_name
+from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
+from pdm.workqueue.wire.plans import EstimateView, PlannedView
+from pdm.workqueue.wire.responses import ElementView, JobView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 #: Action → what is done; actions are strings because a newer service may have others.
@@ -70,3 +72,49 @@ def _plan_line(word: str, element: ElementView) -> str:
     size = "" if element.type == JobType.MKDIR.name else display_bytes(element.size)
     slash = "/" if element.type == JobType.MKDIR.name else ""
     return f"{word:<{_WIDTH}}  {size:>9}  {display_name(element.src_filepath)}{slash}"
+
+
+#: Estimated seconds from which a copy that was submitted says how long it may take.
+_WORTH_SAYING_S = 60.0
+
+
+def estimate_words(job: JobView, now: datetime) -> list[str]:
+    """What is known of the end of a copy: time with its origin, free space, end of the credential; often nothing."""
+    estimate = job.estimate
+    if estimate is UNSET:
+        return []
+    words = []
+    if estimate.seconds is not None:
+        copies = "copy" if estimate.based_on_jobs == 1 else f"{estimate.based_on_jobs} copies"
+        origin = f"as your last {copies} of this route"
+        words.append(f"estimate {display_duration(max(estimate.seconds, 1.0))} at {_limiting_rate(estimate)}, {origin}")
+    elif estimate.files:
+        words.append("no estimate, for you have not copied between these sites for two weeks")
+    if estimate.free_bytes is not None:
+        words.append(f"the destination has {display_bytes(estimate.free_bytes)} free")
+    if estimate.credential_until is not None:
+        left_s = (estimate.credential_until - now).total_seconds()
+        words.append(f"your credential ends in {display_duration(left_s)}")
+    return words
+
+
+def _limiting_rate(estimate: EstimateView) -> str:
+    """The rate that decides the time: of bytes, or of files."""
+    by_bytes = estimate.bytes / estimate.bytes_per_second if estimate.bytes_per_second else 0.0
+    by_files = estimate.files / estimate.files_per_second if estimate.files_per_second else 0.0
+    if by_files > by_bytes:
+        return f"{estimate.files_per_second:.3g} files/s"
+    return f"{display_bytes(estimate.bytes_per_second or 0.0)}/s"
+
+
+def estimate_lines(job: JobView, now: datetime) -> list[str]:
+    """`estimate_words` in one line, and one for each warning of a job."""
+    words = "; ".join(estimate_words(job, now))
+    return [*([words] if words else []), *(f"warning: {display_line(warning)}" for warning in job.warnings or ())]
+
+
+def announcement(job: JobView, now: datetime) -> list[str]:
+    """`estimate_lines` of a copy that runs, if it takes long or something may stop it; empty for any other job."""
+    is_long = job.estimate is not UNSET and (job.estimate.seconds or 0.0) >= _WORTH_SAYING_S
+    is_running = job.estimate is not UNSET and not JobStatus.parse(job.status).is_final
+    return estimate_lines(job, now) if is_running and (is_long or job.warnings) else []

@@ -268,7 +268,7 @@ class RunningBatch:
     def _on_done(self, attempt: RunningAttempt, event: wire.DoneEvent, now: Instant) -> None:
         if self._intake is not None:
             self.is_listed = True
-            start_background("end a listing", self._listing_done(event.key, self._intake))
+            start_background("end a listing", self._listing_done(event.key, self._intake, event.free))
         else:
             self._done(event.key, event, now)
 
@@ -306,9 +306,9 @@ class RunningBatch:
             raise ValueError("entries of a batch that lists nothing")
         return self._intake
 
-    async def _listing_done(self, key: int, intake: ListingIntake) -> None:
+    async def _listing_done(self, key: int, intake: ListingIntake, free: int | None) -> None:
         try:
-            outcome = await intake.finish()
+            outcome = await intake.finish(free)
         except BadListingError as error:
             self._fail(key, bad_listing(error), self.context.now())
         except ClaimLostError:

@@ -228,8 +228,11 @@ class ListingIntake:
                 self._idle = Deferred()
             await following(self._idle)
 
-    async def finish(self) -> ListingOutcome:
+    async def finish(self, free_bytes: int | None = None) -> ListingOutcome:
         """Wait until all is stored, and add the elements that follow from the end of the listing.
+
+        Args:
+            free_bytes: at the destination of a copy, if known.
 
         Raises:
             BadListingError: the listing is invalid.
@@ -247,6 +250,8 @@ class ListingIntake:
             if failure is None and (incomplete := self._not_seen or self._closed) is not None:
                 failure = incomplete.failure
         await self._keep_notes(())
+        if free_bytes is not None:
+            await self._database.run("store free space", listings.add_free_bytes, self._token, free_bytes)
         return ListingOutcome(self._entries, failure)
 
     async def _end_plan(self, plan: Plan) -> AttemptFailure | None:

@@ -111,6 +111,8 @@ class ActiveBatch:
         self._may_go = threading.Condition()
         self._going: set[int] = set()
         self._is_at_destination = False
+        #: Bytes of the listed source files so far.
+        self.listed_bytes = 0
 
     @property
     def stopped(self) -> bool:
@@ -246,6 +248,8 @@ class ActiveBatch:
         return FailureScope.DESTINATION if self._is_at_destination else FailureScope.SOURCE
 
     def entries(self, key: int, entries: list[wire.RawEntry]) -> None:
+        if not self._is_at_destination:
+            self.listed_bytes += sum(entry.size for entry in entries)
         self._events.write(wire.EntriesEvent(self.id, key, entries, self._is_at_destination))
 
     def unreadable(self, key: int, path: str, error: StorageError) -> None:
@@ -268,8 +272,9 @@ class ActiveBatch:
         *,
         already_there: bool = False,
         not_preserved: tuple[wire.PreservedAttribute, ...] = (),
+        free: int | None = None,
     ) -> None:
-        self._close(wire.DoneEvent(self.id, key, size, transferred, checksum, already_there, not_preserved))
+        self._close(wire.DoneEvent(self.id, key, size, transferred, checksum, already_there, not_preserved, free))
 
     def failed(self, key: int, error: StorageError, *, leftover: bool = False) -> None:
         self._close(wire.FailedEvent(self.id, key, error.fault(), leftover))

@@ -36,34 +36,41 @@ _COALESCE_S = 0.03
 _MOST_WAITING = 2_000_000
 #: Pending directories for each further worker.
 _WAITING_PER_WORKER = 16
+#: Listed bytes from which the destination of a plain copy is asked for its free space: a smaller one ends sooner.
+_LEAST_LISTED = 1 << 30
+#: Seconds for the answer.
+_SPACE_TIMEOUT_S = 5.0
 _LARGEST_SIZE = 2**63 - 1
 #: A percent-encoded path below the listed directory: no storage has a longer one, and an event must fit into a line.
 _LONGEST_BELOW = 64 * 1024
 
 
-def report_listing(batch: ActiveBatch, request: ListRequest, work: Callable[[], None]) -> None:
-    """Run a ``list`` request by a function that raises its errors, and report the outcome."""
+def report_listing(batch: ActiveBatch, request: ListRequest, work: Callable[[], int | None]) -> None:
+    """Run a ``list`` request by a function that raises its errors and returns the free bytes; report the outcome."""
     batch.started(request.key)
     try:
-        work()
+        free = work()
     except StoppedError:
         batch.cancelled(request.key)
     except StorageError as error:
         batch.failed(request.key, error.at(FailureScope.SOURCE))
     else:
-        batch.done(request.key)
+        batch.done(request.key, free=free)
 
 
 def list_both_ends(
     batch: ActiveBatch, request: ListRequest, workers: WorkerThreads, list_one: Callable[[ListRequest], None]
-) -> None:
-    """Run a ``list`` request: the destination first, if it has one, then the source.
+) -> int | None:
+    """Run a ``list`` request: the destination first, if it has one, then the source; then ask for free space.
 
     Args:
         batch: of the request.
         request: the request.
         workers: threads to use.
         list_one: lists what is at the URL of a request without a destination.
+
+    Returns:
+        The bytes that are free at the destination of a copy, if they were asked for and are known.
     """
     source = msgspec.structs.replace(request, destination=None)
     if request.destination is not None:
@@ -76,6 +83,30 @@ def list_both_ends(
                     _list_destination, batch, source, StorageUrl(request.destination), storage, what, list_one
                 )
     list_one(source)
+    if request.space_at is None or (request.destination is None and batch.listed_bytes < _LEAST_LISTED):
+        return None
+    storage = workers.storages(1)[0]
+    _prepare(storage, batch, request)
+    return _free_bytes(batch, request, storage, StorageUrl(request.space_at))
+
+
+def _free_bytes(batch: ActiveBatch, request: ListRequest, storage: Storage, url: StorageUrl) -> int | None:
+    """The bytes that are free at a URL, or where its directories will be made; an error is only logged."""
+    storage.timeouts = Timeouts.within(min(_SPACE_TIMEOUT_S, request.limits.stall_s))
+    directory = url.without_slash
+    while True:
+        try:
+            free = storage.free_bytes(directory)
+        except StorageError as error:
+            above = directory.parent.without_slash
+            if error.errno in (errno.ENOENT, errno.ENOTDIR) and above != directory:
+                directory = above
+                continue
+            batch.log(request.key, f"the free space of the destination is not known: {error.message}")
+            return None
+        if free is not None:
+            batch.log(request.key, f"the destination has {free} bytes free, at {directory.display}")
+        return free
 
 
 def _list_destination(

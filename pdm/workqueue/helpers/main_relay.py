@@ -134,6 +134,9 @@ class RelayStorage(GroupStorage):
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         return self._backend(url).checksum(url, algorithm)
 
+    def free_bytes(self, directory_url: StorageUrl) -> int | None:
+        return self._backend(directory_url).free_bytes(directory_url)
+
     def interrupt(self) -> None:
         self._stopped = True
         for backend in list(self._backends.values()):

@@ -182,9 +182,7 @@ class Storage(abc.ABC):
     def real_path(self, url: StorageUrl, there: FileStat) -> bytes | None:
         """Absolute path of the directory at a URL, links resolved; None if the server does not report it.
 
-        Args:
-            url: of the directory, or of a link to it.
-            there: result of `stat` for the URL.
+        ``url`` may be that of a link to a directory. ``there``: result of `stat` for it.
         """
         return there.target
 
@@ -195,9 +193,7 @@ class Storage(abc.ABC):
     def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
         """Whether an entry that `entries` reports as a directory is a link: checked before a removal descends into it.
 
-        Args:
-            url: of a directory that is not empty.
-            listed: whether `entries` of the parent directory has reported it.
+        ``url``: of a directory that is not empty. ``listed``: whether `entries` of its parent has reported it.
 
         Returns:
             The reason, if it may be a link; None if it is none, or if that cannot be found out.
@@ -270,6 +266,10 @@ class Storage(abc.ABC):
     ) -> tuple[str, str]:
         """Checksums of both ends of a copy of ``size`` bytes; `StorageError` has its scope."""
         return at_source(self.checksum, source, algorithm), at_destination(self.checksum, destination, algorithm)
+
+    def free_bytes(self, directory_url: StorageUrl) -> int | None:
+        """Bytes that can still be written to a directory, by quota or free space; None if the server does not say."""
+        return None
 
     @abc.abstractmethod
     def interrupt(self) -> None:
@@ -361,10 +361,7 @@ class StorageBackend(Storage):
     def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
         """Write a new file; errors of ``pieces`` are raised unchanged.
 
-        Args:
-            url: of the file, which must not exist.
-            pieces: its bytes.
-            size: expected number of bytes.
+        ``url``: of the file, which must not exist. ``pieces``: its bytes. ``size``: how many are expected.
         """
 
     def transfer(

@@ -25,7 +25,6 @@ from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.credentials import CandidateOfKind, CredentialKind, CredentialNeed, earliest_expiry
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import Counters, JobRecord
-from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.execution.endpoint_checks import EndpointCheck
 from pdm.workqueue.execution.monitoring import PartFault, ProgressBoard
 from pdm.workqueue.execution.site_directory import SiteDirectory
@@ -36,8 +35,9 @@ from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.store.claim_queries import WaitReason
 from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.estimates import EstimateBasis
 from pdm.workqueue.telemetry.background import start_background
-from pdm.workqueue.wire.responses import PlanView
+from pdm.workqueue.wire.plans import PlanView
 
 _K = TypeVar("_K", bound=CandidateOfKind)
 #: Clients poll a job once a second, and its credential seldom changes.
@@ -79,17 +79,6 @@ def first_expiry(chosen: Mapping[int, _K]) -> CredentialExpiry | None:
     if at is None:
         return None
     return CredentialExpiry(at, next(each.kind for each in chosen.values() if each.valid_until == at))
-
-
-def expiry_warning(progress: JobProgress, end: CredentialExpiry | None, now: datetime) -> str | None:
-    """Warn when a credential will expire before the job's estimated end; None if it will not."""
-    if end is None or progress.eta is None or end.at >= now + timedelta(seconds=progress.eta):
-        return None
-    return (
-        f"the {end.kind.words} expires at {end.at:%Y-%m-%dT%H:%M:%SZ}, and at the current rate this job will take until"
-        f" {now + timedelta(seconds=progress.eta):%Y-%m-%dT%H:%M:%SZ}: the remaining elements will then be held, and"
-        f" resume automatically when the credential is renewed ({end.kind.remedy})"
-    )
 
 
 _T = TypeVar("_T")
@@ -184,6 +173,8 @@ class ApiContext:
     expiry_cache: ExpiryCache = field(factory=ExpiryCache)
     #: Job → when it ended, and its plan.
     plans: dict[int, tuple[datetime, PlanView]] = field(factory=dict)
+    #: Job → when it was read, and what its estimate is taken from.
+    estimates: dict[int, tuple[datetime, EstimateBasis]] = field(factory=dict)
     logons: LogonThrottle = field(factory=LogonThrottle)
 
     @property

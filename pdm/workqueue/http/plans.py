@@ -9,7 +9,7 @@ from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.planning import SkipCode
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.store import listings, planned_elements
-from pdm.workqueue.wire.responses import PlannedView, PlanView
+from pdm.workqueue.wire.plans import PlannedView, PlanView
 
 #: Options of a copy that has a plan to show.
 _PLANNING_OPTIONS = ("sync", "dry_run", "move", "filters", "min_size", "max_size", "newer_than", "older_than")

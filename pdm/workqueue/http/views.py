@@ -25,6 +25,7 @@ from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store.claim_queries import QueuePosition, WaitReason
 from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.listings import ListingNote
+from pdm.workqueue.wire.plans import EstimateView, PlanView
 from pdm.workqueue.wire.responses import (
     CancelReasonView,
     CredentialView,
@@ -35,7 +36,6 @@ from pdm.workqueue.wire.responses import (
     JobProgressView,
     JobView,
     NextTryView,
-    PlanView,
     QueueView,
     SkippedView,
     VomsView,
@@ -59,6 +59,7 @@ def job_view(
     found: WaitReason | None = None,
     owner: str | None = None,
     plan: PlanView | None = None,
+    estimate: EstimateView | None = None,
 ) -> JobView:
     place = None if found is None else found.place
     next_try = None if found is None else found.next_try
@@ -98,6 +99,7 @@ def job_view(
         skipped=job.skipped,
         skipped_by_code=skipped_by_code or UNSET,
         plan=UNSET if plan is None else plan,
+        estimate=UNSET if estimate is None else estimate,
         already_there=job.already_there,
         bytes_already_there=job.bytes_already_there,
         bytes_total=job.bytes_total,

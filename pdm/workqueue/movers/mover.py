@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -337,17 +338,22 @@ def _list(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, req
         # What the path itself is decides all.
         depth = 0
     destination: str | None = None
+    space_at: str | None = None
     try:
         url = _url(urls, job.src_siteid, element.src_filepath, FailureScope.SOURCE)
-        if isinstance(options, CopyOptions) and options.rules(job.timestamp).needs_destination:
+        if isinstance(options, CopyOptions):
             if job.dst_siteid is None or job.dst_filepath is None:
                 raise ValueError(f"job {job.id} has no destination")
-            destination = _url(urls, job.dst_siteid, job.dst_filepath, FailureScope.DESTINATION)
+            is_listed = options.rules(job.timestamp).needs_destination
+            # Of a plain copy, the elements fail if the path is not possible there.
+            with contextlib.suppress(*(() if is_listed else (_UnusableError,))):
+                space_at = _url(urls, job.dst_siteid, job.dst_filepath, FailureScope.DESTINATION)
+            destination = space_at if is_listed else None
     except _UnusableError as error:
         return BuiltRequest(None, {0: error.failure})
     # The removal of a link must not empty the directory that it leads to.
     follow = job.type is not JobType.REMOVE
-    return BuiltRequest(ListRequest(request_id, 0, url, depth, limits, follow, destination))
+    return BuiltRequest(ListRequest(request_id, 0, url, depth, limits, follow, destination, space_at))
 
 
 def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> CopyItem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 from attrs import frozen
@@ -19,6 +19,8 @@ from pdm.workqueue.store.records import elements, listing_chunks, listing_notes
 #: Note numbers per row of the table; no row has more notes.
 _NUMBERS_A_ROW = 1_000_000
 _LARGEST_NUMBER = _NUMBERS_A_ROW * (2**31 - 1)
+#: Stands among the codes of a row without notes; its count are the bytes that are free at the destination.
+_FREE_BYTES = "FREE_BYTES"
 #: Code of notes from before notes had codes.
 _NO_CODE = "UNKNOWN"
 
@@ -79,31 +81,43 @@ def add_notes(session: Session, token: ClaimToken, notes: Sequence[Skipped]) -> 
     """Store at most a thousand notes; False if the claim is lost."""
     if not _is_live(session, token):
         return False
+    counts: Counter[str] = Counter()
+    for note in notes:
+        counts[note.code] += note.count
+    content = [
+        {"path": note.path, "reason": note.reason, "type": note.type, "code": note.code}
+        | ({} if note.count == 1 else {"count": note.count})
+        for note in notes
+    ]
+    _insert_notes(session, token, content, counts)
+    return True
+
+
+def add_free_bytes(session: Session, token: ClaimToken, free_bytes: int) -> bool:
+    """Store how many bytes are free at the destination of a copy; False if the claim is lost."""
+    if not _is_live(session, token):
+        return False
+    _insert_notes(session, token, [], {_FREE_BYTES: free_bytes})
+    return True
+
+
+def _insert_notes(
+    session: Session, token: ClaimToken, content: Sequence[Mapping[str, str | int]], counts: Mapping[str, int]
+) -> None:
     last = session.scalar(
         sa.select(sa.func.max(listing_notes.c.sequence)).where(
             listing_notes.c.job_id == token.job_id, listing_notes.c.element_id == token.element_id
         )
     )
-    counts: Counter[str] = Counter()
-    for note in notes:
-        counts[note.code] += note.count
     session.execute(
         sa.insert(listing_notes).values(
             job_id=token.job_id,
             element_id=token.element_id,
             sequence=0 if last is None else last + 1,
-            content=json.dumps(
-                [
-                    {"path": note.path, "reason": note.reason, "type": note.type, "code": note.code}
-                    | ({} if note.count == 1 else {"count": note.count})
-                    for note in notes
-                ],
-                separators=(",", ":"),
-            ),
+            content=json.dumps(content, separators=(",", ":")),
             counts=json.dumps(counts, separators=(",", ":")),
         )
     )
-    return True
 
 
 def chunks(session: Session, job_id: int, element_id: int) -> list[int]:
@@ -166,6 +180,15 @@ def _skipped(kept: dict[str, str | int]) -> Skipped:
 
 def count_notes(session: Session, job_id: int) -> dict[str, int]:
     """The number of skipped entries of a job's source, by code."""
+    return {code: count for code, count in _counts(session, job_id).items() if code != _FREE_BYTES}
+
+
+def free_bytes(session: Session, job_id: int) -> int | None:
+    """Bytes that were free at the destination of a copy when it was listed; None if not known."""
+    return _counts(session, job_id).get(_FREE_BYTES)
+
+
+def _counts(session: Session, job_id: int) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for row in session.execute(
         sa.select(

@@ -18,7 +18,7 @@ from pdm.workqueue.store.credentials import last_stored
 from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.jobs import fetch_attempt
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
-from pdm.workqueue.store.planned_elements import add_source_removals
+from pdm.workqueue.store.planned_elements import add_source_removals, is_moved
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
     INSERT_ATTEMPTS,
@@ -138,7 +138,7 @@ def settle(
             if job.record.has_items and not row.size and verdict.transferred:
                 job.grow_bytes(_clamped(verdict.transferred))
                 measured.append({"of_job": job.id, "number": token.element_id, "size": _clamped(verdict.transferred)})
-            if row.type is JobType.COPY and job.record.moves:
+            if row.type is JobType.COPY and is_moved(job.record, verdict, attempt=row.attempt):
                 moved.setdefault(job.id, []).append(row.element_id)
         else:
             others.append(_element_change(verdict, status, row))

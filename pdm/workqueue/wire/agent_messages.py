@@ -127,6 +127,8 @@ class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
     ``follow``: whether a symbolic link at the URL itself is followed to a directory; links below it never are.
     ``destination``: URL to which a copy goes: it is listed first, down to all levels, and its events have
     ``destination`` set. If the source is a file, only the place that it goes to is shown. What is missing has no entry.
+    ``space_at``: URL to which a copy goes: if much is listed, or ``destination`` is set, the server is asked how many
+    bytes are free there (`DoneEvent.free`).
     """
 
     id: int
@@ -136,6 +138,7 @@ class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
     limits: TimeLimits
     follow: bool = True
     destination: str | None = None
+    space_at: str | None = None
 
 
 class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
@@ -368,6 +371,7 @@ class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True, omit
         checksum: algorithm and lower-case hexadecimal digits, if compared: ``ADLER32:`` with 8 of them, ``MD5:`` with
             32, ``SHA256:`` with 64.
         not_preserved: attributes of the source that were to be preserved, and could not be.
+        free: of a listing: bytes that are free at its ``space_at``; None if that was not asked, or is not known.
     """
 
     id: int
@@ -377,6 +381,7 @@ class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True, omit
     checksum: str | None = None
     already_there: bool = False
     not_preserved: tuple[PreservedAttribute, ...] = ()
+    free: int | None = None
 
 
 class FailedEvent(msgspec.Struct, tag="failed", tag_field="event", frozen=True, omit_defaults=True):

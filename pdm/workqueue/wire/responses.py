@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType, field
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.planning import SkipCode
+from pdm.workqueue.wire.plans import EstimateView, PlanView, SkipCounts
 
 TypeName = Annotated[str, Meta(extra_json_schema={"enum": list(JobType.__members__)})]
 StatusName = Annotated[str, Meta(extra_json_schema={"enum": list(JobStatus.__members__)})]
@@ -22,10 +23,6 @@ WaitingFor = Annotated[
         description="Why what is submitted has to wait, a sentence each: sites that are away or drained, the next try"
         " of what failed, what comes first in the queue. Not in arrays."
     ),
-]
-
-SkipCounts = Annotated[
-    dict[str, int], Meta(description="How many entries are left out, by code; of one job that has any, not in arrays.")
 ]
 
 #: Directory → names in it.
@@ -93,30 +90,6 @@ class NextTryView(msgspec.Struct, frozen=True, kw_only=True):
     failure: FailureView = field(name="error")
 
 
-class PlannedView(msgspec.Struct, frozen=True, kw_only=True):
-    """What has one action in a plan."""
-
-    files: int
-    directories: int
-    bytes: Annotated[int, Meta(description="Of the files.")]
-
-
-class PlanView(msgspec.Struct, frozen=True, kw_only=True):
-    """What was planned for the files and directories of a copy."""
-
-    actions: Annotated[
-        dict[str, PlannedView],
-        Meta(
-            description="By action: COPY (nothing is there), OVERWRITE (another file is there), SAME (already there),"
-            " DELETE (removed at the destination), MOVED (removed at the source)."
-        ),
-    ]
-    filtered: Annotated[
-        int, Meta(description="Entries of the source that filters leave out; what is in them is not counted.")
-    ]
-    skipped: SkipCounts
-
-
 class CancelReasonView(msgspec.Struct, frozen=True, kw_only=True):
     """Why the service has cancelled a job."""
 
@@ -174,6 +147,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     plan: Annotated[
         PlanView | UnsetType,
         Meta(description="Of one copy that was compared, filtered or moved, once it has ended; not in arrays."),
+    ] = UNSET
+    estimate: Annotated[
+        EstimateView | UnsetType,
+        Meta(description="Of one copy that has been listed and has not ended, or of a dry run; not in arrays."),
     ] = UNSET
     already_there: int = 0
     bytes_already_there: int = 0

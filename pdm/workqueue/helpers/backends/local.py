@@ -235,6 +235,16 @@ class LocalStorage(Storage):
                 digest.update(buffer[:count])
         return digest.hexdigest()
 
+    def free_bytes(self, directory_url: StorageUrl) -> int | None:
+        with _storage_errors(directory_url), self._roots.resolved(directory_url, follow=True) as resolved:
+            directory = os.open(resolved.name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=resolved.directory)
+            try:
+                found = os.statvfs(directory)
+            finally:
+                os.close(directory)
+        # A file system without blocks (many of FUSE) does not count.
+        return found.f_bavail * found.f_frsize if found.f_blocks else None
+
     def interrupt(self) -> None:
         self._interrupted = True
 

@@ -136,6 +136,27 @@ def resources(url: str, chunks: Iterable[bytes], *, raw: bool = False) -> Iterat
     yield from map(tree.resource, tree.take(leave=0))
 
 
+#: Body of a PROPFIND for the quota properties (RFC 4331), which servers do not send unasked.
+QUOTA_REQUEST = (
+    b'<?xml version="1.0" encoding="utf-8"?><propfind xmlns="DAV:"><prop><quota-available-bytes/></prop></propfind>'
+)
+
+
+def available_bytes(url: str, chunks: Iterable[bytes], *, raw: bool = False) -> int | None:
+    """``quota-available-bytes`` of the first resource in a response to `QUOTA_REQUEST`; None if it has none.
+
+    Arguments and errors are those of `resources`. Some servers send negative numbers for "unknown" and "unlimited".
+    """
+    tree = _ResponseTree(url, raw=raw)
+    for chunk in chunks:
+        tree.feed(chunk)
+    tree.feed(b"", final=True)
+    for response in tree.take(leave=0)[:1]:
+        _, _, properties = tree.parts(response)
+        return byte_count(_text(properties.get("quota-available-bytes")))
+    return None
+
+
 class _ResponseTree:
     """The parsed ``response`` elements that were not taken yet."""
 
@@ -190,7 +211,8 @@ class _ResponseTree:
             raise self._invalid("an entry is too long")
         return [element for element in found if _local_name(element.tag) == "response"]
 
-    def resource(self, response: Element) -> DavResource:
+    def parts(self, response: Element) -> tuple[list[str], list[int], dict[str, Element]]:
+        """The hrefs of a response, its statuses, and its properties by name."""
         hrefs: list[str] = []
         statuses = [_OK]
         properties: dict[str, Element] = {}
@@ -210,15 +232,17 @@ class _ResponseTree:
                     properties |= _by_name(part) | {name: part}
         if not hrefs:
             raise self._invalid("an entry without a name")
+        return hrefs, statuses, properties
+
+    def resource(self, response: Element) -> DavResource:
+        hrefs, statuses, properties = self.parts(response)
         # Not ``iscollection``: XRootD (5.5) sends it for every executable file.
         kinds = properties.get("resourcetype", ())
-        size = _text(properties.get("getcontentlength"))
-        is_size = size.isascii() and size.isdecimal() and len(size) <= _MAX_SIZE_DIGITS
         return DavResource(
             # The first of several; no response to PROPFIND has more than one.
             hrefs[0],
             any(_local_name(kind.tag) == "collection" for kind in kinds),
-            int(size) if is_size else None,
+            byte_count(_text(properties.get("getcontentlength"))),
             _seconds(_text(properties.get("getlastmodified"))),
             statuses[-1],
         )
@@ -238,6 +262,12 @@ def _by_name(elements: Iterable[Element]) -> dict[str, Element]:
 
 def _text(element: Element | None) -> str:
     return "" if element is None else (element.text or "").strip()
+
+
+def byte_count(text: str | None) -> int | None:
+    """A byte count in a header or property; None if it is missing or invalid."""
+    is_valid = text is not None and text.isascii() and text.isdecimal() and len(text) <= _MAX_SIZE_DIGITS
+    return int(text) if text is not None and is_valid else None
 
 
 def _propstat_is_ok(propstat: Element) -> bool:

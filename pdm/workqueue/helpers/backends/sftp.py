@@ -20,6 +20,7 @@ from pdm.workqueue.helpers.backends.sftp_files import (
     attributes_of,
     close_handle,
     file_system_above,
+    file_system_at,
     handle_of,
     names_of,
     with_mode,
@@ -399,13 +400,9 @@ class SftpBackend(WakeableBackend, GroupBackend):
     def _diagnosed(
         self, session: SftpSession, error: StatusError, path: bytes, renamed: bytes | None = None
     ) -> StorageError:
-        """An error of writing with its reason: OpenSSH reports most errors as "Failure".
+        """An error of writing to a path with its reason: OpenSSH reports most errors as "Failure".
 
-        Args:
-            session: with the server.
-            error: of the server.
-            path: of the write.
-            renamed: source of a rename to that path, if it was one.
+        ``renamed``: source of a rename to that path, if it was one.
         """
         number = error.errno
         system = file_system_above(session, path) if error.status == sftp.FAILURE and number is None else None
@@ -424,6 +421,10 @@ class SftpBackend(WakeableBackend, GroupBackend):
             )
         words = _WORDS.get(number or 0) if error.errno is None else None
         return StorageError(f"{words or error.message}: {_shown(path)}", errno=number)
+
+    def free_bytes(self, directory_url: StorageUrl) -> int | None:
+        system = file_system_at(*self._at(directory_url))
+        return None if system is None else system.free_bytes
 
     def _refuse_directory(self, url: StorageUrl, path: bytes, error: StatusError) -> NoReturn:
         there = self.stat(url)

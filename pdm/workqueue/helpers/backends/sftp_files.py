@@ -66,11 +66,13 @@ class FileSystem(NamedTuple):
 
     Attributes:
         number: of the file system.
+        free_bytes: for this account; None for a server that does not report it.
         is_full: whether it reports no free space; False for a server that does not report it.
         is_read_only: whether it is mounted read-only.
     """
 
     number: int
+    free_bytes: int | None
     is_full: bool
     is_read_only: bool
 
@@ -108,16 +110,20 @@ def file_system_of(answer: SftpResponse) -> FileSystem:
     _, unit, blocks, _, free, inodes, _, free_inodes, number, flags = (reader.long() for _ in range(10))
     # File systems without a counter report zero of zero: not full.
     is_full = (blocks > 0 and free * unit < _LEAST_ROOM) or (inodes > 0 and free_inodes == 0)
-    return FileSystem(number, is_full, bool(flags & _READ_ONLY))
+    return FileSystem(number, free * unit if blocks else None, is_full, bool(flags & _READ_ONLY))
+
+
+def file_system_at(session: SftpSession, path: bytes) -> FileSystem | None:
+    """The file system of a path; None if the server does not report file systems."""
+    if _STATVFS not in session.extensions:
+        return None
+    return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(path)))
 
 
 def file_system_above(session: SftpSession, path: bytes) -> FileSystem | None:
     """The file system of a path's directory; None if the server does not report it."""
-    if _STATVFS not in session.extensions:
-        return None
-    directory = path.rpartition(b"/")[0] or b"/"
     with contextlib.suppress(StatusError):
-        return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(directory)))
+        return file_system_at(session, path.rpartition(b"/")[0] or b"/")
     return None
 
 

@@ -20,7 +20,10 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import HttpClient, HttpResponse
 from pdm.workqueue.helpers.backends.http_connection import HttpStatusError, exactly
 from pdm.workqueue.helpers.backends.propfind import (
+    QUOTA_REQUEST,
     DavResource,
+    available_bytes,
+    byte_count,
     check_kept,
     folded,
     is_odd,
@@ -57,7 +60,6 @@ _NAME_REFUSED = frozenset({400, 404, 409, 412, 414, 422})
 _MAX_PROBES = 4
 #: Maximum resources in the response about one.
 _MAX_RESOURCES = 1000
-_MAX_SIZE_DIGITS = 19
 
 
 class WebdavBackend(StorageBackend):
@@ -145,7 +147,7 @@ class WebdavBackend(StorageBackend):
 
     def _length(self, url: StorageUrl) -> int:
         """Bytes of a file whose server does not list them: from HEAD, or by reading it."""
-        length = _number(self._client.call("HEAD", url).header("Content-Length"))
+        length = byte_count(self._client.call("HEAD", url).header("Content-Length"))
         return sum(map(len, self._body(self._client.open("GET", url)))) if length is None else length
 
     def _directory_url(self, url: StorageUrl) -> StorageUrl:
@@ -351,6 +353,12 @@ class WebdavBackend(StorageBackend):
         head = self._client.call("HEAD", url, {"Want-Digest": HTTP_NAMES[algorithm]})
         return from_http_digest(algorithm, head.header("Digest") or "") or super().checksum(url, algorithm)
 
+    def free_bytes(self, directory_url: StorageUrl) -> int | None:
+        headers = {"Depth": "0", "Content-Type": "application/xml"}
+        url = self._directory_url(directory_url)
+        with _dropped_early(response := self._client.open("PROPFIND", url, headers, QUOTA_REQUEST, ok=(207,))):
+            return available_bytes(url, self._body(response), raw=self._client.is_xrootd(url))
+
     # -- bytes
 
     def read(self, url: StorageUrl) -> Pieces:
@@ -427,13 +435,7 @@ def is_encoded(response: HttpResponse, size: int) -> bool:
     A file that is stored compressed may have this header, too; then it has the listed size.
     """
     encoding = (response.header("Content-Encoding") or "identity").lower()
-    return encoding != "identity" and _number(response.header("Content-Length")) != size
-
-
-def _number(text: str | None) -> int | None:
-    """A byte count in a header; None if it is missing or invalid."""
-    is_valid = text is not None and text.isascii() and text.isdecimal() and len(text) <= _MAX_SIZE_DIGITS
-    return int(text) if text is not None and is_valid else None
+    return encoding != "identity" and byte_count(response.header("Content-Length")) != size
 
 
 def _misplaced(url: StorageUrl) -> StorageError:

@@ -303,7 +303,6 @@ def rename(server: str, path: str, to: str) -> None:
 
 
 def change_mode(server: str, path: str, mode: int) -> None:
-    # The protocol has the bits of POSIX.
     checked(client.FileSystem(server).chmod(path, mode))
 
 
@@ -324,6 +323,10 @@ def checksum(server: str, path: str, algorithm: str) -> str:
 
 def configuration(server: str, names: str) -> str:
     return _text(checked(client.FileSystem(server).query(QueryCode.CONFIG, names)))
+
+
+def space(server: str, path: str) -> str:
+    return _text(checked(client.FileSystem(server).query(QueryCode.SPACE, path)))
 
 
 def _text(answer: bytes) -> str:
@@ -414,6 +417,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "change_mode": change_mode,
     "checksum": checksum,
     "configuration": configuration,
+    "space": space,
     "read": read,
     "write": write,
     "pull": pull,

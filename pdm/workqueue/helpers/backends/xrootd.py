@@ -46,6 +46,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{
 _PLAIN = re.compile(r"[^?&=#%+\s\x00-\x1f\x7f]+")
 #: Errors of a third-party copy that a streamed copy may not have.
 _BETWEEN_SERVERS = (FailureCode.CREDENTIAL_REFUSED, FailureCode.CERTIFICATE, FailureCode.UNSUPPORTED)
+_SPACE = re.compile(r"oss\.(free|used|quota)=(-1|[0-9]{1,19})(?![0-9])", re.ASCII)
 #: Entries after which a worker is replaced: the library (5.5) leaks some 200 bytes for each.
 _MOST_LISTED = 200_000
 #: Message of a server that could not compute a checksum.
@@ -195,6 +196,16 @@ class XrootdBackend(WakeableBackend):
         finally:
             self.timeouts = timeouts
         return found or super().checksum(url, algorithm)
+
+    def free_bytes(self, directory_url: StorageUrl) -> int | None:
+        # The answer about a path that does not exist is not valid (5.5: free=0).
+        self._there(directory_url)
+        server, path = server_and_path(directory_url)
+        found = dict(_SPACE.findall(self._worker(server).call("space", server=server, path=path)))
+        free, used, quota = (int(found.get(name, -1)) for name in ("free", "used", "quota"))
+        if quota >= 0 and used >= 0:
+            free = min(free, max(quota - used, 0))
+        return free if free >= 0 else None
 
     # -- bytes
 

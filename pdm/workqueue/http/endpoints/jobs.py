@@ -13,12 +13,12 @@ from msgspec import UNSET
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
-from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, expiry_warning, json_array, json_items
+from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, json_array, json_items
 from pdm.workqueue.http.decoding import credential_needs, enum_members, job_from_request
 from pdm.workqueue.http.endpoints.receipts import failure_codes
+from pdm.workqueue.http.estimates import estimate_view, estimate_warnings
 from pdm.workqueue.http.listings import skipped_entries
 from pdm.workqueue.http.plans import plan_view, skipped_by_code
 from pdm.workqueue.http.problems import (
@@ -155,6 +155,8 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int, query: WaitQuery
     owner = None
     if job.user_id != caller.user_id:
         owner = (await api.database.read("whose a job is", users.subjects, [job.user_id])).get(job.user_id, "")
+    plan = await plan_view(api, job)
+    estimate = await estimate_view(api, job, progress, plan)
     view = job_view(
         job,
         progress,
@@ -163,28 +165,11 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int, query: WaitQuery
         skipped_by_code=await skipped_by_code(api, job),
         found=found,
         owner=owner,
-        plan=await plan_view(api, job),
+        plan=plan,
+        estimate=estimate,
     )
-    warning = await _expiry_warning(api, job, progress)
-    return view if warning is None else msgspec.structs.replace(view, warnings=[warning])
-
-
-async def _expiry_warning(api: ApiContext, job: JobRecord, progress: JobProgress) -> str | None:
-    """Warn when a credential will expire before the job's estimated end."""
-    if progress.eta is None:
-        return None
-    now, key = api.clock(), (job.user_id, job.src_siteid, job.dst_siteid, job.protocol)
-    known = api.expiry_cache.find(key, now)
-    if known is None:
-        needs = credential_needs(api, job)
-        end = None
-        if needs:
-            end = await api.database.read(
-                "expiry of a credential", transactions.first_credential_expiry, job.user_id, needs, now
-            )
-        api.expiry_cache.store(key, now, end)
-        known = (end,)
-    return expiry_warning(progress, known[0], now)
+    warnings = await estimate_warnings(api, job, progress, estimate)
+    return msgspec.structs.replace(view, warnings=warnings) if warnings else view
 
 
 @endpoint(
