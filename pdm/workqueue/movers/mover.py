@@ -253,6 +253,7 @@ def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLim
                     options.verify,
                     limits,
                     ChecksumAlgorithm(options.checksum or ChecksumAlgorithm.ADLER32),
+                    options.preserve,
                 )
             )
         case JobType.REMOVE:
