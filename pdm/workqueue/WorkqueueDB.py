@@ -335,6 +335,7 @@ class JobElement(Base):
             ``log_length``, see `pdm.workqueue.domain.jobs.LogSpan`.
         planned: name of a `pdm.workqueue.domain.enums.PlannedAction`; null where nothing was compared.
         mtime: of the file when it was listed, seconds since 1970; null where that is not needed later.
+        not_preserved: attributes of the source that could not be set, separated by commas; null for none.
     """
 
     __tablename__ = "job_elements"
@@ -378,6 +379,7 @@ class JobElement(Base):
     log_length: Mapped[int | None]
     planned: Mapped[str | None] = mapped_column(String(12))
     mtime: Mapped[int | None]
+    not_preserved: Mapped[str | None] = mapped_column(String(12))
 
 
 class Worker(Base):

@@ -140,6 +140,22 @@ def test_a_mirror_and_a_move(service: TestService, grid_directories: Any, mover:
     assert moved["plan"]["actions"]["MOVED"]["files"] == 2
 
 
+def test_with_preserved_times_a_second_sync_finds_all_files_there(service: TestService, grid_directories: Any) -> None:
+    for number in range(4):
+        path = grid_directories.a / "tree" / f"f{number}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x" * number)
+        os.utime(path, (1_000_000_000, 1_000_000_000 + number))
+    grid_directories.give()
+    options = {"sync": "mtime", "preserve": ["mtime"], "checksum": "MD5"}
+    for there in (0, 4):
+        source, to = str(grid_directories.a / "tree"), str(grid_directories.b / "tree")
+        place = {"src_siteid": 1, "src_filepath": source, "dst_siteid": 2, "dst_filepath": to}
+        job = service.submit("alice", "copy", **place, extra_opts=options)
+        ended = service.wait_for("alice", job["id"])
+        assert (ended["status"], ended["already_there"]) == ("DONE", there)
+
+
 def test_a_link_that_is_the_source_itself_is_followed_and_what_has_no_content_fails(
     service: TestService, grid_directories: Any
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import socket
@@ -311,6 +312,46 @@ def test_files_that_are_there_already_are_counted_apart(protocol: str, service: 
     assert (mixed["already_there"], mixed["bytes_already_there"]) == (3, 600_000)
     rate = 300_000 / mixed["progress"]["elapsed"]
     assert mixed["progress"]["average"] == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("protocol", ["file", pytest.param("ssh", marks=pytest.mark.full)])
+def test_with_preserved_times_a_second_sync_finds_all_files_there(
+    protocol: str, service: TestService, places: Places
+) -> None:
+    for number in range(4):
+        path = places.put(places.a / "tree" / f"f{number}", b"x" * number)
+        path.chmod(0o640)
+        os.utime(path, (1_000_000_000, 1_000_000_000 + number))
+    places.storages.give(places.a)
+    options = {"sync": "mtime", "preserve": ["mtime", "mode"], "checksum": "SHA256"}
+    for there in (0, 4):
+        wanted = {"dst_siteid": SITES["ssh", "B"], "dst_filepath": str(places.b / "tree"), "extra_opts": options}
+        job = run(service, "copy", protocol, "A", places.a / "tree", **wanted)
+        assert (job["status"], job["already_there"]) == ("DONE", there)
+        lines = _receipt(service, job["id"])
+        assert not any("not_preserved" in line for line in lines)
+        # Those that are there are not even compared.
+        assert {line["attempts"] for line in lines} == ({0} if there else {1})
+    for path in (places.b / "tree").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_cannot_be_preserved_is_in_the_receipt(service: TestService, places: Places) -> None:
+    path = places.put(places.a / "f")
+    wanted = {"dst_siteid": SITES["https", "B"], "dst_filepath": str(places.b / "f")}
+    options = {"preserve": ["mtime", "mode"], "checksum": "MD5"}
+    job = run(service, "copy", "file", "A", path, **wanted, extra_opts=options)
+    assert job["status"] == "DONE"
+    (line,) = _receipt(service, job["id"])
+    assert (line["outcome"], line["not_preserved"]) == ("done", "mtime,mode")
+    assert line["checksum"] == "MD5:9a0364b9e99bb480dd25e1f0284c8555"
+
+
+def _receipt(service: TestService, job: int) -> list[dict[str, Any]]:
+    """The lines of the files of a job."""
+    printed = service.pdm("alice", "receipt", str(job)).stdout
+    lines = [json.loads(line) for line in printed.splitlines()]
+    return [line for line in lines if line["line"] == "element" and line["type"] == "COPY"]
 
 
 def test_pairs_that_do_not_work_are_named(service: TestService, places: Places) -> None:

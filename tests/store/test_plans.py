@@ -76,13 +76,15 @@ class Explained:
     def assert_indexed(self) -> None:
         assert self.plans
         for statement, plan in self.plans:
-            read_whole = {"".join(names) for names in _READ_WHOLE.findall(plan + "\n")} - {"pk_workers"}
+            read_whole = {"".join(names) for names in _READ_WHOLE.findall(plan + "\n")} - _SHORT
             # An index of what waits, runs or failed may be read whole: it is as long as the answer.
             faults = {what for what in read_whole if not what.startswith("ix_") or what in _LONG_INDEXES}
             assert not faults, f"{faults} read whole by {statement}\n{plan}"
 
 
-#: Names of tables and indexes that a plan reads from end to end. "workers" has a row for each daemon and may be.
+#: Indexes that may be read whole: "workers" has a row for each daemon, "predecessors" only rows of jobs that wait.
+_SHORT = frozenset({"pk_workers", "pk_predecessors"})
+#: Names of tables and indexes that a plan reads from end to end.
 _READ_WHOLE = re.compile(
     r"SCAN (jobs|job_elements|attempts)(?! USING)\b(?! USING)"
     r"|SCAN (?:jobs|job_elements|attempts) USING (?:COVERING )?INDEX (\w+)"

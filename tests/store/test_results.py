@@ -24,7 +24,7 @@ def test_what_is_done_is_counted_and_kept(store: Store) -> None:
     (batch,) = store.claim()
     proofs = [
         verdict(token_of(batch, 0), transferred=100, checksum="ADLER32:00000001"),
-        verdict(token_of(batch, 1), transferred=200, checksum="ADLER32:00000002"),
+        verdict(token_of(batch, 1), transferred=200, checksum="ADLER32:00000002", not_preserved="mode"),
     ]
     settled = store.settle(proofs)
     record = store.job(job.id)
@@ -40,6 +40,7 @@ def test_what_is_done_is_counted_and_kept(store: Store) -> None:
         "ADLER32:00000002",
         None,
     )
+    assert (store.element(job.id, 1).not_preserved, element.not_preserved) == (None, "mode")
     attempt = store.run(jobs.fetch_attempt, job.id, 2, 1)
     assert attempt is not None
     assert (attempt.status, attempt.worker, attempt.transferred) == (JobStatus.DONE, name_of(), 200)

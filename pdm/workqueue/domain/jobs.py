@@ -220,6 +220,7 @@ class ElementRecord(NamedTuple):
         already_there: whether the destination had the file before, so that nothing was moved.
         begun: what the last attempt that began the work found before: of a RENAME or MKDIR.
         planned: as in `NewElement`; so is ``mtime``.
+        not_preserved: as in `Verdict`.
     """
 
     job_id: int
@@ -243,6 +244,7 @@ class ElementRecord(NamedTuple):
     begun: Mapping[str, Any] | None = None
     planned: PlannedAction | None = None
     mtime: int | None = None
+    not_preserved: str | None = None
 
     @property
     def work_bytes(self) -> int:
@@ -361,6 +363,7 @@ class Verdict(NamedTuple):
         already_there: whether the destination had the file before, so that nothing was moved.
         leftover: whether a temporary file of the attempt may be left at the destination.
         skipped: for a LIST: entries that are left out.
+        not_preserved: attributes of the source that a COPY could not set, separated by commas; None for none.
         log: where its log is; None if nothing of it could be written.
     """
 
@@ -376,6 +379,7 @@ class Verdict(NamedTuple):
     failure: AttemptFailure | None = None
     leftover: bool = False
     skipped: int = 0
+    not_preserved: str | None = None
     log: LogSpan | None = None
 
     def with_log(self, log: LogSpan | None) -> Verdict:

@@ -332,6 +332,7 @@ class RunningAttempt:
         counts: bool = True,
         not_before: datetime | None = None,
         skipped: int = 0,
+        not_preserved: str | None = None,
     ) -> None:
         """Write the last line of the log, and submit the verdict.
 
@@ -361,6 +362,7 @@ class RunningAttempt:
             failure,
             leftover,
             skipped,
+            not_preserved,
         )
         last_line = f"outcome={outcome} rc={code} bytes={moved} seconds={seconds:.3f}{words}"
         context.logs.end(self._ref, last_line, context.settler.submit(verdict))

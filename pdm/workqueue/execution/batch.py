@@ -383,7 +383,6 @@ class RunningBatch:
             message = f"listed with {listed} bytes, proven with {event.size}"
             self._fail(key, AttemptFailure(FailureScope.SOURCE, FailureCode.SIZE_CHANGED, message), now)
             return
-        note = " (already there)" if event.already_there else ""
         proof = f" checksum={event.checksum}" if event.checksum else ""
         self.elements += 1
         self.moved += event.transferred
@@ -391,13 +390,14 @@ class RunningBatch:
         self._has_worked = True
         self._open.pop(key).end(
             JobStatus.DONE,
-            note + proof,
+            f" (already there){proof}" if event.already_there else proof,
             now,
             transferred=event.size,
             moved=event.transferred,
             checksum=event.checksum,
             already_there=event.already_there,
             skipped=self._skipped,
+            not_preserved=",".join(event.not_preserved) or None,
         )
 
     def _note_worked(self, now: Instant) -> None:

@@ -271,9 +271,10 @@ class ActiveBatch:
         checksum: str | None = None,
         *,
         already_there: bool = False,
+        not_preserved: tuple[wire.PreservedAttribute, ...] = (),
         free: int | None = None,
     ) -> None:
-        self._close(wire.DoneEvent(self.id, key, size, transferred, checksum, already_there, free))
+        self._close(wire.DoneEvent(self.id, key, size, transferred, checksum, already_there, not_preserved, free))
 
     def failed(self, key: int, error: StorageError, *, leftover: bool = False) -> None:
         self._close(wire.FailedEvent(self.id, key, error.fault(), leftover))

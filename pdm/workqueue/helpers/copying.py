@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.directories import TargetDirectories, TargetDirectory
+from pdm.workqueue.helpers.preserving import AttributeCopier
 from pdm.workqueue.helpers.storage import (
     FileStat,
     FileVersion,
@@ -101,6 +103,7 @@ class FileCopier:
         self._overwrite = request.overwrite
         self._checksums = request.verify == "checksum"
         self._algorithm = request.checksum
+        self._attributes = AttributeCopier(request.preserve)
         self._directories = TargetDirectories(items)
         #: Whether a source was unreadable: later ones are checked first, because a failed transfer costs logins.
         self._doubts_sources = False
@@ -176,7 +179,9 @@ class FileCopier:
                     # The source is probably being written to: an error of the transfer is less likely.
                     self._check_version(storage, item, pending.version)
                 raise
+            attributes = self._attributes.read(storage, item.source)
             self._check_unchanged(storage, item, pending.version, source_sum, doubted=pending.doubted)
+            lacking = self._attributes.apply(storage, item.temporary, attributes, partial(self._batch.log, item.key))
             if self._overwrite == "never" or not pending.is_new:
                 self._rename(storage, item, checksum)
             else:
@@ -187,7 +192,7 @@ class FileCopier:
             self.give_up(storage, pending, error)
             return
         at_destination(storage.sync_directory, pending.directory.url)
-        self._batch.done(item.key, item.size, item.size, checksum)
+        self._batch.done(item.key, item.size, item.size, checksum, not_preserved=lacking)
 
     def give_up(self, storage: Storage, pending: PendingCopy, error: StoppedError | StorageError) -> None:
         """Remove the temporary file of a failed copy, and report the failure."""
@@ -225,7 +230,12 @@ class FileCopier:
         checksum = self._same(storage, item, there)
         if checksum is not None:
             self._batch.log(item.key, f"already there: {destination} has the same size and {checksum}")
-            self._batch.done(item.key, item.size, 0, checksum, already_there=True)
+            attributes = self._attributes.read(storage, item.source)
+            if there.kind != "file":
+                # What a link leads to may be another file of the user.
+                attributes = FileStat("file")
+            lacking = self._attributes.apply(storage, destination, attributes, partial(self._batch.log, item.key))
+            self._batch.done(item.key, item.size, 0, checksum, already_there=True, not_preserved=lacking)
             return True
         if self._overwrite == "never":
             raise _exists_error(destination, there.size)

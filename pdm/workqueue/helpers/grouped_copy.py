@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
@@ -16,7 +17,9 @@ from pdm.workqueue.helpers.checksums import checksum_of
 from pdm.workqueue.helpers.copying import CHANGED, CLEAN_UP_HURRY_S, SETTLE_S, FileCopier, FileCopy, discard
 from pdm.workqueue.helpers.directories import TargetDirectory
 from pdm.workqueue.helpers.group_backend import GroupBackend, GroupStorage
+from pdm.workqueue.helpers.preserving import AttributeCopier
 from pdm.workqueue.helpers.storage import (
+    FileStat,
     FileVersion,
     StoppedError,
     Storage,
@@ -26,7 +29,7 @@ from pdm.workqueue.helpers.storage import (
     at_source,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads, may_begin
-from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
+from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest, PreservedAttribute
 
 #: Larger files are copied alone: their bytes take longer than their round trips.
 _LARGEST = 256 * 1024
@@ -79,6 +82,8 @@ class _GroupedFile:
         directory: directory of the destination.
         content: its bytes, after they were read.
         version: of the source, before its bytes were read.
+        attributes: of the source, if they are preserved.
+        not_preserved: names of those that could not be.
         checksum: of the bytes, with its algorithm, if requested.
         began_at: when the copy began (`time.monotonic`).
     """
@@ -89,6 +94,8 @@ class _GroupedFile:
         self.content = b""
         self.version = FileVersion(0)
         self.checksum: str | None = None
+        self.attributes = FileStat("file")
+        self.not_preserved: tuple[PreservedAttribute, ...] = ()
         self.began_at = time.monotonic()
 
 
@@ -99,9 +106,11 @@ class GroupCopier:
         self.batch = batch
         self.limits = request.limits
         self.replaces = request.overwrite != "never"
-        self.compares = request.overwrite == "different"
+        # A file that is there may need other attributes: it is looked at alone.
+        self.compares = request.overwrite == "different" and not request.preserve
         self.with_checksums = request.verify == "checksum"
         self.algorithm = request.checksum
+        self.attributes = AttributeCopier(request.preserve)
         self.copier = FileCopier(batch, request, items)
         #: Keys of files whose temporary name may exist.
         self.written: set[int] = set()
@@ -168,8 +177,8 @@ class _GroupCopy:
         try:
             self._begin(items)
             for step in (
-                *(self._read, self._check_unchanged, self._write, self._check_sizes, self._check_content),
-                *(self._check_case, self._rename),
+                *(self._read, self._read_attributes, self._check_unchanged, self._write, self._check_sizes),
+                *(self._check_content, self._check_case, self._preserve, self._rename),
             ):
                 if self._open:
                     step(list(self._open.values()))
@@ -251,6 +260,15 @@ class _GroupCopy:
             else:
                 file.content, file.version = content
 
+    def _read_attributes(self, files: Sequence[_GroupedFile]) -> None:
+        for file in files:
+            try:
+                file.attributes = self._copier.attributes.read(self._storage, file.source)
+            except StorageError as error:
+                if error.lost or error.timed_out:
+                    raise
+                self._leave(file, error.message)
+
     def _check_unchanged(self, files: Sequence[_GroupedFile]) -> None:
         versions = at_source(self._source.group_versions, [file.source for file in files])
         for file, version in zip(files, versions, strict=True):
@@ -291,6 +309,17 @@ class _GroupCopy:
             if at_destination(file.directory.ignores_case, self._storage, file.temporary):
                 self._leave(file, "the destination ignores case")
 
+    def _preserve(self, files: Sequence[_GroupedFile]) -> None:
+        for file in files:
+            try:
+                file.not_preserved = self._copier.attributes.apply(
+                    self._storage, file.temporary, file.attributes, partial(self._batch.log, file.key)
+                )
+            except StorageError as error:
+                if error.lost or error.timed_out:
+                    raise
+                self._leave(file, error.message)
+
     def _rename(self, files: Sequence[_GroupedFile]) -> None:
         self._is_renaming = True
         renames = [(file.temporary, file.destination, file.size) for file in files]
@@ -304,7 +333,7 @@ class _GroupCopy:
             del self._open[file.key]
             proof = file.checksum or "no checksum asked for"
             self._batch.log(file.key, f"{file.size} bytes, {proof}: renamed to {file.destination}")
-            self._batch.done(file.key, file.size, file.size, file.checksum)
+            self._batch.done(file.key, file.size, file.size, file.checksum, not_preserved=file.not_preserved)
 
     # -- failed files
 

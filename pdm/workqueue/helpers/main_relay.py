@@ -122,6 +122,15 @@ class RelayStorage(GroupStorage):
     def version(self, url: StorageUrl) -> FileVersion:
         return self._backend(url).version(url)
 
+    def attributes(self, url: StorageUrl) -> FileStat:
+        return self._backend(url).attributes(url)
+
+    def set_mtime(self, url: StorageUrl, mtime: int) -> None:
+        self._backend(url).set_mtime(url, mtime)
+
+    def set_mode(self, url: StorageUrl, mode: int) -> None:
+        self._backend(url).set_mode(url, mode)
+
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         return self._backend(url).checksum(url, algorithm)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Literal, NamedTuple, ParamSpec, Self, TypeVar
@@ -242,6 +241,22 @@ class Storage(abc.ABC):
             raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
         return FileVersion(there.size, there.mtime)
 
+    def attributes(self, url: StorageUrl) -> FileStat:
+        """Modification time and permission bits of a file, links followed; the other values are not to be used."""
+        there = self.stat(url)
+        if there is None:
+            raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
+        # Those of a link may be its own.
+        return FileStat("file") if there.kind == "link" else there
+
+    def set_mtime(self, url: StorageUrl, mtime: int) -> None:
+        """Set the modification time of a file, in seconds since 1970 UTC."""
+        raise StorageError("this protocol cannot set modification times", code=FailureCode.UNSUPPORTED)
+
+    def set_mode(self, url: StorageUrl, mode: int) -> None:
+        """Set the permission bits of a file."""
+        raise StorageError("this protocol cannot set permission bits", code=FailureCode.UNSUPPORTED)
+
     @abc.abstractmethod
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         """Checksum of a file in lower-case hexadecimal digits: computed by its storage, or here by reading."""
@@ -380,24 +395,6 @@ class StorageBackend(Storage):
 
     def resume(self) -> None:
         self._interrupted = False
-
-
-class WakeableBackend(StorageBackend):
-    """A backend that waits for descriptors: an interruption makes one of them readable."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        #: Readable after `interrupt`.
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def interrupt(self) -> None:
-        super().interrupt()
-        os.eventfd_write(self._wake, 1)
-
-    def resume(self) -> None:
-        super().resume()
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
 
 
 def stream_copy(

@@ -333,10 +333,6 @@ def _destination(api: ApiContext, user_id: int, type_: JobType, source: Site, su
     return _site(api, user_id, submission.dst_siteid, "$.dst_siteid")
 
 
-#: Options of a COPY that nothing carries out yet: better refused than ignored.
-_NOT_CARRIED_OUT = ("preserve", "checksum")
-
-
 def _options(
     type_: JobType, protocol: JobProtocol, values: dict[str, Any] | None
 ) -> tuple[dict[str, Any], CopyOptions | None]:
@@ -348,9 +344,6 @@ def _options(
         raise invalid_value(error, OPTIONS[type_], "$.extra_opts") from error
     if isinstance(options, CopyOptions):
         check_filters(options)
-    for name in _NOT_CARRIED_OUT:
-        if given.get(name):
-            raise InvalidInputError(f"this service cannot {name} yet: leave it out", f"$.extra_opts.{name}")
     if options.dummy is not None:
         if protocol is not JobProtocol.DUMMY:
             raise InvalidInputError("the option dummy is for the protocol DUMMY only", "$.extra_opts.dummy")

@@ -90,7 +90,7 @@ class _JsonLines:
 
 _COLUMNS = (
     *("line", "number", "type", "source", "destination", "size", "checksum", "planned", "outcome", "attempts"),
-    *("start", "end"),
+    *("not_preserved", "start", "end"),
     *("code", "scope", "count", "message", "hint"),
 )
 #: A cell that begins with one of these is a formula for spreadsheets.
@@ -143,7 +143,7 @@ def _csv_row(line: ReceiptLine) -> dict[str, object]:
         }
     if isinstance(line, ReceiptElement):
         row = {name: getattr(line, name) for name in ("type", "source", "destination", "size")}
-        row |= {name: getattr(line, name) for name in ("checksum", "planned", "outcome")}
+        row |= {name: getattr(line, name) for name in ("checksum", "planned", "not_preserved", "outcome")}
         row |= {"line": "element", "number": line.element, "attempts": line.attempts}
         row |= {"start": line.start, "end": line.end}
         if line.failure is not None:
@@ -263,6 +263,7 @@ def _element_line(page: ReceiptPage, element: ElementRecord) -> ReceiptElement:
         size=element.size if element.type is JobType.COPY else None,
         checksum=element.checksum if element.status is JobStatus.DONE else None,
         planned=None if planned is None else planned.value,
+        not_preserved=element.not_preserved,
         outcome=outcome,
         attempts=element.attempts,
         start=start,

@@ -262,6 +262,7 @@ def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLim
                     options.verify,
                     limits,
                     algorithm,
+                    options.preserve,
                 )
             )
         case JobType.REMOVE:

@@ -108,7 +108,7 @@ ELEMENT_COLUMNS = (
     *columns_of(elements, "attempts", "lost", "max_tries", "timestamp", "due_at"),
     *columns_of(elements, "transferred", "elapsed_s", "checksum"),
     *columns_of(elements, "failure_scope", "failure_code", "failure_message", "already_there", "begun"),
-    *columns_of(elements, "planned", "mtime"),
+    *columns_of(elements, "planned", "mtime", "not_preserved"),
 )
 _JOB_NAMES = tuple(column.name for column in JOB_COLUMNS)
 _COUNTERS = tuple((f"num_{counter.name}", counter.name) for counter in attrs.fields(Counters))
@@ -139,7 +139,7 @@ def element_record(row: Iterable[Any], *, claimed: bool = False) -> ElementRecor
     # Unpacked, not by a dict as for jobs, which takes twice as long.
     (job_id, number, type_, status, source, destination, size, is_directory, tries, lost, max_tries, *rest) = row
     timestamp, due_at, transferred, elapsed_s, checksum, scope, code, message, already_there, begun, *planning = rest
-    planned, mtime = planning
+    planned, mtime, not_preserved = planning
     return ElementRecord(
         job_id=job_id,
         id=number,
@@ -162,6 +162,7 @@ def element_record(row: Iterable[Any], *, claimed: bool = False) -> ElementRecor
         begun=begun,
         planned=None if planned is None else PlannedAction(planned),
         mtime=mtime,
+        not_preserved=not_preserved,
     )
 
 

@@ -68,10 +68,11 @@ _RENEWED_PAUSE = timedelta(seconds=1)
 _SETTLE_DONE = RowStatement(
     """
     WITH done (job_id, id, lost, transferred, elapsed_s, checksum, residue, already_there,
-        started_at, log_offset, log_length) AS (VALUES {rows})
+        not_preserved, started_at, log_offset, log_length) AS (VALUES {rows})
     UPDATE job_elements SET status = 'DONE', lost = done.lost, transferred = done.transferred,
         elapsed_s = done.elapsed_s, checksum = done.checksum, residue = done.residue,
-        already_there = done.already_there, claimed_at = NULL, started_at = done.started_at,
+        already_there = done.already_there, not_preserved = done.not_preserved,
+        claimed_at = NULL, started_at = done.started_at,
         log_offset = CAST(done.log_offset AS BIGINT), log_length = CAST(done.log_length AS BIGINT),
         failure_scope = NULL, failure_code = NULL, failure_message = NULL
     FROM done WHERE job_elements.job_id = done.job_id AND job_elements.id = done.id
@@ -80,7 +81,7 @@ _SETTLE_DONE = RowStatement(
         *columns_of(
             elements, "job_id", "id", "lost", "transferred", "elapsed_s", "checksum", "residue", "already_there"
         ),
-        *columns_of(elements, "started_at", "log_offset", "log_length"),
+        *columns_of(elements, "not_preserved", "started_at", "log_offset", "log_length"),
     ],
 )
 
@@ -236,6 +237,7 @@ def _done_change(verdict: Verdict, row: _ClaimedElement) -> tuple[Any, ...]:
         verdict.checksum,
         verdict.leftover,
         verdict.already_there,
+        verdict.not_preserved,
         verdict.started_at,
         None if log is None else log.offset,
         None if log is None else log.length,
@@ -275,6 +277,7 @@ def _element_change(verdict: Verdict, status: JobStatus, row: _ClaimedElement) -
         # A successful attempt has first removed the files of earlier ones.
         "residue": verdict.leftover or (row.residue and not done),
         "already_there": done and verdict.already_there,
+        "not_preserved": verdict.not_preserved,
         **failure_columns(None if done else verdict.failure),
     }
 

@@ -24,6 +24,8 @@ LONGEST_LINE = 4 * 1024 * 1024
 LEASE_OVER_STATUS = 75
 
 
+#: What a copy can keep of a file besides its bytes.
+PreservedAttribute = Literal["mtime", "mode"]
 #: Identifies an entry later: its kind, and unless it is a directory also size and mtime.
 Fingerprint = list[str | int | None]
 
@@ -159,6 +161,8 @@ class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
     """Copy files and verify each.
 
     ``checksum`` names the algorithm by which both ends are compared, where ``verify`` or ``overwrite`` ask for that.
+    ``preserve``: what the file at the destination gets of its source, also one that is there already; what cannot be
+    set is no failure.
     """
 
     id: int
@@ -167,6 +171,7 @@ class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
     verify: Literal["checksum", "size"]
     limits: TimeLimits
     checksum: ChecksumAlgorithm = ChecksumAlgorithm.ADLER32
+    preserve: tuple[PreservedAttribute, ...] = ()
 
 
 class CheckRequest(msgspec.Struct, tag="check", tag_field="op", frozen=True):
@@ -395,6 +400,7 @@ class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True, omit
         already_there: whether the destination had an identical file, so that nothing was transferred.
         checksum: algorithm and lower-case hexadecimal digits, if compared: ``ADLER32:`` with 8 of them, ``MD5:`` with
             32, ``SHA256:`` with 64.
+        not_preserved: attributes of the source that were to be preserved, and could not be.
         free: of a listing: bytes that are free at its ``space_at``; None if that was not asked, or is not known.
     """
 
@@ -404,6 +410,7 @@ class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True, omit
     transferred: int = 0
     checksum: str | None = None
     already_there: bool = False
+    not_preserved: tuple[PreservedAttribute, ...] = ()
     free: int | None = None
 
 

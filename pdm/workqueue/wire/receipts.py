@@ -73,6 +73,7 @@ class ReceiptElement(_Line, frozen=True, kw_only=True, tag="element"):
         checksum: ``algorithm:value``.
         planned: what the plan of a copy that was compared with its destination says; see
             `pdm.workqueue.domain.enums.PlannedAction`.
+        not_preserved: attributes of the source that could not be set, of ``mtime`` and ``mode``, separated by commas.
         outcome: ``done``, ``already there``, ``failed``, ``cancelled``, ``held``, ``running`` or ``waiting``; of a dry
             run ``would copy``, ``would overwrite``, ``same``, ``would delete`` or ``would remove``.
         attempts: number of attempts begun.
@@ -88,6 +89,7 @@ class ReceiptElement(_Line, frozen=True, kw_only=True, tag="element"):
     size: int | None = None
     checksum: str | None = None
     planned: str | None = None
+    not_preserved: str | None = None
     outcome: str
     attempts: int
     start: datetime | None = None

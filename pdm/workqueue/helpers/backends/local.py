@@ -203,6 +203,26 @@ class LocalStorage(Storage):
         tag = f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}"
         return FileVersion(status.st_size, status.st_mtime, tag, is_exact=True)
 
+    def attributes(self, url: StorageUrl) -> FileStat:
+        with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
+            status = os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False)
+        return FileStat("file", mode=stat.S_IMODE(status.st_mode), mtime=int(status.st_mtime))
+
+    def set_mtime(self, url: StorageUrl, mtime: int) -> None:
+        with _storage_errors(url), self._opened(url) as file:
+            lease.check()
+            try:
+                os.utime(file, (time.time(), mtime))
+            except OverflowError as error:
+                raise StorageError(f"{mtime} is no modification time of a file", errno=errno.EINVAL) from error
+            os.fsync(file)
+
+    def set_mode(self, url: StorageUrl, mode: int) -> None:
+        with _storage_errors(url), self._opened(url) as file:
+            lease.check()
+            os.fchmod(file, mode)
+            os.fsync(file)
+
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         with _storage_errors(url), self._opened(url) as file:
             # The checksum must be that of the disk: drop written pages from the cache.

@@ -15,14 +15,16 @@ from pdm.workqueue.helpers.backends import sftp_groups
 from pdm.workqueue.helpers.backends import sftp_session as sftp
 from pdm.workqueue.helpers.backends.sftp_files import (
     Attributes,
-    FileSystem,
     PieceSizes,
     ReadAhead,
     attributes_of,
     close_handle,
-    file_system_of,
+    file_system_above,
+    file_system_at,
     handle_of,
     names_of,
+    with_mode,
+    with_mtime,
     with_targets,
     with_types,
     write_pipelined,
@@ -30,13 +32,13 @@ from pdm.workqueue.helpers.backends.sftp_files import (
 from pdm.workqueue.helpers.backends.sftp_session import SftpSession, StatusError, string
 from pdm.workqueue.helpers.backends.ssh_command import ssh_command, ssh_environment
 from pdm.workqueue.helpers.group_backend import FileContent, GroupBackend
-from pdm.workqueue.helpers.storage import EntryIterator, FileStat, FileVersion, Pieces, StorageError, WakeableBackend
+from pdm.workqueue.helpers.storage import EntryIterator, FileStat, FileVersion, Pieces, StorageError
+from pdm.workqueue.helpers.wakeable_backend import WakeableBackend
 
 _NO_ATTRIBUTES = struct.pack(">I", 0)
-_POSIX_RENAME, _HARD_LINK, _STATVFS, _LIMITS = (
+_POSIX_RENAME, _HARD_LINK, _LIMITS = (
     b"posix-rename@openssh.com",
     b"hardlink@openssh.com",
-    b"statvfs@openssh.com",
     b"limits@openssh.com",
 )
 #: Message instead of the server's "Failure".
@@ -251,14 +253,29 @@ class SftpBackend(WakeableBackend, GroupBackend):
         return self.version(url).size
 
     def version(self, url: StorageUrl) -> FileVersion:
+        there = self._attributes(url)
+        if there.size is None:
+            raise StorageError(f"{url}: the server does not tell the size", code=FailureCode.UNSUPPORTED)
+        return FileVersion(there.size, there.mtime)
+
+    def attributes(self, url: StorageUrl) -> FileStat:
+        return self._attributes(url).file_stat()
+
+    def _attributes(self, url: StorageUrl) -> Attributes:
+        """Of what is at a path, links followed."""
         session, path = self._at(url)
         try:
-            there = attributes_of(session.call(sftp.STAT, string(path)))
+            return attributes_of(session.call(sftp.STAT, string(path)))
         except StatusError as error:
             raise _about(error, path) from error
-        if there.size is None:
-            raise StorageError(f"the server does not tell the size of {_shown(path)}", code=FailureCode.UNSUPPORTED)
-        return FileVersion(there.size, there.mtime)
+
+    def set_mtime(self, url: StorageUrl, mtime: int) -> None:
+        session, path = self._at(url)
+        session.call(sftp.SETSTAT, string(path), with_mtime(mtime))
+
+    def set_mode(self, url: StorageUrl, mode: int) -> None:
+        session, path = self._at(url)
+        session.call(sftp.SETSTAT, string(path), with_mode(mode))
 
     # -- bytes
 
@@ -383,22 +400,18 @@ class SftpBackend(WakeableBackend, GroupBackend):
     def _diagnosed(
         self, session: SftpSession, error: StatusError, path: bytes, renamed: bytes | None = None
     ) -> StorageError:
-        """An error of writing with its reason: OpenSSH reports most errors as "Failure".
+        """An error of writing to a path with its reason: OpenSSH reports most errors as "Failure".
 
-        Args:
-            session: with the server.
-            error: of the server.
-            path: of the write.
-            renamed: source of a rename to that path, if it was one.
+        ``renamed``: source of a rename to that path, if it was one.
         """
         number = error.errno
-        system = self._file_system(session, path) if error.status == sftp.FAILURE and number is None else None
+        system = file_system_above(session, path) if error.status == sftp.FAILURE and number is None else None
         if system is not None and system.is_read_only:
             number = errno.EROFS
         elif system is not None and system.is_full:
             number = errno.ENOSPC
         elif system is not None and renamed is not None:
-            other = self._file_system(session, renamed)
+            other = file_system_above(session, renamed)
             number = errno.EXDEV if other is not None and other.number != system.number else None
         if number == errno.EXDEV:
             return StorageError(
@@ -409,21 +422,9 @@ class SftpBackend(WakeableBackend, GroupBackend):
         words = _WORDS.get(number or 0) if error.errno is None else None
         return StorageError(f"{words or error.message}: {_shown(path)}", errno=number)
 
-    @staticmethod
-    def _file_system(session: SftpSession, path: bytes) -> FileSystem | None:
-        """The file system of a path; None if the server does not report it."""
-        if _STATVFS not in session.extensions:
-            return None
-        directory = path.rpartition(b"/")[0] or b"/"
-        with contextlib.suppress(StatusError):
-            return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(directory)))
-        return None
-
     def free_bytes(self, directory_url: StorageUrl) -> int | None:
-        session, path = self._at(directory_url)
-        if _STATVFS not in session.extensions:
-            return None
-        return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(path))).free_bytes
+        system = file_system_at(*self._at(directory_url))
+        return None if system is None else system.free_bytes
 
     def _refuse_directory(self, url: StorageUrl, path: bytes, error: StatusError) -> NoReturn:
         there = self.stat(url)

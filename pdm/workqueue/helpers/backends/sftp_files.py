@@ -10,6 +10,7 @@ import errno
 import re
 import stat
 import struct
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -35,6 +36,8 @@ _KINDS_OF_LONG_NAMES: Mapping[bytes, FileKind] = {b"-": "file", b"d": "directory
 #: Free bytes below which a file system counts as full.
 _LEAST_ROOM = 1024 * 1024
 _READ_ONLY = 1
+_STATVFS = b"statvfs@openssh.com"
+_LAST_TIME = 2**32 - 1
 
 
 class Attributes(NamedTuple):
@@ -108,6 +111,36 @@ def file_system_of(answer: SftpResponse) -> FileSystem:
     # File systems without a counter report zero of zero: not full.
     is_full = (blocks > 0 and free * unit < _LEAST_ROOM) or (inodes > 0 and free_inodes == 0)
     return FileSystem(number, free * unit if blocks else None, is_full, bool(flags & _READ_ONLY))
+
+
+def file_system_at(session: SftpSession, path: bytes) -> FileSystem | None:
+    """The file system of a path; None if the server does not report file systems."""
+    if _STATVFS not in session.extensions:
+        return None
+    return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(path)))
+
+
+def file_system_above(session: SftpSession, path: bytes) -> FileSystem | None:
+    """The file system of a path's directory; None if the server does not report it."""
+    with contextlib.suppress(StatusError):
+        return file_system_at(session, path.rpartition(b"/")[0] or b"/")
+    return None
+
+
+def with_mode(mode: int) -> bytes:
+    """Attributes for SETSTAT: permission bits."""
+    return struct.pack(">II", _PERMISSIONS, mode)
+
+
+def with_mtime(mtime: int) -> bytes:
+    """Attributes for SETSTAT: modification time in seconds since 1970, and now as the time of the last access.
+
+    Raises:
+        StorageError: version 3 of the protocol cannot express it.
+    """
+    if not 0 <= mtime <= _LAST_TIME:
+        raise StorageError(f"SFTP cannot express the modification time {mtime}", code=FailureCode.UNSUPPORTED)
+    return struct.pack(">III", _TIMES, min(int(time.time()), _LAST_TIME), mtime)
 
 
 def _attributes(reader: PacketReader) -> Attributes:

@@ -302,6 +302,10 @@ def rename(server: str, path: str, to: str) -> None:
     checked(client.FileSystem(server).mv(path, to))
 
 
+def change_mode(server: str, path: str, mode: int) -> None:
+    checked(client.FileSystem(server).chmod(path, mode))
+
+
 def checksum(server: str, path: str, algorithm: str) -> str:
     """The server's checksum; small files are read instead, because the server starts a process for each."""
     opened = Opened(f"{server}/{path}", OpenFlags.READ)
@@ -410,6 +414,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "remove": remove,
     "remove_directory": remove_directory,
     "rename": rename,
+    "change_mode": change_mode,
     "checksum": checksum,
     "configuration": configuration,
     "space": space,

@@ -33,11 +33,11 @@ from pdm.workqueue.helpers.storage import (
     ProgressCallback,
     StorageError,
     Timeouts,
-    WakeableBackend,
     at_destination,
     at_source,
     link_to_directory,
 )
+from pdm.workqueue.helpers.wakeable_backend import WakeableBackend
 
 #: Smaller files are streamed even if servers could copy: a third-party copy starts a program that logs in.
 _SMALL = 4 * 1024 * 1024
@@ -171,6 +171,10 @@ class XrootdBackend(WakeableBackend):
 
     def size(self, url: StorageUrl) -> int:
         return self._there(url).size
+
+    def set_mode(self, url: StorageUrl, mode: int) -> None:
+        server, path = server_and_path(url)
+        self._worker(server).call("change_mode", server=server, path=path, mode=mode)
 
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         """From the server, or by reading the file if it has none."""

@@ -25,7 +25,7 @@ from pdm.workqueue.helpers.gridftp.replies import (
     time_in,
 )
 from pdm.workqueue.helpers.storage import FRESH_S, FileStat
-from pdm.workqueue.wire.agent_messages import CopyItem
+from pdm.workqueue.wire.agent_messages import CopyItem, PreservedAttribute
 
 #: Files for which one listing of their directory is worth its cost; in a large directory, one for each few entries.
 _MIN_FILES_FOR_LISTING, _MAX_FILES_FOR_LISTING, _ENTRIES_FOR_A_FILE = 64, 128, 4
@@ -49,6 +49,8 @@ class PipelinedFile:
         temporary: its current temporary name.
         used: temporary names that may exist.
         version: of the source before the transfer, as its server reported it.
+        attributes: of the source, if they are preserved.
+        not_preserved: names of those that could not be.
         checksum: checksum from one side, until the other side has reported its own.
         unproven: number of checks still pending.
         over: whether it has an outcome here, or was left to the fallback; later replies are ignored.
@@ -58,7 +60,18 @@ class PipelinedFile:
     """
 
     __slots__ = (
-        *("checksum", "destination", "directory", "is_listed", "is_source_listed", "item", "key", "listings", "over"),
+        *(
+            "attributes",
+            "checksum",
+            "destination",
+            "directory",
+            "is_listed",
+            "is_source_listed",
+            "item",
+            "key",
+            "listings",
+        ),
+        *("not_preserved", "over"),
         *("size", "source", "temporary", "unproven", "used", "version"),
     )
 
@@ -78,6 +91,8 @@ class PipelinedFile:
         """Reset what was learned on channels that are closed."""
         self.version: str | int | None = None
         self.checksum: str | None = None
+        self.attributes = FileStat("file")
+        self.not_preserved: list[PreservedAttribute] = []
         self.unproven = 0
         self.listings: list[SharedListing] = []
         self.is_listed = self.is_source_listed = False

@@ -21,6 +21,7 @@ import msgspec
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.copying import temporary_name
+from pdm.workqueue.helpers.gridftp.attribute_commands import PipelinedAttributes
 from pdm.workqueue.helpers.gridftp.checksum_command import computes_checksums
 from pdm.workqueue.helpers.gridftp.connections import (
     BrokenError,
@@ -122,6 +123,7 @@ class _RouteCopy:
         self._checksums = request.verify == "checksum"
         self._algorithm = request.checksum
         self._overwrite = request.overwrite
+        self._preserve = request.preserve
         self._limits = request.limits
         self._open: dict[int, PipelinedFile] = {}
         #: Number of replaced pairs of channels: each pair has temporary names of its own.
@@ -136,6 +138,7 @@ class _RouteCopy:
         self._left: list[CopyItem] = []
         self._source: ControlChannel
         self._destination: ControlChannel
+        self._attributes: PipelinedAttributes
         #: Checks of the sources' times; None if checksums are compared.
         self._sources: SourceCheck | None = None
         self._most_files = _MOST_FILES
@@ -183,6 +186,7 @@ class _RouteCopy:
         channels = self._source, self._destination
         if self._checksums and not computes_checksums(self._algorithm, *channels):
             raise ChannelError(f"a server offers no {self._algorithm}")
+        self._attributes = PipelinedAttributes(self._preserve, *channels, self._batch.log)
         files = list(self._open.values())
         for file in files:
             file.begin_anew()
@@ -271,6 +275,7 @@ class _RouteCopy:
                 self._leave(file, f"the temporary file does not have {file.size} bytes: {reply.text}")
             self._proven(file)
 
+        self._attributes.read(file)
         self._destination.send(b"STOR " + file.temporary, transferred)
         if self._sources is not None:
             self._sources.look_before(file)
@@ -338,6 +343,7 @@ class _RouteCopy:
             else:
                 self._leave(file, reply.text)
 
+        self._attributes.apply(file)
         self._destination.send(b"RNFR " + file.temporary, lambda reply: None)
         self._destination.send(b"RNTO " + file.destination, renamed)
 
@@ -345,6 +351,9 @@ class _RouteCopy:
 
     def _is_there(self, file: PipelinedFile) -> None:
         """The destination already has the file."""
+        if self._preserve:
+            self._leave(file, "it is already there, perhaps with other attributes")
+            return
         if self._batch.started(file.key):
             what = f"the same size and {self._algorithm}:{file.checksum}"
             self._batch.log(file.key, f"already there: {file.item.destination} has {what}")
@@ -354,7 +363,8 @@ class _RouteCopy:
         self._close(file)
         asked = self._checksums or not transferred
         checksum = f"{self._algorithm}:{file.checksum}" if asked and file.checksum else None
-        self._batch.done(file.key, file.size, transferred, checksum, already_there=already_there)
+        lacking = tuple(file.not_preserved)
+        self._batch.done(file.key, file.size, transferred, checksum, already_there=already_there, not_preserved=lacking)
 
     def _leave(self, file: PipelinedFile, why: str) -> None:
         """Leave a file to the fallback."""

@@ -12,6 +12,7 @@ from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.checksums import checksum_of
+from pdm.workqueue.helpers.gridftp.attribute_commands import mode_command, mtime_command
 from pdm.workqueue.helpers.gridftp.checksum_command import checksum_command, checksum_in, computes_checksums
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port, server_path
 from pdm.workqueue.helpers.gridftp.control import ControlChannel, greets
@@ -95,6 +96,14 @@ class GridFtpStorage(Storage):
         except StorageError as error:
             self._check_greeting(error, url, FailureScope.SOURCE)
             raise
+
+    # -- attributes
+
+    def set_mtime(self, url: StorageUrl, mtime: int) -> None:
+        self._accepted(url, mtime_command(_path(url), mtime))
+
+    def set_mode(self, url: StorageUrl, mode: int) -> None:
+        self._accepted(url, mode_command(_path(url), mode))
 
     # -- checksums
 

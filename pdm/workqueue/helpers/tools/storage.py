@@ -128,6 +128,25 @@ class ToolStorage(Storage):
     def version(self, url: StorageUrl) -> FileVersion:
         return self._known(url, lambda client: client.version(url), lambda: self._version_by_tool(url))
 
+    def attributes(self, url: StorageUrl) -> FileStat:
+        client = self._client(url)
+        return super().attributes(url) if client is None else client.attributes(url)
+
+    def set_mtime(self, url: StorageUrl, mtime: int) -> None:
+        # The tools have no command for it.
+        client = self._client(url)
+        if client is None:
+            super().set_mtime(url, mtime)
+        else:
+            client.set_mtime(url, mtime)
+
+    def set_mode(self, url: StorageUrl, mode: int) -> None:
+        client = self._client(url)
+        if client is None:
+            super().set_mode(url, mode)
+        else:
+            client.set_mode(url, mode)
+
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         return self._known(
             url, lambda client: client.checksum(url, algorithm), lambda: self._gfal.checksum(url, algorithm)
