@@ -289,8 +289,11 @@ def test_a_check_takes_what_a_receipt_can_prove(service: TestService, folder: Pa
     pdm(service, "check", "-", code=2)
     done = pdm(service, "check", receipt, "--option", "overwrite=always", code=2)
     assert "--at and --overwrite contradict each other: a check writes nothing" in done.stderr
-    moved = pdm(service, "mv", f"1:/{folder.name}/one", f"2:/{folder.name}/moved", "-F", "json").stdout
+    moved = pdm(
+        service, "mv", f"1:/{folder.name}/one", f"2:/{folder.name}/moved", "--checksum", "md5", "-F", "json"
+    ).stdout
     pdm(service, "receipt", str(json.loads(moved)["id"]), "-o", tmp_path / "moved")
+    assert "MD5:" in (tmp_path / "moved").read_text()
     assert "removed the sources" in pdm(service, "check", tmp_path / "moved", "--at", "source", code=2).stderr
     pdm(service, "check", tmp_path / "moved")
 

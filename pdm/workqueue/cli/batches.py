@@ -167,8 +167,10 @@ def read_check(name: str, ca: str | None, at: Literal["source", "destination"]) 
         raise CommandError(
             ExitCode.USAGE, "the receipt is of a move, which removed the sources", "Check the destination."
         )
-    kept = {name: found.settings[name] for name in ("checksum", "mover", "dummy") if name in found.settings}
-    if found.without_checksum and found.without_checksum == sum(map(len, found.parts)):
+    has_checksums = found.without_checksum < sum(map(len, found.parts))
+    names = ("mover", "dummy", *(["checksum"] if has_checksums else []))
+    kept = {name: found.settings[name] for name in names if name in found.settings}
+    if not has_checksums:
         kept["verify"] = "size"
     return evolve(found, settings=kept | {"check": at})
 
