@@ -300,14 +300,11 @@ def test_a_move_keeps_what_is_not_proven_at_the_destination() -> None:
     assert [one.src_filepath for one in planned.elements if one.planned is MOVED] == ["/s/b"]
 
 
-def test_a_move_of_one_file_keeps_it_where_a_link_may_lead_to_it() -> None:
-    rules = CopyRules(move=True, sync=SyncLevel.CHECKSUM)
-    for is_one_server, expected in ((True, {"/s/f": "KEPT"}), (False, {})):
-        made = plan_for(JobType.COPY, "/s/f", "/alias/f", "/s/f", rules=rules, is_one_server=is_one_server)
-        assert made is not None
-        planned = run(made, [file("")], [file("")])
-        assert notes(planned) == expected
-        assert bool(planned.elements) is not is_one_server
+@pytest.mark.parametrize("rules", [MOVE, CopyRules(move=True, sync=SyncLevel.CHECKSUM)])
+def test_a_move_knows_what_the_destination_had_before(rules: CopyRules) -> None:
+    made = plan_for(JobType.COPY, "/s/f", "/alias/f", "/s/f", rules=rules, is_one_server=True)
+    assert made is not None and made.needs_destination
+    assert [one.planned for one in run(made, [file("")], [file("")]).elements] == [OVERWRITE]
 
 
 def test_a_move_leaves_links_and_unreadable_directories() -> None:

@@ -110,13 +110,15 @@ def test_a_source_is_removed_after_its_copy(store: Store) -> None:
     assert store.job(job.id).counters == store.recount(job.id)
 
 
+@pytest.mark.parametrize("options", [MOVE, {**MOVE, "sync": "checksum"}])
 @pytest.mark.parametrize(
-    ("options", "attempts", "removed"), [(MOVE, 1, 0), (MOVE, 2, 1), ({**MOVE, "sync": "checksum"}, 1, 1)]
+    ("action", "attempts", "removed"),
+    [(PlannedAction.COPY, 1, 0), (PlannedAction.COPY, 2, 1), (PlannedAction.OVERWRITE, 2, 0)],
 )
 def test_a_source_stays_that_the_destination_had_before(
-    store: Store, options: dict[str, Any], attempts: int, removed: int
+    store: Store, options: dict[str, Any], action: PlannedAction, attempts: int, removed: int
 ) -> None:
-    job, listing = begun(store, [planned(PlannedAction.COPY, "a")], **options)
+    job, listing = begun(store, [planned(action, "a")], **options)
     store.settle(done(listing))
     for _ in range(attempts - 1):
         store.settle(ended(JobStatus.SUBMITTED, *store.claim()))

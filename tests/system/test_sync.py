@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pdm.testgrid.service import TestService
+from pdm.workqueue.cli.exit_codes import ExitCode
 from tests.helpers.driver import put, tree
 
 _numbers = itertools.count(1)
@@ -250,6 +251,41 @@ def test_a_move_into_the_source_by_a_link_removes_nothing(service: TestService, 
     listing = service.call("admin", "GET", f"/jobs/{job['id']}/elements/0")[1]
     assert (job["status"], listing.get("error", {}).get("code")) == ("FAILED", "SAME_PLACE"), listing
     assert tree(trees.source) == {"d/only": b"copy"}
+
+
+@pytest.fixture(scope="module")
+def door(service: TestService) -> int:
+    """Another site, whose directory is that of site 1 by another name."""
+    root = service.directory / "storage" / "door"
+    root.symlink_to("a")
+    added = service.pdm("admin", "site", "add", "DOOR", "--file", f"file://{root}", "--public")
+    assert added.returncode == 0, added.stderr
+    return next(int(one["id"]) for one in service.call("admin", "GET", "/sites")[1] if one["name"] == "DOOR")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"sync": "checksum"},
+        {"overwrite": "always", "verify": "size"},
+        pytest.param({"overwrite": "different", "verify": "size"}, marks=pytest.mark.full),
+        pytest.param({"sync": "mtime", "verify": "size"}, marks=pytest.mark.full),
+    ],
+)
+def test_a_move_through_two_doors_to_one_directory_keeps_the_only_copy(
+    service: TestService, trees: Trees, door: int, options: dict[str, Any]
+) -> None:
+    file(trees.source / "d" / "only", b"copy")
+    place = {"src_filepath": trees.name, "dst_filepath": trees.name, "protocol": "FILE"}
+    move = {"move": True, **options}
+    submitted = service.submit("admin", "copy", src_siteid=1, dst_siteid=door, **place, extra_opts=move)
+    job = service.wait_for("admin", submitted["id"])
+    assert job["status"] == "DONE", trees.elements(job)
+    assert tree(trees.source) == {"d/only": b"copy"}
+    waited = service.pdm("admin", "wait", str(job["id"]))
+    assert waited.returncode == ExitCode.PARTIAL
+    assert "kept" in waited.stderr
 
 
 def test_a_move_leaves_what_is_not_proven(trees: Trees) -> None:

@@ -56,7 +56,7 @@ _SKIP_WORDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "UNNAMED": ("entry that the server does not name", "entries that the server does not name"),
         "PERMISSION_DENIED": ("directory without permission", "directories without permission"),
         "NO_TIME": ("file without a known time", "files without a known time"),
-        "OCCUPIED": ("file in whose place is a directory", "files in whose places are directories"),
+        "OCCUPIED": ("entry whose place is taken", "entries whose places are taken"),
         "EXISTS": ("file that may not be overwritten", "files that may not be overwritten"),
         "KEPT": ("source that is kept", "sources that are kept"),
         "LINK_NOT_MOVED": ("link that is not moved", "links that are not moved"),
@@ -74,8 +74,18 @@ def files_done(job: JobView) -> int:
 def is_partial(job: JobView) -> bool:
     """Whether an ended job did only a part: the rest failed or was skipped."""
     if job.status == JobStatus.DONE.name:
-        return job.skipped > 0
+        return job.skipped > 0 or kept_sources(job) > 0
     return job.status == JobStatus.FAILED.name and files_done(job) > 0
+
+
+def kept_sources(job: JobView) -> int:
+    """Files that a move which has ended did not remove at the source, because the destination had them before."""
+    if job.extra_opts.get("move") is not True or is_dry_run(job) or job.status != JobStatus.DONE.name:
+        return 0
+    arrived = sum(
+        planned(job, action).files for action in (PlannedAction.COPY, PlannedAction.OVERWRITE, PlannedAction.SAME)
+    )
+    return max(arrived - planned(job, PlannedAction.MOVED).files, 0)
 
 
 def outcome_line(job: JobView) -> str:
@@ -106,7 +116,11 @@ def _copied_parts(job: JobView) -> list[str]:
         parts = [f"copied or removed {done}", f"already there {job.already_there}"]
     else:
         parts = [f"copied {done - removed}", f"already there {job.already_there}"]
-        parts += [f"{words} {count}" for each, words in removals if (count := each.files + each.directories)]
+        if kept := kept_sources(job):
+            # The directories above them stay as well.
+            parts += [f"removed at the source {planned(job, PlannedAction.MOVED).files}", f"kept at the source {kept}"]
+        else:
+            parts += [f"{words} {count}" for each, words in removals if (count := each.files + each.directories)]
     if job.plan is not UNSET and job.plan.filtered:
         parts.append(f"filtered out {job.plan.filtered}")
     return parts

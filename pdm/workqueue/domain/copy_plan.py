@@ -58,8 +58,11 @@ class CopyRules:
 
     @property
     def needs_destination(self) -> bool:
-        """Whether the destination must be listed."""
-        return self.sync is not None or self.dry_run
+        """Whether the destination must be listed.
+
+        For a move it says what was there before: that may be the source itself, by another door to its storage.
+        """
+        return self.sync is not None or self.dry_run or self.move
 
     @property
     def is_plain(self) -> bool:
@@ -69,7 +72,7 @@ class CopyRules:
     @property
     def is_planned(self) -> bool:
         """Whether elements say what was planned."""
-        return self.needs_destination or self.move
+        return self.needs_destination
 
 
 #: What listings call an entry, in words.
@@ -218,11 +221,8 @@ class CopyPlan:
             action = PlannedAction.COPY
         elif at.type != "file" and not (at.target_is_file and not self._rules.move):
             return None, [self._occupied_by(entry, at)]
-        elif self._rules.sync is None and self._rules.overwrite == "never":
+        elif self._rules.sync is None and self._rules.overwrite == "never" and self._rules.dry_run:
             return None, [self._note(entry, SkipCode.EXISTS)]
-        elif not entry.path and self._rules.move and self._is_one_server:
-            # By a link, it may be the source itself: its checksum would be the same.
-            return None, [self._note(entry, SkipCode.KEPT)]
         else:
             action = PlannedAction.SAME if self._is_same(entry, at) else PlannedAction.OVERWRITE
         self._has_child(entry.path)

@@ -63,7 +63,7 @@ SKIP_REASONS: Mapping[SkipCode, str] = MappingProxyType(
         SkipCode.FILTERED: "left out by the filters of the job",
         SkipCode.NO_TIME: "left out: the site does not say when it was changed, and the filters ask for it",
         SkipCode.EXISTS: "the destination has a file of this name, which the job may not overwrite",
-        SkipCode.KEPT: "the source is kept: the destination has this file, but the contents were not compared",
+        SkipCode.KEPT: "the source is kept: the destination had this file before, and it may be the source itself",
         SkipCode.LINK_NOT_MOVED: "a symbolic link: a move leaves it where it is",
     }
 )

@@ -13,7 +13,7 @@ from attrs import frozen
 from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction, SyncLevel
+from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord, NewElement, Verdict
 from pdm.workqueue.store.locks import LockedJob, lock_job, save_jobs
 from pdm.workqueue.store.records import columns_of, elements, insert_elements, matched
@@ -36,15 +36,16 @@ _COPIED = RowStatement(
 )
 
 
-def is_moved(job: JobRecord, verdict: Verdict, *, attempt: int) -> bool:
+def is_moved(job: JobRecord, verdict: Verdict, *, attempt: int, planned: str | None) -> bool:
     """Whether the source of a copy that is DONE is removed.
 
-    What the destination had before stays at the source, unless its checksum was to decide: both sites may be doors to
-    one storage, and it the same file. What a later attempt finds there, an earlier one has brought.
+    What the destination had before stays at the source, whatever its checksum: both sites may be doors to one storage,
+    and it the same file. Only where the listing of the destination had nothing, an earlier attempt has brought what a
+    later one finds there.
     """
     if not job.moves:
         return False
-    return not verdict.already_there or attempt > 1 or job.options.get("sync") == SyncLevel.CHECKSUM
+    return not verdict.already_there or (attempt > 1 and planned == PlannedAction.COPY)
 
 
 def add_source_removals(session: Session, job: LockedJob, copied: Sequence[int], now: datetime) -> None:

@@ -138,7 +138,7 @@ def settle(
             if job.record.has_items and not row.size and verdict.transferred:
                 job.grow_bytes(_clamped(verdict.transferred))
                 measured.append({"of_job": job.id, "number": token.element_id, "size": _clamped(verdict.transferred)})
-            if row.type is JobType.COPY and is_moved(job.record, verdict, attempt=row.attempt):
+            if row.type is JobType.COPY and is_moved(job.record, verdict, attempt=row.attempt, planned=row.planned):
                 moved.setdefault(job.id, []).append(row.element_id)
         else:
             others.append(_element_change(verdict, status, row))
@@ -201,19 +201,21 @@ class _ClaimedElement(NamedTuple):
     claimed_at: datetime
     size: int
     checksum: str | None
+    planned: str | None
 
 
 _RUNNING = RowStatement(
     """
     WITH asked (of_job, number) AS (VALUES {rows})
-    SELECT job_id, id, attempts, lost, type, residue, worker_id, claimed_at, size, checksum FROM asked, job_elements
+    SELECT job_id, id, attempts, lost, type, residue, worker_id, claimed_at, size, checksum, planned
+    FROM asked, job_elements
     WHERE job_id = of_job AND id = number AND status = 'RUNNING' AND worker_id = ?
     """,
     columns_of(elements, "job_id", "id"),
     columns_of(elements, "worker_id"),
     [
         *columns_of(elements, "job_id", "id", "attempts", "lost", "type", "residue", "worker_id", "claimed_at"),
-        *columns_of(elements, "size", "checksum"),
+        *columns_of(elements, "size", "checksum", "planned"),
     ],
 )
 

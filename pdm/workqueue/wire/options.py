@@ -222,9 +222,12 @@ class CopyOptions(_Options, frozen=True):
     @property
     def effective_overwrite(self) -> Literal["never", "always", "different"]:
         """What a copy does with a file that is there, once its plan asks for it."""
+        overwrite = (self.overwrite or "never") if self.sync is None else _OVERWRITE_OF[self.sync]
+        if self.move:
+            # Both sites may be doors to one storage: what is the same there may be the source, and is left alone.
+            return "never" if overwrite == "never" else "different"
         if self.sync is None:
-            return self.overwrite or "never"
-        overwrite = _OVERWRITE_OF[self.sync]
+            return overwrite
         # With verify=size, files are taken for equal by their sizes alone.
         return "always" if overwrite == "different" and self.verify == "size" else overwrite
 
