@@ -306,3 +306,6 @@ def test_a_check_continues_after_a_crash(service: TestService, folder: Path, tmp
     job = json.loads(done.stdout)
     assert (job["num_done"], job["already_there"]) == (1, 1)
     assert '"attempts":2' in pdm(service, "receipt", str(job["id"])).stdout
+    # A helper that died leaves no temporary file of a check: the service does not look for one.
+    done = pdm(service, "check", receipt, "--option", "dummy.crash=true", "--max-tries", "1", code=1)
+    assert done.stderr.splitlines()[-1].endswith(": 0 as in the receipt, 1 could not be checked")
