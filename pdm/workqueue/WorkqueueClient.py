@@ -329,7 +329,8 @@ class WorkqueueClient:
     ) -> Deferred[JobView]:
         """Submit a copy of up to 100,000 single files: ``src`` and ``dst``, and where known ``size`` and ``checksum``.
 
-        Nothing is submitted if one of them is not valid.
+        Nothing is submitted if one of them is not valid. With ``options={"check": "destination"}`` (or ``"source"``)
+        nothing is copied: the files that are there are compared with ``size`` and ``checksum``.
         """
         body = {"src_siteid": src_site, "dst_siteid": dst_site}
         return self._submit("/copy", body, {"items": list(items)}, more)

@@ -223,3 +223,89 @@ def test_a_batch_is_one_job(service: TestService, folder: Path, tmp_path: Path) 
     ):
         pairs.write_text(text)
         assert words in pdm(service, "cp", "--batch", pairs, *places, code=2).stderr
+
+
+def _copied(service: TestService, folder: Path, *options: str) -> tuple[Path, Path]:
+    """A copy of four files; its receipt, and the destination."""
+    for name in ("one", "two", "three", "empty"):
+        (folder / name).write_text("" if name == "empty" else name)
+    done = pdm(service, "cp", f"1:/{folder.name}", f"2:/{folder.name}", "-F", "json", *options)
+    receipt = service.directory / f"receipt-{folder.name}"
+    pdm(service, "receipt", str(json.loads(done.stdout)["id"]), "-o", receipt)
+    return receipt, service.directory / "storage" / "b" / folder.name
+
+
+def test_a_check_finds_what_was_changed_at_the_destination(service: TestService, folder: Path, tmp_path: Path) -> None:
+    receipt, there = _copied(service, folder)
+    before = [(path, path.stat()) for path in sorted(there.iterdir())]
+    last = pdm(service, "check", receipt).stderr.splitlines()[-1]
+    assert re.fullmatch(r"checked 4 files at \S+: 4 as in the receipt", last)
+    (there / "one").write_text("oNe")
+    (there / "two").write_text("tw")
+    (there / "three").unlink()
+    (there / "empty").write_text("not")
+    done = pdm(service, "check", receipt, "-F", "json", code=6)
+    job = json.loads(done.stdout)
+    assert (job["num_done"], job["num_failed"], job["extra_opts"]) == (0, 4, {"check": "destination", "items": 4})
+    assert done.stderr.splitlines()[-1].endswith(": 0 as in the receipt, 3 differ, 1 is missing")
+    assert f"/{folder.name}/one\n      DIFFERS (destination): it has ADLER32:" in done.stderr
+    assert f"/{folder.name}/two\n      DIFFERS (destination): it has 2 bytes, and had 3" in done.stderr
+    assert f"/{folder.name}/three\n      NOT_FOUND (destination): " in done.stderr
+    assert f"/{folder.name}/empty\n      DIFFERS (destination): it has 3 bytes, and had 0" in done.stderr
+    assert all(len(line) <= 80 for line in done.stderr.splitlines() if line.startswith("checked"))
+    number = str(job["id"])
+    # What differs is looked at once, and a retry would find the same.
+    elements = json.loads(pdm(service, "status", number, "--all", "-F", "json").stdout)["failed"]
+    assert {each["attempts"] for each in elements} == {1}
+    pdm(service, "retry", number, code=6)
+    assert sorted(pdm(service, "errors", number, "--paths").stdout.split()) == sorted(
+        f"/{folder.name}/{name}" for name in ("one", "two", "three", "empty")
+    )
+    # The source is still what it was; nothing was written at either end.
+    assert pdm(service, "check", receipt, "--at", "source").stderr.splitlines()[-1].endswith(": 4 as in the receipt")
+    assert sorted(path.name for path in there.iterdir()) == ["empty", "one", "two"]
+    (folder / "one").write_text("eno")
+    done = pdm(service, "check", receipt, "--at", "source", code=6)
+    assert "DIFFERS (source): " in done.stderr
+    assert done.stderr.splitlines()[-1].endswith(": 3 as in the receipt, 1 differs")
+    (folder / "one").write_text("one")
+    # The receipt of a check says what to copy again.
+    pdm(service, "receipt", number, "-o", tmp_path / "checked")
+    pdm(service, "cp", "--redo", tmp_path / "checked", "--overwrite", "different")
+    assert [path for path, _ in before] == sorted(there.iterdir())
+    pdm(service, "check", receipt)
+
+
+def test_a_check_takes_what_a_receipt_can_prove(service: TestService, folder: Path, tmp_path: Path) -> None:
+    receipt, there = _copied(service, folder, "--verify", "size")
+    (there / "one").write_text("oNe")
+    done = pdm(service, "check", receipt)
+    assert "4 files have no checksum in the receipt: only their sizes are compared" in done.stderr
+    assert re.search(r"checked 4 files by size at \S+: 4 as in the receipt$", done.stderr.strip())
+    forged = tmp_path / "forged"
+    forged.write_text(receipt.read_text().replace("three", "eerht"))
+    assert "is not valid" in pdm(service, "check", forged, code=1).stderr
+    pdm(service, "check", tmp_path / "nothing", code=3)
+    pdm(service, "check", "-", code=2)
+    done = pdm(service, "check", receipt, "--option", "overwrite=always", code=2)
+    assert "--at and --overwrite contradict each other: a check writes nothing" in done.stderr
+    moved = pdm(
+        service, "mv", f"1:/{folder.name}/one", f"2:/{folder.name}/moved", "--checksum", "md5", "-F", "json"
+    ).stdout
+    pdm(service, "receipt", str(json.loads(moved)["id"]), "-o", tmp_path / "moved")
+    assert "MD5:" in (tmp_path / "moved").read_text()
+    assert "removed the sources" in pdm(service, "check", tmp_path / "moved", "--at", "source", code=2).stderr
+    pdm(service, "check", tmp_path / "moved")
+
+
+def test_a_check_continues_after_a_crash(service: TestService, folder: Path, tmp_path: Path) -> None:
+    receipt, places = tmp_path / "receipt", (f"1:/{folder.name}", f"2:/{folder.name}")
+    copied = pdm(service, "cp", *places, "--protocol", "dummy", "-F", "json").stdout
+    pdm(service, "receipt", str(json.loads(copied)["id"]), "-o", receipt)
+    done = pdm(service, "check", receipt, "--option", "dummy.crash=true", "-F", "json")
+    job = json.loads(done.stdout)
+    assert (job["num_done"], job["already_there"]) == (1, 1)
+    assert '"attempts":2' in pdm(service, "receipt", str(job["id"])).stdout
+    # A helper that died leaves no temporary file of a check: the service does not look for one.
+    done = pdm(service, "check", receipt, "--option", "dummy.crash=true", "--max-tries", "1", code=1)
+    assert done.stderr.splitlines()[-1].endswith(": 0 as in the receipt, 1 could not be checked")

@@ -12,7 +12,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ElementRecord
 from pdm.workqueue.domain.pacing import BreakerPolicy, BreakerState
-from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth, sites_of_element
 from pdm.workqueue.sites.registry import Site
 from tests.support.records import NOW, element_record, job_record
 
@@ -222,6 +222,11 @@ def test_a_listing_says_nothing_of_the_destination(watched: Watched) -> None:
     for _ in range(3):
         watched.fail(element=element(JobType.MKDIR))
     assert watched.health.phase(watched.endpoints[2], NOW) is BreakerState.OPEN
+
+
+@pytest.mark.parametrize(("at", "site"), [("source", 1), ("destination", 2)])
+def test_a_check_says_nothing_of_the_other_end(at: str, site: int) -> None:
+    assert sites_of_element(evolve(JOB, options={"items": 1, "check": at}), element()) == (site,)
 
 
 def test_load_is_shared_and_what_was_away_is_probed_once() -> None:

@@ -15,7 +15,18 @@ import pytest
 from pdm.testgrid import TestGrid
 from pdm.workqueue.wire import agent_messages as wire
 from tests.grid.agent_sites import Sites, helper_as, judged
-from tests.helpers.driver import ODD_NAMES, HelperProcess, adler, copy_item, entries, outcomes, put, tree
+from tests.helpers.driver import (
+    ODD_NAMES,
+    HelperProcess,
+    adler,
+    assert_checked,
+    check_items,
+    copy_item,
+    entries,
+    outcomes,
+    put,
+    tree,
+)
 
 # -- copies
 
@@ -58,6 +69,14 @@ def test_what_is_at_the_destination(
     else:
         assert isinstance(outcome, wire.DoneEvent)
         assert (outcome.transferred, outcome.checksum) == (result, adler(b"same one"))
+
+
+def test_files_are_checked_where_they_are(shared: HelperProcess, sites: Sites) -> None:
+    items = check_items(sites.url, sites.b)
+    sites.put(sites.b / "another")
+    before = tree(sites.b)
+    assert_checked(shared.check(items), "destination", judged)
+    assert tree(sites.b) == before
 
 
 def test_the_destination_of_a_copy_is_listed_first(shared: HelperProcess, sites: Sites) -> None:

@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
+from pdm.workqueue.domain.failures import FailureScope
 from pdm.workqueue.wire import agent_messages as wire
 
 #: Generous for tests that are not about time.
@@ -171,6 +172,16 @@ class HelperProcess:
         request = wire.CopyRequest(self.new_id(), list(items), overwrite, verify, _limits(limits), checksum)  # type: ignore[arg-type]
         return outcomes(self.run(request))
 
+    def check(
+        self,
+        items: Sequence[wire.CheckItem],
+        at: str = "destination",
+        checksum: ChecksumAlgorithm = ChecksumAlgorithm.ADLER32,
+    ) -> dict[int, wire.AgentEvent]:
+        """Compare files with what is known of them; the outcome of each key."""
+        request = wire.CheckRequest(self.new_id(), list(items), FailureScope(at), LIMITS, checksum)
+        return outcomes(self.run(request))
+
     def remove(self, *items: wire.PathItem) -> dict[int, wire.AgentEvent]:
         return outcomes(self.run(wire.RemoveRequest(self.new_id(), list(items), LIMITS)))
 
@@ -215,6 +226,32 @@ def digest(algorithm: ChecksumAlgorithm, content: bytes) -> str:
     if algorithm is ChecksumAlgorithm.ADLER32:
         return adler(content)
     return f"{algorithm}:{hashlib.new(algorithm.lower(), content, usedforsecurity=False).hexdigest()}"
+
+
+def check_items(url_of: Callable[[Path], str], directory: Path) -> list[wire.CheckItem]:
+    """Files to check: ``good`` twice (by its checksum, and by its size only), an empty one, and three that fail.
+
+    Of ``changed`` a byte differs, ``short`` has another size, ``gone`` is missing.
+    """
+    contents = {"good": b"content", "empty": b"", "changed": b"content", "short": b"content", "gone": b"content"}
+    items = [
+        wire.CheckItem(key, url_of(directory / name), len(content), adler(content))
+        for key, (name, content) in enumerate(contents.items())
+    ]
+    for name, content in (contents | {"changed": b"cOntent", "short": b"conten"}).items():
+        if name != "gone":
+            put(directory / name, content)
+    return [*items, wire.CheckItem(len(items), items[0].url, items[0].size), wire.CheckItem(6, url_of(directory), 0)]
+
+
+def assert_checked(ended: Mapping[int, wire.AgentEvent], scope: str, judge: Callable[[wire.AgentEvent], str]) -> None:
+    """The outcomes of `check_items` are right."""
+    for key, size, checksum in ((0, 7, adler(b"content")), (1, 0, adler(b"")), (5, 7, None)):
+        done = ended[key]
+        assert isinstance(done, wire.DoneEvent), done
+        assert (done.size, done.transferred, done.checksum, done.already_there) == (size, 0, checksum, True)
+    codes = {2: "DIFFERS", 3: "DIFFERS", 4: "NOT_FOUND", 6: "IS_A_DIRECTORY"}
+    assert {key: judge(ended[key]) for key in codes} == {key: f"{scope} {code}" for key, code in codes.items()}
 
 
 def tree(directory: Path) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pdm.workqueue.domain.failures import FailureScope
 from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import HelperProcess, copy_item, outcomes, put
@@ -24,7 +25,7 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("op", ["copy", "copy from", "remove", "rename", "mkdir", "discard"])
+@pytest.mark.parametrize("op", ["copy", "copy from", "remove", "rename", "mkdir", "discard", "check"])
 def test_odd_urls(file_helper: HelperProcess, site: Path, op: str) -> None:
     good = [put(site / f"f{number}") for number in range(20)]
     urls = [f"file://{path}" for path in good]
@@ -45,6 +46,9 @@ def test_odd_urls(file_helper: HelperProcess, site: Path, op: str) -> None:
         (site / "new").mkdir()
         renames = [wire.RenameItem(key, url, new[key]) for key, url in enumerate(urls)]
         request = wire.RenameRequest(1, renames, "never", wire.TimeLimits())
+    elif op == "check":
+        checks = [wire.CheckItem(key, url, 7) for key, url in enumerate(urls)]
+        request = wire.CheckRequest(1, checks, FailureScope.SOURCE, wire.TimeLimits())
     elif op == "mkdir":
         made = [wire.PathItem(key, url if key in bad else new[key], directory=True) for key, url in enumerate(urls)]
         request = wire.MkdirRequest(1, made, True, wire.TimeLimits())

@@ -83,6 +83,20 @@ async def test_each_pair_is_an_element(service: Service) -> None:
             "compared by ADLER32",
         ),
         ([{"src": "/a", "dst": "/b", "checksum": "CRC:1"}], {}, "$.extra_opts.items[0].checksum", "a checksum is"),
+        ([{"src": "/a", "dst": "/b"}], {"check": "here"}, "$.extra_opts.check", "here"),
+        ([{"src": "/a", "dst": "/b"}], {"check": "source"}, "$.extra_opts.items[0].size", "needs the size"),
+        (
+            [{"src": "/a", "dst": "/b", "size": 1}],
+            {"check": "source", "overwrite": "always"},
+            "$.extra_opts",
+            "check and overwrite contradict",
+        ),
+        (
+            [{"src": "/a", "dst": "/b", "size": 1}],
+            {"check": "source", "move": True},
+            "$.extra_opts.move",
+            "move and items contradict",
+        ),
         ([{"src": "/a", "dst": "/b"}], {"sync": "size"}, "$.extra_opts.sync", "sync and items contradict"),
         (
             [{"src": "/a", "dst": "/b", "checksum": "ADLER32:1"}],

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+from functools import partial
 
 import msgspec
 import pytest
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.wire import agent_messages as wire
-from tests.helpers.driver import HelperProcess, digest
-from tests.protocols.places import Places
+from tests.helpers.driver import HelperProcess, assert_checked, check_items, digest, tree
+from tests.protocols.places import Places, judged
 
 PROTOCOLS = ("ssh", "https", "xroot", "file")
 OLD = 1_700_000_000
@@ -74,3 +75,14 @@ def test_a_size_that_is_not_known_is_taken_and_a_given_checksum_is_proven(
     assert isinstance(failed, wire.FailedEvent), failed
     assert (failed.fault.code, failed.fault.scope) == ("CHECKSUM_MISMATCH", "source")
     assert not [each.name for each in places.b.iterdir() if "f1" in each.name or "part" in each.name]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("at", ["source", "destination"])
+def test_files_are_checked_where_they_are(relay: HelperProcess, places: Places, protocol: str, at: str) -> None:
+    directory = places.a if at == "source" else places.b
+    items = check_items(partial(places.url, protocol), directory)
+    places.storages.give(directory)
+    before = tree(places.a), tree(places.b)
+    assert_checked(relay.check(items, at), at, partial(judged, protocol))
+    assert (tree(places.a), tree(places.b)) == before

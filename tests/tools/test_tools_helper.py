@@ -15,7 +15,17 @@ import pytest
 from pdm.testgrid import TestGrid
 from pdm.workqueue.wire import agent_messages as wire
 from tests.grid.agent_sites import Sites
-from tests.helpers.driver import LIMITS, ODD_NAMES, HelperProcess, copy_item, entries, outcomes, tree
+from tests.helpers.driver import (
+    LIMITS,
+    ODD_NAMES,
+    HelperProcess,
+    assert_checked,
+    check_items,
+    copy_item,
+    entries,
+    outcomes,
+    tree,
+)
 from tests.protocols.places import owner
 from tests.tools.conftest import helper_as, judged, log_of
 
@@ -69,6 +79,14 @@ def test_files_of_odd_names_go_by_one_process_and_each_has_its_own_lines(shared:
         assert any(line.startswith("Source: gsiftp://") for line in log)
         assert any(line.endswith(item.temporary.rpartition("/")[2]) and line.startswith("  ") for line in log)
         assert any(f"renamed to {item.destination}" in line for line in log)
+
+
+def test_files_are_checked_where_they_are(shared: HelperProcess, sites: Sites) -> None:
+    items = check_items(sites.url, sites.b)
+    sites.put(sites.b / "another")
+    before = tree(sites.b)
+    assert_checked(shared.check(items), "destination", judged)
+    assert tree(sites.b) == before
 
 
 def test_a_missing_an_unreadable_and_a_good_source_in_one_list(shared: HelperProcess, sites: Sites) -> None:

@@ -1,4 +1,4 @@
-"""Pairs of paths to copy in one job: from a file (``cp --batch``), or from a receipt (``cp --redo``)."""
+"""Files to copy or check in one job: from a file (``cp --batch``), or from a receipt (``cp --redo``, ``check``)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import shlex
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 from twisted.internet.defer import Deferred
 
 from pdm.workqueue.cli.arguments import ResolvedSitePath, SitePath
@@ -114,54 +114,119 @@ def _text(word: str) -> str:
 
 
 @frozen
-class Redo:
-    """What a receipt leaves to copy.
+class ReceiptFiles:
+    """Files of a receipt, for one or more jobs of the same two sites.
 
     Attributes:
-        items: at most `MOST_ITEMS` in each part.
-        settings: the ``extra_opts`` of the job of the receipt that hold for its files.
+        parts: the items of each job, at most `MOST_ITEMS`.
+        settings: ``extra_opts`` of the jobs.
+        others: number of files in the receipt that are in no part.
+        without_checksum: number of files in the parts without a checksum.
     """
 
     source: SitePath
     destination: SitePath
     protocol: str
-    parts: Sequence[Sequence[Mapping[str, str]]]
+    parts: Sequence[Sequence[Mapping[str, Any]]]
     settings: Mapping[str, Any]
+    others: int
+    without_checksum: int
 
 
-def read_redo(name: str, ca: str | None) -> Redo:
+def read_redo(name: str, ca: str | None) -> ReceiptFiles:
     """Verify a receipt, and find what is not done in it.
 
     Raises:
         CommandError: the receipt is not valid, or none of a copy that could be done again.
     """
+
+    def left(element: ReceiptElement) -> dict[str, Any] | None:
+        if element.outcome in _FINISHED:
+            return None
+        return {"src": element.source, "dst": element.destination}
+
+    found = _read_files(name, ca, "redone", left)
+    return evolve(found, settings=_settings(found.settings))
+
+
+def read_check(name: str, ca: str | None, at: Literal["source", "destination"]) -> ReceiptFiles:
+    """Verify a receipt, and find what is done in it, with the size and checksum that each file must have.
+
+    Raises:
+        CommandError: the receipt is not valid, or its files cannot be checked at that end.
+    """
+
+    def done(element: ReceiptElement) -> dict[str, Any] | None:
+        if element.outcome not in _FINISHED:
+            return None
+        item = {"src": element.source, "dst": element.destination, "size": element.size}
+        return item if element.checksum is None else item | {"checksum": element.checksum}
+
+    found = _read_files(name, ca, "checked", done)
+    if found.settings.get("move") and at == "source":
+        raise CommandError(
+            ExitCode.USAGE, "the receipt is of a move, which removed the sources", "Check the destination."
+        )
+    has_checksums = found.without_checksum < sum(map(len, found.parts))
+    names = ("mover", "dummy", *(["checksum"] if has_checksums else []))
+    kept = {name: found.settings[name] for name in names if name in found.settings}
+    if not has_checksums:
+        kept["verify"] = "size"
+    return evolve(found, settings=kept | {"check": at})
+
+
+def _read_files(
+    name: str, ca: str | None, purpose: str, item_of: Callable[[ReceiptElement], dict[str, Any] | None]
+) -> ReceiptFiles:
+    """Verify the receipt of a copy, and make items of its files.
+
+    Args:
+        name: of the file.
+        ca: path of other authorities.
+        purpose: what is to be done with the files, as a participle.
+        item_of: the item for an element; None for none.
+
+    Returns:
+        The files, with the ``extra_opts`` of the job of the receipt.
+
+    Raises:
+        CommandError: the receipt is not valid, or none of a copy of files.
+    """
     if name == "-":
-        raise CommandError(ExitCode.USAGE, "a receipt to redo is read twice: name a file, not -")
+        raise CommandError(ExitCode.USAGE, f"a receipt to be {purpose} is read twice: name a file, not -")
     with open_receipt(name) as file:
         receipt = verified(file, name, ca)
         job = receipt.job.job
         if job.type != JobType.COPY.name or receipt.job.destination is None:
-            raise CommandError(ExitCode.USAGE, f"the receipt is of a {job.type}: only a COPY can be redone")
+            raise CommandError(ExitCode.USAGE, f"the receipt is of a {job.type}: only a COPY can be {purpose}")
         if job.extra_opts.get("dry_run"):
             raise CommandError(ExitCode.USAGE, "the receipt is of a dry run, which copied nothing: run the copy itself")
         _warn(receipt)
         file.seek(0)
+        items, others = [], 0
         try:
-            items = [{"src": each.source, "dst": each.destination} for each in _left(file) if each.destination]
+            for element in _files(file):
+                item = item_of(element)
+                if item is not None:
+                    items.append(item)
+                else:
+                    others += 1
         except ReceiptInvalidError as error:
             raise CommandError(ExitCode.FAILED, f"{display_name(name)} is not valid: {error}") from error
-    return Redo(
+    return ReceiptFiles(
         _place(receipt.job.source, job.src_filepath),
         _place(receipt.job.destination, job.dst_filepath or "/"),
         job.protocol.lower(),
         [items[at : at + MOST_ITEMS] for at in range(0, len(items), MOST_ITEMS)],
-        _settings(job.extra_opts),
+        job.extra_opts,
+        others,
+        sum("checksum" not in item for item in items),
     )
 
 
-def _left(file: BinaryIO) -> Iterator[ReceiptElement]:
+def _files(file: BinaryIO) -> Iterator[ReceiptElement]:
     for line in read_receipt(file):
-        if isinstance(line, ReceiptElement) and line.type == JobType.COPY.name and line.outcome not in _FINISHED:
+        if isinstance(line, ReceiptElement) and line.type == JobType.COPY.name and line.destination:
             yield line
 
 

@@ -47,6 +47,7 @@ TYPED_NAMES: Mapping[str, str] = MappingProxyType(
         "move": "--move",
         "deadline": "--deadline",
         "items": "--batch",
+        "check": "--at",
         "recursive": "-r",
         "parents": "-p",
         "depth": "--depth",

@@ -81,6 +81,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("jobs:status", "Show the status of jobs, and their failures."),
     "errors": ("receipts:errors", "Show the failures of a job by code, and what to do."),
     "receipt": ("receipts:receipt", "Get or verify the receipt of a job: what became of every file."),
+    "check": ("submission:check", "Prove the files in a receipt again, at their site."),
     "wait": ("jobs:wait", "Wait for jobs; the exit status tells how they ended."),
     "logs": ("logs:logs", "Show or follow the logs of a job or an element."),
     "cancel": ("jobs:cancel", "Cancel jobs."),

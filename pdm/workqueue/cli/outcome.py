@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET
 from twisted.internet.defer import CancelledError, Deferred
 
+from pdm.workqueue.cli.checks import check_line, is_check, is_found
 from pdm.workqueue.cli.display import (
     MAX_MOVING,
     ProgressDisplay,
@@ -350,7 +351,7 @@ async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
     if job.skipped:
         for line in skipped_lines(await client.skipped(job.id, limit=MAX_LISTED_SKIPPED), job.skipped):
             print_wrapped(line)
-    if line := outcome_line(job):
+    if line := await check_line(client, job) if is_check(job) else outcome_line(job):
         print_wrapped(line)
     for line in estimate_lines(job, datetime.now(UTC)) if is_dry_run(job) else ():
         print_wrapped(line)
@@ -366,6 +367,8 @@ def exit_code_of_job(job: JobView, failures: Sequence[ElementView]) -> ExitCode:
     if job.status == JobStatus.DONE.name:
         return ExitCode.DONE
     codes = {element.failure.code for element in failures if element.failure is not None}
+    if is_check(job) and any(map(is_found, codes)):
+        return ExitCode.PARTIAL
     if len(codes) == 1:
         return _SPECIAL_CODES.get(codes.pop(), ExitCode.FAILED)
     return ExitCode.FAILED

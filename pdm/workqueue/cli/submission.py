@@ -1,9 +1,9 @@
-"""``pdm cp``, ``mv``, ``mkdir``: submit jobs, then wait for them with progress on stderr."""
+"""``pdm cp``, ``mv``, ``mkdir``, ``check``: submit jobs, then wait for them with progress on stderr."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import click
 from attrs import evolve, frozen
@@ -18,7 +18,7 @@ from pdm.workqueue.cli.arguments import (
     resolve_paths,
     submit_options,
 )
-from pdm.workqueue.cli.batches import PathPairs, items_copy, pairs_copy, read_pairs, read_redo
+from pdm.workqueue.cli.batches import PathPairs, ReceiptFiles, items_copy, pairs_copy, read_check, read_pairs, read_redo
 from pdm.workqueue.cli.copy_options import CopyCommand, copy_options, copy_settings
 from pdm.workqueue.cli.display import display_line, print_stderr
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
@@ -305,21 +305,57 @@ def _copy_batch(
 
 
 def _copy_left(name: str, ca: str | None, settings: Mapping[str, Any], request: SubmissionRequest) -> NoReturn:
-    try:
-        redo = read_redo(name, ca)
-    except CommandError as error:
-        print_error(error.what, error.advice)
-        raise SystemExit(error.code) from None
+    redo = _read(lambda: read_redo(name, ca))
     if not redo.parts:
         print_stderr("nothing to redo: all files of the receipt are done")
         raise SystemExit(ExitCode.DONE)
+    _submit_files(redo, settings, request)
 
+
+def _read(read: Callable[[], ReceiptFiles]) -> ReceiptFiles:
+    try:
+        return read()
+    except CommandError as error:
+        print_error(error.what, error.advice)
+        raise SystemExit(error.code) from None
+
+
+def _submit_files(files: ReceiptFiles, settings: Mapping[str, Any], request: SubmissionRequest) -> NoReturn:
     async def plan(client: WorkqueueClient, places: list[ResolvedSitePath]) -> list[Submission]:
-        every = {**redo.settings, **settings}
-        return [Submission(places, items_copy(client, places, part, every)) for part in redo.parts]
+        every = {**files.settings, **settings}
+        return [Submission(places, items_copy(client, places, part, every)) for part in files.parts]
 
-    same = request.protocol or redo.protocol
-    submit_and_follow([redo.source, redo.destination], evolve(request, protocol=same), plan)
+    same = request.protocol or files.protocol
+    submit_and_follow([files.source, files.destination], evolve(request, protocol=same), plan)
+
+
+@click.command()
+@click.argument("receipt")
+@click.option(
+    "--at",
+    type=click.Choice(["destination", "source"]),
+    default="destination",
+    show_default=True,
+    help="The end at which the files are checked.",
+)
+@click.option("--ca", metavar="PATH", help="The authorities that the receipt is verified with: a file or a directory.")
+@submit_options
+def check(receipt: str, at: Literal["source", "destination"], ca: str | None, **common: Any) -> None:
+    """Prove the files in RECEIPT again, by size and checksum, at the site to which they were copied.
+
+    The receipt is verified first. Nothing is written. Files that are not done in the receipt are left out, and so are
+    directories. Exits with 6 if a file is missing, is another one, or cannot be checked.
+    """
+    request = SubmissionRequest.read(**common)
+    files = _read(lambda: read_check(receipt, ca, at))
+    if files.others:
+        print_stderr(f"{files.others:,} files are not done in the receipt, and are left out")
+    if not files.parts:
+        print_stderr("nothing to check: no file of the receipt is done")
+        raise SystemExit(ExitCode.DONE)
+    if files.without_checksum:
+        print_stderr(f"{files.without_checksum:,} files have no checksum in the receipt: only their sizes are compared")
+    _submit_files(files, {}, request)
 
 
 def _copy(

@@ -47,6 +47,7 @@ class FailureCode(enum.StrEnum):
     SPECIAL_FILE = "SPECIAL_FILE"
     SIZE_CHANGED = "SIZE_CHANGED"
     CHANGED = "CHANGED"
+    DIFFERS = "DIFFERS"
     CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
     TIMEOUT = "TIMEOUT"
     STALLED = "STALLED"
@@ -109,6 +110,10 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         ),
         FailureCode.CHANGED: _Meaning(
             _GIVE_UP, "It is not what was listed: look at it, and submit the removal again if it is to go."
+        ),
+        FailureCode.DIFFERS: _Meaning(
+            _GIVE_UP,
+            "The file was changed or damaged since: find out by what, then copy it again from where it is good.",
         ),
         FailureCode.CHECKSUM_MISMATCH: _Meaning(
             _RETRY, "The bytes arrived damaged and were removed: if it happens again, report it to the site."

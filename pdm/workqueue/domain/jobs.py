@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from attrs import frozen
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType, PlannedAction
-from pdm.workqueue.domain.failures import OUTCOME_UNKNOWN, AttemptFailure
+from pdm.workqueue.domain.failures import OUTCOME_UNKNOWN, AttemptFailure, FailureScope
 
 #: Priorities: 0 is served first.
 FIRST_PRIORITY, LAST_PRIORITY, DEFAULT_PRIORITY = 0, 9, 5
@@ -191,6 +191,14 @@ class JobRecord:
     def has_items(self) -> bool:
         """Whether its elements came with the request: no listing has found them."""
         return self.type is JobType.COPY and bool(self.options.get("items"))
+
+    @property
+    def checked_site(self) -> int | None:
+        """The site at which its items are compared with the files that are there; None if it is no check."""
+        at = self.options.get("check") if self.has_items else None
+        if at is None:
+            return None
+        return self.src_siteid if at == FailureScope.SOURCE else self.dst_siteid
 
     @property
     def lists_destination(self) -> bool:

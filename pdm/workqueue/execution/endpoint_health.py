@@ -375,6 +375,8 @@ def sites_of_element(job: JobRecord, element: ElementRecord) -> tuple[int, ...]:
     """The sites that an element uses."""
     if job.dst_siteid is None:
         return (job.src_siteid,)
+    if job.checked_site is not None:
+        return (job.checked_site,)
     if element.type is JobType.COPY or (element.type is JobType.LIST and job.lists_destination):
         return job.src_siteid, job.dst_siteid
     if element.type is JobType.LIST:

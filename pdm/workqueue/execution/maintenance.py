@@ -100,6 +100,11 @@ class LeftoverFiles:
             del self._failures[next(iter(self._failures))]
 
     async def _discard(self, batch: Batch) -> None:
+        if batch.job.checked_site is not None:
+            # A check writes nothing.
+            unwritten = [batch.token(element) for element in batch.elements]
+            await self.database.run("clear leftover files", results.clear_leftovers, unwritten)
+            return
         prepared = await self.preparation.prepare(batch)
         request = prepared.built.request
         # Elements with names that no request can contain were never begun.

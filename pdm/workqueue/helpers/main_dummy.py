@@ -22,7 +22,7 @@ if not __package__:
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.storage import StorageError
-from pdm.workqueue.wire.agent_messages import CopyItem, ListRequest, PathItem, RawEntry
+from pdm.workqueue.wire.agent_messages import CheckItem, CheckRequest, CopyItem, ListRequest, PathItem, RawEntry
 
 #: Files in one directory of a simulated listing.
 _FILES_A_DIRECTORY = 1000
@@ -70,11 +70,12 @@ class _Simulation:
             self._one(request.key, _behaviour_of(request.url), 0, request)
             return
         for item in request.items:
-            url = item.url if isinstance(item, PathItem) else item.source
+            url = item.url if isinstance(item, PathItem | CheckItem) else item.source
+            size = max(item.size, 0) if isinstance(item, CopyItem | CheckItem) else 0
             if self._batch.is_ended(item.key):
                 self._batch.cancelled(item.key)
             else:
-                self._one(item.key, _behaviour_of(url), max(item.size, 0) if isinstance(item, CopyItem) else 0, None)
+                self._one(item.key, _behaviour_of(url), size, None)
 
     def _one(self, key: int, behaviour: _Behaviour, size: int, listing: ListRequest | None) -> None:
         if not self._batch.started(key):
@@ -95,7 +96,8 @@ class _Simulation:
                     with self._batch.listing_destination():
                         self._tree(key, behaviour.there, behaviour.size, listing.depth)
                 self._entries(key, behaviour, listing.depth)
-            self._batch.done(key, size, size)
+            checks = isinstance(self._batch.request, CheckRequest)
+            self._batch.done(key, size, 0 if checks else size, already_there=checks)
 
     def _pass_time(self, key: int, seconds: float, size: int, *, for_ever: bool) -> bool:
         """Wait; False if cancelled meanwhile."""

@@ -30,6 +30,7 @@ from pdm.workqueue.helpers.tools.globus_url_copy import PROGRAM, UrlPair
 from pdm.workqueue.helpers.tools.native_clients import NativeClients
 from pdm.workqueue.helpers.tools.storage import GRIDFTP_SCHEMES, Removals, ToolStorage
 from pdm.workqueue.wire.agent_messages import (
+    CheckRequest,
     CopyItem,
     CopyRequest,
     DiscardRequest,
@@ -63,7 +64,7 @@ class _ToolsHelper:
         storages = cast(list[ToolStorage], self._workers.storages(_MAX_WORKERS))
         # Our own client does the small steps around a copy; and only it distinguishes links from their targets
         # before a removal.
-        native = isinstance(request, CopyRequest | DiscardRequest)
+        native = isinstance(request, CopyRequest | CheckRequest | DiscardRequest)
         if isinstance(request, ListRequest):
             native = not request.follow
         for storage in storages:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers import copying
+from pdm.workqueue.helpers import checking, copying
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.directories import ensure_directory
 from pdm.workqueue.helpers.storage import (
@@ -27,6 +27,7 @@ from pdm.workqueue.helpers.storage import (
 )
 from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.wire.agent_messages import (
+    CheckRequest,
     CopyRequest,
     DiscardRequest,
     Fingerprint,
@@ -244,6 +245,8 @@ def carry_out_items(
     match request:
         case CopyRequest():
             copying.copy(batch, request, request.items, workers, count)
+        case CheckRequest():
+            checking.check_items(batch, request, workers, count)
         case RemoveRequest():
             remove_items(batch, request.items, workers, count)
         case RenameRequest():

@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.storage import StoppedError, Storage, StorageError, Timeouts, internal_error
-from pdm.workqueue.wire.agent_messages import CopyItem, PathItem, RenameItem
+from pdm.workqueue.wire.agent_messages import CheckItem, CopyItem, PathItem, RenameItem
 
 _Part = TypeVar("_Part")
-_Item = TypeVar("_Item", bound=CopyItem | PathItem | RenameItem)
+_Item = TypeVar("_Item", bound=CheckItem | CopyItem | PathItem | RenameItem)
 
 
 class WorkerThreads:
@@ -138,7 +138,8 @@ def may_begin(batch: ActiveBatch, key: int) -> bool:
 def _carry_out_item(batch: ActiveBatch, storage: Storage, item: _Item, work: Callable[[Storage, _Item], None]) -> None:
     key = item.key
     storage.log_to(functools.partial(batch.log, key))
-    storage.timeouts = Timeouts.of(batch.request.limits, max(item.size, 0) if isinstance(item, CopyItem) else 0)
+    size = max(item.size, 0) if isinstance(item, CopyItem | CheckItem) else 0
+    storage.timeouts = Timeouts.of(batch.request.limits, size)
     try:
         work(storage, item)
     except StoppedError:

@@ -73,6 +73,8 @@ def planned_items(options: CopyOptions, source_url: UrlOf, destination_url: UrlO
     for number, pair in enumerate(pairs):
         pointer = f"{_POINTER}[{number}]"
         target = joined(pair.dst.rstrip("/"), posixpath.basename(pair.src)) if pair.dst.endswith("/") else pair.dst
+        if options.check is not None and pair.size is None:
+            raise InvalidInputError(f"item {number + 1}: a check needs the size of each file", pointer + ".size")
         try:
             url = _destination_of(pair, target, pointer, source_url, destination_url)
             if pair.checksum is not None:

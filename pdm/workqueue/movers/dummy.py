@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 from urllib.parse import urlencode
 
 import msgspec
@@ -13,9 +14,10 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl, build_request, classify
-from pdm.workqueue.wire.agent_messages import CopyItem, Fault, ListRequest, PathItem, RenameItem, TimeLimits
+from pdm.workqueue.wire.agent_messages import CheckItem, CopyItem, Fault, ListRequest, PathItem, RenameItem, TimeLimits
 from pdm.workqueue.wire.options import DummyOptions, Options
 
+_Item = TypeVar("_Item", bound=CheckItem | CopyItem | PathItem | RenameItem)
 #: What happens to the elements that do the work, and would keep a job from ever having any if it hit its listing.
 _BEHAVIOUR = ("hang", "crash", "fail", "fail_times", "delay")
 
@@ -56,8 +58,8 @@ class DummyMover:
         return classify(fault)
 
 
-def _asking(item: CopyItem | PathItem | RenameItem, query: str) -> CopyItem | PathItem | RenameItem:
-    if isinstance(item, PathItem):
+def _asking(item: _Item, query: str) -> _Item:
+    if isinstance(item, PathItem | CheckItem):
         return msgspec.structs.replace(item, url=item.url + query)
     return msgspec.structs.replace(item, source=item.source + query)
 

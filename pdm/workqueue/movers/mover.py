@@ -23,6 +23,8 @@ from pdm.workqueue.domain.failures import (
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
 from pdm.workqueue.domain.paths import LONGEST_PATH, InvalidPathError, StorageUrl
 from pdm.workqueue.wire.agent_messages import (
+    CheckItem,
+    CheckRequest,
     CopyItem,
     CopyRequest,
     Fault,
@@ -217,7 +219,7 @@ def destination_protocol(
 _LARGEST_REQUEST = 32 * 1024 * 1024
 #: What the names of further ways add to a temporary name, at most (`helpers/copying.py`).
 LONGEST_SUFFIX = 8
-_Item = TypeVar("_Item", CopyItem, PathItem, RenameItem)
+_Item = TypeVar("_Item", CheckItem, CopyItem, PathItem, RenameItem)
 
 
 class _UnusableError(Exception):
@@ -244,6 +246,13 @@ def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLim
         case JobType.COPY:
             if not isinstance(options, CopyOptions):
                 raise TypeError(f"a copy with {type(options).__name__}")
+            algorithm = ChecksumAlgorithm(options.checksum or ChecksumAlgorithm.ADLER32)
+            if options.check is not None:
+                at = FailureScope(options.check)
+                checks = _Items[CheckItem](
+                    batch, lambda key, element: _check_item(key, batch.job_of(element), element, urls, at)
+                )
+                return checks.built(CheckRequest(request_id, checks.items, at, limits, algorithm))
             copies = _Items[CopyItem](batch, lambda key, element: _copy_item(key, batch.job_of(element), element, urls))
             return copies.built(
                 CopyRequest(
@@ -252,7 +261,7 @@ def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLim
                     options.effective_overwrite,
                     options.verify,
                     limits,
-                    ChecksumAlgorithm(options.checksum or ChecksumAlgorithm.ADLER32),
+                    algorithm,
                     options.preserve,
                 )
             )
@@ -305,9 +314,9 @@ class _Items(Generic[_Item]):
         return BuiltRequest(request if self.items else None, self._refused, frozenset(self._postponed))
 
 
-def _length(item: CopyItem | PathItem | RenameItem) -> int:
+def _length(item: CheckItem | CopyItem | PathItem | RenameItem) -> int:
     """Bytes of an item's URLs; they are ASCII."""
-    if isinstance(item, PathItem):
+    if isinstance(item, PathItem | CheckItem):
         return len(item.url)
     length = len(item.source) + len(item.destination)
     if isinstance(item, CopyItem):
@@ -370,6 +379,15 @@ def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) 
     stale = [f"{directory}/{temporary_name(job.log_uid, element.id, attempt)}" for attempt in range(1, attempts)]
     size = -1 if job.has_items and not element.size else element.size
     return CopyItem(key, source, destination, temporary, stale, size, element.checksum)
+
+
+def _check_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl, at: FailureScope) -> CheckItem:
+    site, path = job.src_siteid, element.src_filepath
+    if at is FailureScope.DESTINATION:
+        if job.dst_siteid is None or element.dst_filepath is None:
+            raise ValueError(f"element {element.id} of job {job.id} has no destination")
+        site, path = job.dst_siteid, element.dst_filepath
+    return CheckItem(key, _url(urls, site, path, at), element.size, element.checksum)
 
 
 def _check_length(temporary: str) -> None:

@@ -64,6 +64,22 @@ class CopyItem(msgspec.Struct, frozen=True):
         return self.size >= 0 and self.checksum is None
 
 
+class CheckItem(msgspec.Struct, frozen=True):
+    """One file to compare with what is known of it.
+
+    Attributes:
+        key: identifies the item in events.
+        url: of the file.
+        size: bytes that it must have.
+        checksum: algorithm of the request, ``:`` and the value that it must have; None to compare the size only.
+    """
+
+    key: int
+    url: str
+    size: int
+    checksum: str | None = None
+
+
 class PathItem(msgspec.Struct, frozen=True):
     """One file or directory to remove, or a directory to make.
 
@@ -158,6 +174,19 @@ class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
     preserve: tuple[PreservedAttribute, ...] = ()
 
 
+class CheckRequest(msgspec.Struct, tag="check", tag_field="op", frozen=True):
+    """Compare files with what is known of them; nothing is written. One that is another fails with DIFFERS.
+
+    ``at``: the side at which the files are.
+    """
+
+    id: int
+    items: list[CheckItem]
+    at: FailureScope
+    limits: TimeLimits
+    checksum: ChecksumAlgorithm = ChecksumAlgorithm.ADLER32
+
+
 class RemoveRequest(msgspec.Struct, tag="remove", tag_field="op", frozen=True):
     """Remove files, or empty directories. A missing one fails with NOT_FOUND."""
 
@@ -225,6 +254,7 @@ class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
 AgentRequest = (
     ListRequest
     | CopyRequest
+    | CheckRequest
     | RemoveRequest
     | RenameRequest
     | MkdirRequest
@@ -234,7 +264,7 @@ AgentRequest = (
     | LeaseRequest
 )
 #: Requests with items to work on.
-ItemRequest = CopyRequest | RemoveRequest | RenameRequest | MkdirRequest | DiscardRequest
+ItemRequest = CopyRequest | CheckRequest | RemoveRequest | RenameRequest | MkdirRequest | DiscardRequest
 #: Requests that end with `FinishedEvent`.
 WorkRequest = ListRequest | ItemRequest
 

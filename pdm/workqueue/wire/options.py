@@ -176,6 +176,10 @@ class CopyOptions(_Options, frozen=True):
     checksum: Annotated[
         Literal["ADLER32", "MD5", "SHA256"] | None, Meta(description="By which arrival is proven; default ADLER32.")
     ] = None
+    check: Annotated[
+        Literal["source", "destination"] | None,
+        Meta(description="Copy nothing: compare the items with the files that are at this end."),
+    ] = None
     items: Annotated[
         Annotated[tuple[CopyPair, ...], Meta(min_length=1, max_length=MOST_ITEMS)] | int | None,
         Meta(description="The files to copy, instead of the two paths; in the answer, their number."),
@@ -189,6 +193,9 @@ class CopyOptions(_Options, frozen=True):
             (("move", "delete_extra"), self.move and self.delete_extra, "a moved source is no model of what stays"),
             (("verify", "checksum"), self.verify == "size" and self.checksum, "verify=size computes no checksum"),
             (("verify", "sync"), self._is_blind_comparison, "verify=size computes no checksum to compare"),
+            (("check", "items"), self.check and self.items is None, "a check needs items, with what they must be"),
+            (("check", "overwrite"), self.check and self.overwrite, "a check writes nothing"),
+            (("check", "preserve"), self.check and self.preserve, "a check writes nothing"),
             (("min_size", "max_size"), self._is_no_size, "no file is that large and that small"),
         ):
             if contradict:
