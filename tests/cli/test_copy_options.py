@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 import pytest
 
 from pdm.workqueue.cli.copy_options import AGE, SIZE, CopyCommand, copy_options, copy_settings
+from pdm.workqueue.domain.paths import text_from_bytes
 
 
 def settings(*arguments: str) -> dict[str, Any]:
@@ -93,6 +95,27 @@ def test_patterns_keep_the_order_in_which_they_were_typed(tmp_path: Path) -> Non
         {"exclude": "-c"},
         {"include": "--exclude"},
     ]
+
+
+def test_patterns_are_read_as_paths_are(tmp_path: Path) -> None:
+    rules = tmp_path / "rules"
+    rules.write_bytes("+ form\ffeed\r\n- line\u2028end\n- ".encode() + b"latin \xe9\n")
+    latin = text_from_bytes(b"latin \xe9")
+    assert settings("--filter-from", str(rules), "--include", os.fsdecode(b"latin \xe9"))["filters"] == [
+        {"include": "form\ffeed"},
+        {"exclude": "line\u2028end"},
+        {"exclude": latin},
+        {"include": latin},
+    ]
+
+
+def test_a_bad_line_is_shown_in_short(tmp_path: Path) -> None:
+    rules = tmp_path / "rules"
+    rules.write_bytes(bytes(100_000))
+    with pytest.raises(click.UsageError) as caught:
+        settings("--filter-from", str(rules))
+    assert "line 1:" in caught.value.message
+    assert len(caught.value.message) < 300 + len(str(rules))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,13 +14,17 @@ from typing import Any, TypeVar
 import click
 from msgspec import ValidationError
 
+from pdm.workqueue.cli.display import truncate
 from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.paths import text_from_bytes
 from pdm.workqueue.wire.options import read_options
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kKMGTP])(i?B?)|B?)")
 _POWERS = "KMGTP"
+#: Columns of a line that an error shows.
+_SHOWN = 40
 _DURATION = re.compile(r"(\d{1,9})\s*([smhdw])")
 _TYPED_ORDER = f"{__name__}.typed_order"
 
@@ -220,16 +225,17 @@ def typed_filters(
         if name == "filter_from":
             filters += _read_filters(next(values[name]))
         elif name in values:
-            filters.append({name: next(values[name])})
+            # As paths are read, which patterns are compared with.
+            filters.append({name: text_from_bytes(os.fsencode(next(values[name])))})
     return filters
 
 
 def _read_filters(path: str) -> list[dict[str, str]]:
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"--filter-from {path} cannot be read: {error}") from error
-    return parse_filters(path, text.splitlines())
+        content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"--filter-from {path} cannot be read: {error.strerror}.") from error
+    return parse_filters(path, [text_from_bytes(line.removesuffix(b"\r")) for line in content.split(b"\n")])
 
 
 def parse_filters(name: str, lines: Sequence[str]) -> list[dict[str, str]]:
@@ -244,8 +250,9 @@ def parse_filters(name: str, lines: Sequence[str]) -> list[dict[str, str]]:
             continue
         sign, blank, pattern = line[:1], line[1:2], line[2:]
         if sign not in "+-" or blank != " " or not pattern.strip():
+            shown = truncate(line[: 2 * _SHOWN], _SHOWN)
             raise click.UsageError(
-                f"--filter-from {name}, line {number}: '+ PATTERN' or '- PATTERN' is expected, not {line!r}."
+                f"--filter-from {name}, line {number}: '+ PATTERN' or '- PATTERN' is expected, not {shown!r}."
             )
         filters.append({"include" if sign == "+" else "exclude": pattern})
     return filters

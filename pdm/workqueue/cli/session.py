@@ -62,6 +62,7 @@ def print_error(what: str, advice: str = "") -> None:
 _COMMANDS_FOR_ROUTES = (
     (re.compile(r"GET /jobs/(\d+)/elements"), r"'pdm status \1'"),
     (re.compile(r"GET /users"), "'pdm user list'"),
+    (re.compile(r"GET /schedules"), "'pdm schedule list'"),
     (re.compile(r"GET /(jobs|sites|credentials|whoami)\b"), r"'pdm \1'"),
 )
 #: Pointer to an invalid value → the option or argument that it comes from.
@@ -79,6 +80,7 @@ _OPTION_NAMES = {
     "?site": "--site",
     "?since": "--since",
     "?label": "--label",
+    "?code": "--code",
 }
 
 
