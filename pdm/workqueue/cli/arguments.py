@@ -182,6 +182,15 @@ def mover_option(command: _Command) -> _Command:
     )(command)
 
 
+def _utf8_only(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """The value, if JSON can hold it: bytes that are not UTF-8 are surrogates in arguments."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise click.BadParameter("it is not UTF-8.") from error
+    return value
+
+
 def submit_options(command: _Command) -> _Command:
     """Options of all commands that submit a job."""
     decorators = [
@@ -189,7 +198,7 @@ def submit_options(command: _Command) -> _Command:
         mover_option,
         click.option("--priority", type=click.IntRange(0, 9), help="0 is served first (default 5)."),
         click.option("--max-tries", type=click.IntRange(1, 10), help="Attempts for each element (default 2)."),
-        click.option("--label", help="A word by which to find the job."),
+        click.option("--label", callback=_utf8_only, help="A word by which to find the job."),
         click.option(
             "--after",
             metavar="N",
