@@ -6,6 +6,9 @@ import base64
 import hashlib
 import json
 import re
+import socket
+import ssl
+import threading
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,8 @@ import pytest
 from pdm.testgrid.identities import GridCredentials, make_credentials
 from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.helpers.backends import http_connection
+from pdm.workqueue.helpers.backends.http_connection import HttpConnection
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import HelperProcess, copy_item, digest, entries, outcomes
@@ -666,3 +671,32 @@ def test_announcements_before_an_answer_are_passed_over(server: QuirkServer, hel
     answer = b"HTTP/1.1 207 Multi-Status\r\nContent-Length: %d\r\n\r\n%s" % (len(listing), listing)
     server.rules.append(on("PROPFIND", 102, answer, Content_Length="0"))
     assert entries(helper.list(f"{server.url}/d", depth=0)).keys() == {""}
+
+
+# -- connections
+
+
+def test_a_handshake_without_an_answer_is_begun_again(
+    credentials: GridCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XRootD 5.5 does it when it is busy."""
+    monkeypatch.setattr(http_connection, "_HANDSHAKE_S", 0.2)
+    of_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    of_server.load_cert_chain(credentials.host.certificate, credentials.host.key)
+    of_client = ssl.create_default_context(capath=str(credentials.trust))
+    with socket.create_server(("localhost", 0)) as listener:
+
+        def serve() -> None:
+            forgotten, _ = listener.accept()
+            second, _ = listener.accept()
+            with forgotten, of_server.wrap_socket(second, server_side=True) as answered:
+                answered.recv(1)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        connection = HttpConnection(f"localhost:{listener.getsockname()[1]}", of_client, lambda: 60.0)
+        try:
+            assert connection.connect().version() is not None
+        finally:
+            connection.close()
+            server.join(10.0)

@@ -155,6 +155,8 @@ def exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
 _RECEIVE_SIZE = 256 * 1024
 #: After a shorter read, hardly more data is available.
 _MIN_RECORD = 4 * 1024
+#: Seconds to wait for the answers of a first TLS handshake.
+_HANDSHAKE_S = 10.0
 #: Maximum bytes of a response's head.
 _MAX_HEAD = 64 * 1024
 _MAX_INTERIM_RESPONSES = 50
@@ -194,22 +196,37 @@ class HttpConnection:
         self.has_sent_body = False
         self.ignores_expect = False
         self._sock: ssl.SSLSocket
-        self.is_connected = self.is_used = False
+        self.is_connected = self.is_used = self._is_aborted = False
 
     def connect(self) -> ssl.SSLSocket:
-        """Connect, and make the TLS handshake; returns the socket, for its certificates."""
+        """Connect, and make the TLS handshake; returns the socket, for its certificates.
+
+        A handshake without an answer is begun again on a new connection: a busy XRootD 5.5 forgets some connections.
+        """
         url = urllib.parse.urlsplit(f"//{self._authority}")
         try:
             address = url.hostname or "", url.port or 443
         except ValueError as error:
             raise OSError(str(error)) from error
+        self._open_socket(address)
+        timeout_s = self._timeout_s()
+        try:
+            self._sock.settimeout(min(timeout_s, _HANDSHAKE_S))
+            self._sock.do_handshake()
+        except TimeoutError:
+            if self._is_aborted or timeout_s <= _HANDSHAKE_S:
+                raise
+            self.close()
+            self._open_socket(address)
+            self._sock.do_handshake()
+        self._sock.setblocking(False)
+        return self._sock
+
+    def _open_socket(self, address: tuple[str, int]) -> None:
         plain = socket.create_connection(address, self._timeout_s())
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = self._context.wrap_socket(plain, server_hostname=address[0], do_handshake_on_connect=False)
         self.is_connected = True
-        self._sock.do_handshake()
-        self._sock.setblocking(False)
-        return self._sock
 
     def request(
         self,
@@ -360,6 +377,7 @@ class HttpConnection:
 
     def abort(self) -> None:
         """Fail the current operation; may be called from any thread."""
+        self._is_aborted = True
         if self.is_connected:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
