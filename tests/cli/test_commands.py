@@ -221,6 +221,7 @@ def test_a_job_can_be_left_waited_for_and_cancelled(service: TestService) -> Non
     assert "CANCELLED" in pdm(service, "wait", str(number), code=7).stderr
 
 
+@pytest.mark.full
 def test_a_script_gets_the_number_of_the_job(service: TestService) -> None:
     done = pdm(service, "mkdir", "1:/a", "--no-wait", "--protocol", "dummy")
     assert re.fullmatch(r"\d+\n", done.stdout)
@@ -228,6 +229,7 @@ def test_a_script_gets_the_number_of_the_job(service: TestService) -> None:
     pdm(service, "wait", done.stdout.strip())
 
 
+@pytest.mark.full
 def test_the_logs_of_a_job_that_runs_are_there(service: TestService) -> None:
     number = submitted(service, "cp", "1:/a", "2:/b", *ENDLESS)
     shown = ""
@@ -244,6 +246,7 @@ def test_the_logs_of_a_job_that_runs_are_there(service: TestService) -> None:
     service.call("admin", "DELETE", f"/jobs/{number}")
 
 
+@pytest.mark.full
 def test_a_job_in_the_queue_has_no_log_and_says_why_it_waits(service: TestService) -> None:
     failing = ("--protocol", "dummy", "--option", "dummy.fail=CHECKSUM_MISMATCH", "--option", "dummy.fail_times=9")
     number = submitted(service, "mkdir", "1:/a", *failing, "--max-tries", "10")
@@ -343,6 +346,7 @@ def test_a_follower_continues_with_the_next_attempt(service: TestService) -> Non
     assert shown.index("failed scope=transfer code=CONNECTION") < shown.index("outcome=DONE")
 
 
+@pytest.mark.full
 def test_the_status_of_a_job_has_its_progress(service: TestService) -> None:
     size = ("--protocol", "dummy", "--option", "dummy.files=1", "--option", "dummy.size=1000000")
     number = submitted(service, "cp", "1:/a", "2:/b", *size, "--option", "dummy.delay=300")
@@ -510,6 +514,7 @@ def test_the_daemon_logs_submissions_with_user_and_result(service: TestService, 
     assert any(re.search(r"POST /workqueue/api/v1.0/remove 200 \d+\.\d ms$", line) for line in lines)
 
 
+@pytest.mark.full
 def test_a_job_begins_after_another_and_ends_at_its_deadline(service: TestService) -> None:
     first = submitted(service, "cp", *ENDLESS, "1:/awaited", "2:/awaited")
     done = pdm(service, "mkdir", "--no-wait", "--protocol", "dummy", "--after", str(first), "1:/then")
@@ -527,6 +532,7 @@ def test_a_job_begins_after_another_and_ends_at_its_deadline(service: TestServic
         assert words in pdm(service, "mkdir", "--protocol", "dummy", *arguments, "1:/x", code=2).stderr
 
 
+@pytest.mark.full
 def test_a_command_is_scheduled_listed_paused_and_removed(service: TestService) -> None:
     copy = ("cp", "--protocol", "dummy", "--verify", "size", "1:/a", "2:/b")
     done = pdm(service, "schedule", "add", "0 3 * * *", "--timezone", "Europe/Paris", "--", *copy)

@@ -80,6 +80,7 @@ def test_a_file_goes_into_a_directory_that_is_there(service: TestService, source
     assert names(target) == names(source)
 
 
+@pytest.mark.full
 def test_a_site_alone_is_its_default_directory(service: TestService, source: Path, target: Path) -> None:
     pdm(service, "cp", f"1:/{source.name}", "local-b:")
     assert names(target) == names(source)
@@ -93,6 +94,7 @@ def test_nothing_that_matches_is_an_error_that_says_so(service: TestService, sou
         assert not target.exists()
 
 
+@pytest.mark.full
 def test_several_are_removed_renamed_and_made(service: TestService, source: Path) -> None:
     place = f"1:/{source.name}"
     pdm(service, "mkdir", f"{place}/new", f"{place}/newer")
@@ -104,6 +106,7 @@ def test_several_are_removed_renamed_and_made(service: TestService, source: Path
     assert names(source) == {"sub", "[odd]*", ".hidden.root"}
 
 
+@pytest.mark.full
 def test_statuses_of_several_jobs(service: TestService) -> None:
     numbers = pdm(service, "mkdir", "1:/a", "1:/b", "--protocol", "dummy", "--no-wait").stdout.split()
     pdm(service, "wait", *numbers, "999999999", code=6)
@@ -113,6 +116,7 @@ def test_statuses_of_several_jobs(service: TestService) -> None:
     assert [job["id"] for job in found] == [int(number) for number in numbers]
 
 
+@pytest.mark.full
 def test_long_listings_have_human_sizes(service: TestService, source: Path) -> None:
     place = f"1:/{source.name}"
     assert re.search(r"^-rw\S+  2\.9 KiB  \S+ \S+  x\.root$", pdm(service, "ls", "-l", place).stdout, re.MULTILINE)

@@ -77,6 +77,7 @@ def test_pages(run: Run) -> None:
         (["cp", "1:/a", "2:/b", "--priority", "10"], "0<=x<=9"),
         (["cp", "1:/a", "2:/b", "--option", "x"], "KEY=VALUE"),
         (["cp", "1:/a", "2:/b", "--label", "\udcff"], "it is not UTF-8"),
+        (["cp", "1:/a", "2:/b", "--option", "a=\udcff"], "the value of a is not UTF-8"),
         (["rm", "1:"], "rm needs a path"),
         (["rm", "1:/", "-r"], "rm needs a path"),
         (["mv", "1:/a", "1:"], "mv needs a new path"),

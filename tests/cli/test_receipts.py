@@ -116,6 +116,7 @@ def test_failures_are_grouped(service: TestService, folder: Path) -> None:
     pdm(service, "errors", "99999", code=3)
 
 
+@pytest.mark.full
 def test_a_retry_leaves_what_it_cannot_help(service: TestService, folder: Path) -> None:
     number = str(_partly(service, folder))
     done = pdm(service, "retry", number, code=6)
@@ -197,6 +198,7 @@ def test_a_redo_moves_only_what_is_missing(service: TestService, folder: Path, t
     pdm(service, "cp", "--redo", file, "1:/a", "2:/b", code=2)
 
 
+@pytest.mark.full
 def test_a_batch_is_one_job(service: TestService, folder: Path, tmp_path: Path) -> None:
     for name in ("one", "two words", "#three"):
         (folder / name).write_text(name)
@@ -276,6 +278,7 @@ def test_a_check_finds_what_was_changed_at_the_destination(service: TestService,
     pdm(service, "check", receipt)
 
 
+@pytest.mark.full
 def test_a_check_takes_what_a_receipt_can_prove(service: TestService, folder: Path, tmp_path: Path) -> None:
     receipt, there = _copied(service, folder, "--verify", "size")
     (there / "one").write_text("oNe")
@@ -298,6 +301,7 @@ def test_a_check_takes_what_a_receipt_can_prove(service: TestService, folder: Pa
     pdm(service, "check", tmp_path / "moved")
 
 
+@pytest.mark.full
 def test_a_check_continues_after_a_crash(service: TestService, folder: Path, tmp_path: Path) -> None:
     receipt, places = tmp_path / "receipt", (f"1:/{folder.name}", f"2:/{folder.name}")
     copied = pdm(service, "cp", *places, "--protocol", "dummy", "-F", "json").stdout

@@ -156,6 +156,7 @@ def test_faults_are_each_files_own(shared: HelperProcess, sites: Sites) -> None:
     assert tree(sites.b) == {"1": b"content", "file": b"content"}
 
 
+@pytest.mark.full
 def test_many_bad_sources_do_not_hold_up_the_good_ones(shared: HelperProcess, sites: Sites) -> None:
     good = sites.put(sites.a / "f")
     items = [sites.item(good if key % 4 == 0 else sites.a / f"gone{key}", sites.b / f"{key}", key) for key in range(40)]
@@ -393,6 +394,7 @@ def test_a_killed_helper_leaves_no_transfer_running(own: HelperProcess, sites: S
         time.sleep(0.02)
 
 
+@pytest.mark.full
 def test_a_helper_without_requests_leaves_no_transfer_running(own: HelperProcess, sites: Sites) -> None:
     begin(own, sites)
     assert own.process.stdin is not None

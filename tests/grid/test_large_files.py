@@ -32,6 +32,7 @@ main_gridftp.main()
 """
 
 
+@pytest.mark.full
 def test_a_transfer_resumes_after_its_source_was_lost(own: HelperProcess, sites: Sites) -> None:
     source = sites.put(sites.a / "large", os.urandom(MIB) * 400)
     item = sites.item(source, sites.b / "copy")

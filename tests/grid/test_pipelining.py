@@ -102,6 +102,7 @@ def test_a_file_that_cannot_be_read_never_takes_the_bytes_of_the_next(
     assert tree(sites.b) == tree(sites.a)
 
 
+@pytest.mark.full
 def test_a_directory_that_takes_nothing_is_its_own_files_trouble(own: HelperProcess, sites: Sites) -> None:
     files = files_of_one_size(sites, 300)
     items = items_of(sites, files)
@@ -259,6 +260,7 @@ def test_an_item_that_the_pipelined_way_stumbles_over_fails_alone(own: HelperPro
     assert tree(sites.b) == {}
 
 
+@pytest.mark.full
 def test_only_large_files_have_progress_while_they_arrive(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same two sessions copy small files, then a large one, then small ones."""
     for name, value in sites.grid.environment().items():

@@ -35,6 +35,7 @@ def fresh(grid: TestGrid) -> Iterator[HelperProcess]:
         pytest.param("B", "destination", _LARGE, marks=pytest.mark.full),
     ],
 )
+@pytest.mark.full
 def test_a_login_that_hangs_is_the_servers_fault(
     fresh: HelperProcess, sites: Sites, site: str, scope: str, size: int
 ) -> None:

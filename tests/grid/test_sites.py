@@ -80,6 +80,7 @@ def test_a_site_that_goes_away_costs_no_tries(service: TestService, grid: TestGr
     assert "can be reached again" in service.log_path.read_text()
 
 
+@pytest.mark.full
 def test_a_check_says_what_works(service: TestService, grid: TestGrid, grid_directories: Any) -> None:
     url = grid.sites["A"].server.url
     number = add(

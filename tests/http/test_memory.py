@@ -181,6 +181,7 @@ async def test_ten_thousand_jobs_are_listed_page_by_page(service: Service, monke
 
 
 @pytest_twisted.ensureDeferred
+@pytest.mark.full
 async def test_a_long_answer_needs_little_memory(service: Service) -> None:
     job_id = (await service.submit("long", "/copy"))["id"]
     (listing,) = await service.claim(job_id)

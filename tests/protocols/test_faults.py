@@ -21,7 +21,9 @@ from tests.protocols.stands import relay_as
 PROTOCOLS = ["ssh", "https", "xroot"]
 #: Larger than any machine copies before a test can say stop.
 HUGE = 64 * 1024**3
-protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
+protocols = pytest.mark.parametrize(
+    "protocol", [pytest.param(name, marks=pytest.mark.full) if name == "xroot" else name for name in PROTOCOLS]
+)
 pytestmark = pytest.mark.timeout(180)
 as_root = pytest.mark.skipif(not owner(), reason="permissions are real only where root starts the servers")
 

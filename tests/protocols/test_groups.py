@@ -16,6 +16,8 @@ from tests.protocols.places import Places
 
 OLD = 1_700_000_000
 PROTOCOLS = ("ssh", "https", "xroot")
+#: Those of the default run, and the other one.
+_CASES = ["ssh", "https", pytest.param("xroot", marks=pytest.mark.full)]
 _ROUTES = [
     pair
     if pair[0] == pair[1] or pair in (("ssh", "https"), ("https", "xroot"))
@@ -105,7 +107,7 @@ def test_one_that_cannot_be_copied_is_no_harm_to_the_others(
     assert places.left() == []
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", _CASES)
 def test_what_is_there_is_replaced_where_that_is_asked_for(relay: HelperProcess, places: Places, protocol: str) -> None:
     sources = make_sources(places)
     for source in sources[:10]:
@@ -141,7 +143,7 @@ def test_files_that_are_the_same_are_found_together(
     assert tree(places.b) == tree(places.a)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", _CASES)
 def test_a_group_that_is_cancelled_leaves_nothing(own: HelperProcess, places: Places, protocol: str) -> None:
     sources = make_sources(places, count=200)
     request = wire.CopyRequest(
@@ -164,7 +166,7 @@ def test_a_group_that_is_cancelled_leaves_nothing(own: HelperProcess, places: Pl
         assert not arrived.exists() or arrived.read_bytes() == source.read_bytes()
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", _CASES)
 def test_a_server_that_dies_under_a_group_leaves_each_file_whole_or_absent(
     own: HelperProcess, places: Places, protocol: str
 ) -> None:

@@ -153,6 +153,7 @@ def test_one_address_cannot_take_all(start: Start, held: contextlib.ExitStack) -
     assert is_open(plain(service, held, "127.0.0.2"))
 
 
+@pytest.mark.full
 def test_a_flood_of_connections_is_refused_before_the_handshakes(start: Start, held: contextlib.ExitStack) -> None:
     service = start(new_connections="1")
     # The rate allows ten at once; none of them is closed by its owner.

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pdm.testgrid.service import TestService
 
 _DUMMY = {"src_siteid": 1, "src_filepath": "x", "protocol": "DUMMY"}
@@ -15,6 +17,7 @@ def _slow(seconds: float, **options: Any) -> dict[str, Any]:
     return {"extra_opts": {"dummy": {"list_delay": seconds, **options}}}
 
 
+@pytest.mark.full
 def test_nothing_of_a_chain_is_lost_with_the_daemon(tmp_path: Path) -> None:
     service = TestService(tmp_path / "instance")
     service.init(queue={"first_pause": "50ms"})

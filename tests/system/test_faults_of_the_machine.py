@@ -163,6 +163,7 @@ def test_two_daemons_on_one_sqlite_file_are_refused(make: Make) -> None:
 # -- a daemon that is killed
 
 
+@pytest.mark.full
 def test_after_a_kill_an_output_exists_and_a_stopped_helper_blocks_no_other(make: Make) -> None:
     service = make("instance", agents={"max_agents": "1"})
     service.start()

@@ -81,6 +81,7 @@ def most_at_once(spans: list[tuple[datetime, datetime]]) -> int:
     return most
 
 
+@pytest.mark.full
 def test_a_user_a_job_and_a_site_never_have_more_than_their_limits(make: Callable[..., TestService]) -> None:
     service = make(
         agents={"max_agents": "4"},

@@ -27,6 +27,7 @@ def call(service: TestService, method: str, path: str, body: Any = None) -> Any:
     return answer
 
 
+@pytest.mark.full
 def test_nothing_new_starts_at_a_drained_site(service: TestService) -> None:
     number = call(service, "POST", "/sites", _SITE)["id"]
     slow = service.submit(

@@ -98,6 +98,7 @@ def test_a_schedule_lives_through_a_kill_and_makes_up_for_a_missed_time(service:
     assert f"job {second['job']} HELD" in shown
 
 
+@pytest.mark.full
 def test_a_kill_neither_doubles_nor_loses_a_run(service: TestService) -> None:
     numbers = [call(service, "POST", "/schedules", {"recurrence": "every 1h", "job": _JOB})["id"] for _ in range(25)]
     service.kill()

@@ -60,6 +60,7 @@ def test_none_is_lost_and_none_done_twice_when_the_daemon_is_killed_at_any_momen
     assert {path.read_bytes() for path in (storage / "b").iterdir()} == {b"content"}
 
 
+@pytest.mark.full
 def test_one_that_hangs_is_cancelled_and_its_agent_is_no_other_ones_burden(service: TestService) -> None:
     fields = {"src_siteid": 1, "src_filepath": "/f", "dst_siteid": 2, "dst_filepath": "/g", "protocol": "DUMMY"}
     for number in range(3):

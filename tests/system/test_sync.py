@@ -157,6 +157,7 @@ def test_a_dry_run_does_nothing(trees: Trees) -> None:
     }
 
 
+@pytest.mark.full
 def test_a_dry_run_is_estimated(trees: Trees) -> None:
     file(trees.source / "a", b"x" * 1000)
     file(trees.source / "b", b"x" * 3000)
@@ -205,6 +206,7 @@ def test_what_filters_leave_out_is_neither_copied_nor_removed(trees: Trees) -> N
     assert [(note["code"], note["count"]) for note in notes] == [("FILTERED", 1)]
 
 
+@pytest.mark.full
 def test_nothing_is_removed_after_a_failed_copy(service: TestService) -> None:
     options = {
         "sync": "checksum",

@@ -204,6 +204,7 @@ def test_a_tool_that_makes_no_progress_is_ended(with_tool: WithTool, sites: Site
     )
 
 
+@pytest.mark.full
 def test_a_full_disk(shared: HelperProcess, sites: Sites) -> None:
     small = sites.b / "small"
     small.mkdir()
@@ -342,6 +343,7 @@ def test_credentials(grid: TestGrid, sites: Sites) -> None:
         assert judged(helper.list(sites.url(sites.a))[-1]) == "service CREDENTIAL_EXPIRED"
 
 
+@pytest.mark.full
 def test_no_sftp_and_no_local_disk(shared: HelperProcess, sites: Sites) -> None:
     """gfal2 checks no host keys and loses bytes on their way to SFTP servers; the disk has its roots."""
     source = sites.url(sites.put(sites.a / "file"))

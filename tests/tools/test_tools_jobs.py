@@ -54,13 +54,13 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     return found
 
 
-def tools_running(source: Path) -> set[int]:
-    """Processes of globus-url-copy that copy a file; other tests may run the tool beside this one."""
+def tools_running(service: TestService) -> set[int]:
+    """Processes of globus-url-copy that a daemon has started: other tests may run the tool beside this one."""
     found = set()
     for directory in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            arguments = (directory / "cmdline").read_bytes().split(b"\0")
-            if arguments[0].endswith(b"globus-url-copy") and any(os.fsencode(source) in each for each in arguments):
+            is_tool = (directory / "cmdline").read_bytes().split(b"\0")[0].endswith(b"globus-url-copy")
+            if is_tool and os.fsencode(service.directory) in (directory / "environ").read_bytes():
                 found.add(int(directory.name))
     return found
 
@@ -109,7 +109,7 @@ def test_the_log_grows_while_the_tool_moves_and_both_its_death_and_a_cancel_are_
     service: TestService, sites: Sites, record_property: Callable[[str, object], None]
 ) -> None:
     huge = sites.huge()
-    before = tools_running(huge)
+    before = tools_running(service)
     job = service.submit(
         "alice", "copy", src_siteid=1, src_filepath=str(huge), dst_siteid=2, dst_filepath=str(sites.b / "huge")
     )
@@ -126,7 +126,7 @@ def test_the_log_grows_while_the_tool_moves_and_both_its_death_and_a_cancel_are_
     assert element["status"] == "RUNNING" and element["transferred"] > 0 and element["average"] > 0
 
     # Not before: tools that listed the source may have run until then.
-    pid = wait_for(lambda: tools_running(huge) - before).pop()
+    pid = wait_for(lambda: tools_running(service) - before).pop()
     os.kill(pid, signal.SIGKILL)
 
     def first_log() -> str:
@@ -137,11 +137,11 @@ def test_the_log_grows_while_the_tool_moves_and_both_its_death_and_a_cancel_are_
     assert "globus-url-copy was ended by signal 9" in wait_for(lambda: "code=CRASHED" in first_log() and first_log())
 
     wait_for(lambda: "Source: gsiftp://" in logged(2))
-    again = wait_for(lambda: tools_running(huge) - before - {pid}).pop()
+    again = wait_for(lambda: tools_running(service) - before - {pid}).pop()
     asked_at = time.monotonic()
     status, _ = service.call("alice", "DELETE", f"/jobs/{job['id']}")
     assert status == 200
-    wait_for(lambda: again not in tools_running(huge), 5.0)
+    wait_for(lambda: again not in tools_running(service), 5.0)
     took = time.monotonic() - asked_at
     record_property("seconds from cancel to the end of the tool", round(took, 2))
     assert took < 1.5

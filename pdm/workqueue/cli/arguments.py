@@ -113,6 +113,8 @@ class ExtraOptionType(click.ParamType[tuple[str, Any]]):
         key, equals, text = str(value).partition("=")
         if not equals or not _OPTION_PARTS.fullmatch(key):
             self.fail(f"{value!r} is not of the form KEY=VALUE.", param, ctx)
+        if not text.isascii() and text != text.encode(errors="replace").decode():
+            self.fail(f"the value of {key} is not UTF-8.", param, ctx)
         try:
             return key, json.loads(text)
         except ValueError:

@@ -46,7 +46,7 @@ def check_not_removed(options: Mapping[str, Any], source_url: str, destination_u
     source, destination = _place(source_url), _place(destination_url)
     if options.get("delete_extra") and is_inside(source, destination):
         raise InvalidInputError(
-            "delete_extra would remove the source, which is inside the destination", "$.extra_opts.delete_extra"
+            "the source is inside the destination, and would be removed as extra", "$.extra_opts.delete_extra"
         )
     if not options.get("move"):
         return
