@@ -199,7 +199,7 @@ def _what(job: Mapping[str, Any]) -> str:
 
 
 async def _places(client: WorkqueueClient, job: Mapping[str, Any]) -> str:
-    """The places of a job, with the names of its sites, as far as these exist."""
+    """The places of a job, with the names of its sites where these exist."""
     names = {each.id: each.name for each in await client.sites()}
     ends = [("src_siteid", "src_filepath"), ("dst_siteid", "dst_filepath")]
     words = []

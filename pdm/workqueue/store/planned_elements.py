@@ -39,7 +39,7 @@ _COPIED = RowStatement(
 def is_moved(job: JobRecord, verdict: Verdict, *, attempt: int, planned: str | None) -> bool:
     """Whether the source of a copy that is DONE is removed.
 
-    What the destination had before stays at the source, whatever its checksum: both sites may be doors to one storage,
+    What the destination had before stays at the source, whatever its checksum: both sites may show one storage,
     and it the same file. Only where the listing of the destination had nothing, an earlier attempt has brought what a
     later one finds there.
     """

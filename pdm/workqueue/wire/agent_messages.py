@@ -1,9 +1,8 @@
 """Messages between the daemon and a helper process (agent): JSON in UTF-8, one message a line.
 
 The daemon writes requests to the agent's standard input; the agent writes events to its file descriptor 3. An agent
-works on one batch at a time, in the order of arrival; the next batch may arrive meanwhile. ``cancel`` may come at any
-time. Paths are inside percent-encoded URLs; names in listings are percent-encoded, too. When its standard input ends,
-an agent kills the processes that it has started, and exits at once.
+works on one batch at a time, in the order of arrival; the next one, and ``cancel``, may come at any time. Paths are in
+percent-encoded URLs, as are names in listings. When its standard input ends, it kills what it has started, and exits.
 
 Order of events of a batch: for each key ``started``, any number of ``log`` and ``progress``, then exactly one of
 ``done``, ``failed`` and ``cancelled``; after the last key, ``finished``.
@@ -22,7 +21,6 @@ from pdm.workqueue.domain.failures import FailureScope
 LONGEST_LINE = 4 * 1024 * 1024
 #: Exit status of an agent whose lease has expired (EX_TEMPFAIL of sysexits.h).
 LEASE_OVER_STATUS = 75
-
 
 #: What a copy can keep of a file besides its bytes.
 PreservedAttribute = Literal["mtime", "mode"]
@@ -222,11 +220,10 @@ class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True)
 
 
 class LeaseRequest(msgspec.Struct, tag="lease", tag_field="op", frozen=True):
-    """The end of the daemon's lease, in seconds of this machine's CLOCK_BOOTTIME.
+    """The end of the daemon's lease, in seconds of this machine's CLOCK_BOOTTIME, before the first work and renewed.
 
-    Sent before the first work and at each renewal. When the lease expires, the agent kills itself and the processes
-    that it has started, without sending anything to a server: another daemon may do the same work by then. Exit status:
-    `LEASE_OVER_STATUS`.
+    When the lease expires, the agent kills itself and the processes that it has started, without sending anything to a
+    server: another daemon may do the same work by then. Exit status: `LEASE_OVER_STATUS`.
     """
 
     until: float
@@ -242,9 +239,8 @@ class ProceedRequest(msgspec.Struct, tag="go", tag_field="op", frozen=True):
 class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
     """End the batch ``id``: stop transfers within half a second, clean up, report the rest as cancelled.
 
-    With ``keys``, only these items end. An agent that cannot end some without the others ends the whole batch: items
-    that are reported as cancelled without a request return to the queue. A batch that waits behind another is ended at
-    once, and never begins.
+    With ``keys``, only these items end. An agent that cannot end some alone ends the whole batch: items that are
+    cancelled without a request return to the queue. A batch that waits behind another is ended at once.
     """
 
     id: int

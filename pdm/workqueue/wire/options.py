@@ -224,7 +224,7 @@ class CopyOptions(_Options, frozen=True):
         """What a copy does with a file that is there, once its plan asks for it."""
         overwrite = (self.overwrite or "never") if self.sync is None else _OVERWRITE_OF[self.sync]
         if self.move:
-            # Both sites may be doors to one storage: what is the same there may be the source, and is left alone.
+            # Both sites may show one storage: what is the same there may be the source, and is left alone.
             return "never" if overwrite == "never" else "different"
         if self.sync is None:
             return overwrite

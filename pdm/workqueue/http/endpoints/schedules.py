@@ -152,7 +152,7 @@ async def get_schedule(api: ApiContext, caller: Caller, schedule_id: int) -> Sch
     errors=(InvalidInputError, NotFoundError),
 )
 async def change_schedule(api: ApiContext, caller: Caller, schedule_id: int, body: ScheduleChanges) -> ScheduleView:
-    """A schedule that is resumed goes on with the next of its times. The jobs of its runs are not changed."""
+    """A resumed schedule continues with the next of its times. The jobs of its runs are not changed."""
     found = await api.database.read("fetch a schedule", transactions.fetch_schedule, schedule_id, caller.scope)
     record, next_due = found.schedule, None
     if not body.paused:
