@@ -575,7 +575,8 @@ def test_a_kept_connection_that_is_closed_under_a_group_fails_no_file(
     request = wire.CopyRequest(helper.new_id(), items, "never", "size", wire.TimeLimits(stall_s=60.0))
     events = helper.run(request)
     assert {type(event) for event in outcomes(events).values()} == {wire.DoneEvent}
-    assert in_groups(events) == set(range(20))
+    # A slow server is given more connections: if it closes a new one, the files are copied alone.
+    assert in_groups(events) in (set(range(20)), set())
     assert [server.tree[b"/d/to/f%d" % number] for number in range(20)] == [b"content"] * 20
 
 
