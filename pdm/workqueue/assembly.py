@@ -262,10 +262,11 @@ class Assembly:
         )
         self.lease.on_renewed.append(self.pool.hold_lease)
 
-        self.chains = Chains(reactor=reactor, database=self.database, clock=clock, on_work=self._work_added)
-        self.deadlines = Deadlines(
-            reactor=reactor, database=self.database, clock=clock, on_cancelled=self.executor.cancel
+        cancel = self.executor.cancel
+        self.chains = Chains(
+            reactor=reactor, database=self.database, clock=clock, on_cancelled=cancel, on_work=self._work_added
         )
+        self.deadlines = Deadlines(reactor=reactor, database=self.database, clock=clock, on_cancelled=cancel)
         self.scheduler = Scheduler(
             reactor=reactor,
             database=self.database,
