@@ -165,6 +165,8 @@ class BlockingWorkqueueClient:
     mkdir = _blocking(WorkqueueClient.mkdir)
     submit = _blocking(WorkqueueClient.submit)
     jobs = _blocking(WorkqueueClient.jobs)
+    events_page = _blocking(WorkqueueClient.events_page)
+    events = _iterating(WorkqueueClient.events)
     iterate_jobs = _iterating(WorkqueueClient.iterate_jobs)
     job = _blocking(WorkqueueClient.job)
     elements = _blocking(WorkqueueClient.elements)

@@ -330,6 +330,10 @@ class ProgressBoard:
         job.reported = max(job.reported, proven + job.moving)
         return Moving(max(job.reported - proven, 0), job.bytes_rate.at(now_s), job.files_rate.at(now_s))
 
+    def running(self) -> list[int]:
+        """Numbers of the jobs that have running elements here."""
+        return [job_id for job_id, job in self._jobs.items() if job.elements]
+
     def remember_listed(self, job_id: int, elements: int) -> None:
         """Record that the first listing of a job is done, and its number of elements."""
         self._listed[job_id] = elements
