@@ -1,0 +1,1 @@
+"""Pages for people: what the API gives out and does, as HTML for browsers."""
