@@ -37,6 +37,7 @@ from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.endpoint_checks import EndpointProbes, SiteCheck
 from pdm.workqueue.execution.endpoint_health import SiteHealth
+from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import Housekeeping, missing_software
@@ -180,6 +181,7 @@ class Assembly:
             idle_s=agents.idle_s,
             unused=credentials.remove_unused,
         )
+        self.feed = EventFeed(reactor=reactor, database=self.database)
         self.streams = Streams(limits=stream_limits(settings), sites=self.sites, clock=MonotonicUtc())
         access = helper_access(settings)
         offered = OfferedMovers(movers, access)
@@ -347,6 +349,7 @@ class Assembly:
         services.add("housekeeping", start=self._housekeeping.start, stop=self._housekeeping.stop)
         # The daemon starts it when all is ready: the duration of the start is no latency.
         services.add("reactor lag", stop=self.lag.stop)
+        services.add("events", start=self.feed.start, stop=self.feed.stop)
         services.add("listener", start=self._listen, stop=self._close)
 
     # -- start and stop

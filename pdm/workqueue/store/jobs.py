@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
+from pdm.workqueue.store.events import note_submitted
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
     ENDED_ATTEMPTS,
@@ -233,6 +234,7 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
     # Built from the inserted values instead of reading the row back.
     record = job_record(row.get(column.name) for column in JOB_COLUMNS)
     note_written(session, record)
+    note_submitted(session, record)
     return record
 
 
