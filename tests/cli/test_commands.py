@@ -4,50 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
 import sys
-import termios
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pdm.testgrid.service import TestService, set_keys
+from pdm.testgrid.service import TestService
+from tests.support.commands import pdm, run_on_terminal
 
 PDM = [sys.executable, "-m", "pdm.workqueue.cli"]
 #: A job that runs until it is cancelled, and shows one file of it.
 ENDLESS = ("--protocol", "dummy", "--option", "dummy.files=1", "--option", "dummy.hang=true")
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
-    """One daemon for all tests here, on two local directories."""
-    service = TestService(tmp_path_factory.mktemp("cli") / "instance")
-    service.init()
-    set_keys(service.directory / "workqueue.conf", {"queue": {"first_pause": "50ms"}})
-    with service.running():
-        yield service
-    assert "Traceback" not in service.log_path.read_text()
-
-
-@pytest.fixture
-def directory(service: TestService, request: pytest.FixtureRequest) -> Path:
-    """A directory of its own at site 1, seen from here; at the site it is ``/<its name>``."""
-    directory = service.directory / "storage" / "a" / re.sub(r"\W", "_", request.node.name)
-    directory.mkdir(parents=True)
-    return directory
-
-
-def pdm(service: TestService, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = service.pdm("admin", *arguments)
-    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}\n{service.tail()}"
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def submitted(service: TestService, *arguments: str) -> int:
@@ -394,27 +365,9 @@ def test_interrupting_detaches(service: TestService, number: int, code: int) -> 
 
 def on_a_terminal(service: TestService, *arguments: str, term: str = "xterm", columns: int = 80) -> str:
     """What a command writes to a terminal of so many columns, cursor movements and all."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, columns))
-    seen: list[bytes] = []
-
-    def read() -> None:
-        try:
-            while data := os.read(ours, 65536):
-                seen.append(data)
-        except OSError:
-            pass  # the terminal's other end is closed
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    environment = {**service.environment("admin"), "TERM": term, "PYTHONIOENCODING": "utf-8"}
-    environment.pop("COLUMNS", None)
-    done = subprocess.run([*PDM, *arguments], env=environment, stdout=theirs, stderr=theirs, check=False)
-    os.close(theirs)
-    reader.join(10)
-    os.close(ours)
-    assert done.returncode == 0
-    return b"".join(seen).decode().replace("\r\n", "\n")
+    code, shown = run_on_terminal([*PDM, *arguments], service.environment("admin"), term=term, columns=columns)
+    assert code == 0
+    return shown
 
 
 _SLOW_COPY = ("cp", "1:/a", "2:/b", "--protocol", "dummy", "--option", "dummy.files=3", "--option", "dummy.delay=0.3")

@@ -6,47 +6,30 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pdm.testgrid.service import TestService
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
-    """One daemon for all tests here, on two local directories."""
-    service = TestService(tmp_path_factory.mktemp("habits") / "instance")
-    service.init()
-    with service.running():
-        yield service
-    assert "Traceback" not in service.log_path.read_text()
+from tests.support.commands import pdm
 
 
 @pytest.fixture
-def source(service: TestService, request: pytest.FixtureRequest) -> Path:
+def source(directory: Path) -> Path:
     """A tree of its own at site 1; at the site it is ``/<its name>``."""
-    tree = service.directory / "storage" / "a" / re.sub(r"\W", "_", request.node.name)
-    (tree / "sub").mkdir(parents=True)
-    (tree / "x.root").write_bytes(b"1" * 3000)
-    (tree / "y.root").write_bytes(b"2")
-    (tree / "[odd]*").write_bytes(b"3")
-    (tree / ".hidden.root").write_bytes(b"4")
-    (tree / "sub" / "z").write_bytes(b"5")
-    return tree
+    (directory / "sub").mkdir()
+    (directory / "x.root").write_bytes(b"1" * 3000)
+    (directory / "y.root").write_bytes(b"2")
+    (directory / "[odd]*").write_bytes(b"3")
+    (directory / ".hidden.root").write_bytes(b"4")
+    (directory / "sub" / "z").write_bytes(b"5")
+    return directory
 
 
 @pytest.fixture
 def target(service: TestService, source: Path) -> Path:
     """A directory at site 2 of the same name, which is not there yet."""
     return service.directory / "storage" / "b" / source.name
-
-
-def pdm(service: TestService, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = service.pdm("admin", *arguments)
-    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}\n{service.tail()}"
-    return done
 
 
 def names(directory: Path) -> set[str]:

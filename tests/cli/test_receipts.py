@@ -1,4 +1,4 @@
-"""``pdm receipt``, ``errors`` and ``retry``, against a daemon of its own, on local folders."""
+"""``pdm receipt``, ``errors`` and ``retry``, against a daemon of its own, on local directories."""
 
 from __future__ import annotations
 
@@ -8,53 +8,28 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pdm.testgrid.service import TestService, set_keys
+from pdm.testgrid.service import TestService
 from pdm.workqueue.certificates.authority import Authority
+from tests.support.commands import pdm
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
-    """One daemon for all tests here."""
-    service = TestService(tmp_path_factory.mktemp("receipts") / "instance")
-    service.init()
-    set_keys(service.directory / "workqueue.conf", {"queue": {"first_pause": "50ms"}})
-    with service.running():
-        yield service
-    assert "Traceback" not in service.log_path.read_text()
-
-
-@pytest.fixture
-def folder(service: TestService, request: pytest.FixtureRequest) -> Path:
-    """A folder of its own at site 1; at the site it is ``/<its name>``."""
-    folder = service.directory / "storage" / "a" / re.sub(r"\W", "_", request.node.name)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def pdm(service: TestService, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = service.pdm("admin", *map(str, arguments))
-    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}\n{service.tail()}"
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def _partly(service: TestService, folder: Path) -> int:
+def _partly(service: TestService, directory: Path) -> int:
     """A copy of which one of three files fails: its destination is a directory."""
     for name in ("one", "two", "three"):
-        (folder / name).write_text(name)
-    there = service.directory / "storage" / "b" / folder.name
+        (directory / name).write_text(name)
+    there = service.directory / "storage" / "b" / directory.name
     (there / "two" / "inner").mkdir(parents=True)
-    done = pdm(service, "cp", f"1:/{folder.name}", f"2:/{folder.name}", "-F", "json", code=6)
+    done = pdm(service, "cp", f"1:/{directory.name}", f"2:/{directory.name}", "-F", "json", code=6)
     return int(json.loads(done.stdout)["id"])
 
 
-def test_a_receipt_is_fetched_and_verified(service: TestService, folder: Path, tmp_path: Path) -> None:
-    number = _partly(service, folder)
+def test_a_receipt_is_fetched_and_verified(service: TestService, directory: Path, tmp_path: Path) -> None:
+    number = _partly(service, directory)
     file = tmp_path / "receipt.jsonl"
     done = pdm(service, "receipt", str(number), "-o", file)
     assert done.stderr == f"receipt of job {number}: 4 elements (3 done, 1 failed), 8 B\n"
@@ -74,8 +49,8 @@ def test_a_receipt_is_fetched_and_verified(service: TestService, folder: Path, t
     assert pdm(service, "receipt", str(number), "--format", "csv").stdout.count("\nelement,") == 4
 
 
-def test_what_is_no_valid_receipt_is_told(service: TestService, folder: Path, tmp_path: Path) -> None:
-    number = _partly(service, folder)
+def test_what_is_no_valid_receipt_is_told(service: TestService, directory: Path, tmp_path: Path) -> None:
+    number = _partly(service, directory)
     content = pdm(service, "receipt", str(number)).stdout
     for change, words in (
         (content.replace("/one", "/eno"), "a line was changed"),
@@ -103,13 +78,13 @@ def test_what_is_no_valid_receipt_is_told(service: TestService, folder: Path, tm
         pdm(service, *wrong, code=2)
 
 
-def test_failures_are_grouped(service: TestService, folder: Path) -> None:
-    number = _partly(service, folder)
+def test_failures_are_grouped(service: TestService, directory: Path) -> None:
+    number = _partly(service, directory)
     header, row, hint = pdm(service, "errors", str(number)).stdout.splitlines()
     assert header.split() == ["CODE", "WHERE", "COUNT", "RETRY", "EXAMPLE"]
-    assert row.split() == ["IS_A_DIRECTORY", "destination", "1", "no", f"/{folder.name}/two"]
+    assert row.split() == ["IS_A_DIRECTORY", "destination", "1", "no", f"/{directory.name}/two"]
     assert hint.startswith("IS_A_DIRECTORY: ")
-    assert pdm(service, "errors", str(number), "--paths").stdout == f"/{folder.name}/two\n"
+    assert pdm(service, "errors", str(number), "--paths").stdout == f"/{directory.name}/two\n"
     assert pdm(service, "errors", str(number), "--paths", "--code", "EXISTS").stdout == ""
     (group,) = json.loads(pdm(service, "errors", str(number), "-F", "json").stdout)
     assert (group["code"], group["count"]) == ("IS_A_DIRECTORY", 1)
@@ -117,13 +92,13 @@ def test_failures_are_grouped(service: TestService, folder: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_retry_leaves_what_it_cannot_help(service: TestService, folder: Path) -> None:
-    number = str(_partly(service, folder))
+def test_a_retry_leaves_what_it_cannot_help(service: TestService, directory: Path) -> None:
+    number = str(_partly(service, directory))
     done = pdm(service, "retry", number, code=6)
     assert done.stdout == f"job {number}: requeued 0, left 1 (permanent: IS_A_DIRECTORY)\n"
     assert f"pdm retry {number} --force" in done.stderr
     assert pdm(service, "retry", number, "--code", "TIMEOUT").stdout == f"job {number}: 0 elements are tried again\n"
-    there = service.directory / "storage" / "b" / folder.name / "two"
+    there = service.directory / "storage" / "b" / directory.name / "two"
     (there / "inner").rmdir()
     there.rmdir()
     assert "1 elements are tried again" in pdm(service, "retry", number, "--code", "is_a_directory", "--force").stdout
@@ -176,11 +151,11 @@ def test_a_receipt_of_100000_files_is_streamed_in_bounded_memory(
     assert verified - least < 16 * 1024
 
 
-def test_a_redo_moves_only_what_is_missing(service: TestService, folder: Path, tmp_path: Path) -> None:
-    number = _partly(service, folder)
+def test_a_redo_moves_only_what_is_missing(service: TestService, directory: Path, tmp_path: Path) -> None:
+    number = _partly(service, directory)
     file = tmp_path / "receipt"
     pdm(service, "receipt", str(number), "-o", file)
-    there = service.directory / "storage" / "b" / folder.name
+    there = service.directory / "storage" / "b" / directory.name
     (there / "two" / "inner").rmdir()
     (there / "two").rmdir()
     forged = tmp_path / "forged"
@@ -188,7 +163,7 @@ def test_a_redo_moves_only_what_is_missing(service: TestService, folder: Path, t
     assert "is not valid" in pdm(service, "cp", "--redo", forged, code=1).stderr
     untouched = (there / "one").stat()
     # Grown since then: its size is taken when it is copied.
-    (folder / "two").write_text("two, now longer")
+    (directory / "two").write_text("two, now longer")
     job = json.loads(pdm(service, "cp", "--redo", file, "-F", "json").stdout)
     assert (job["num_elements"], job["num_done"], job["bytes_done"], job["extra_opts"]["items"]) == (1, 1, 15, 1)
     assert (there / "two").read_text() == "two, now longer"
@@ -199,15 +174,17 @@ def test_a_redo_moves_only_what_is_missing(service: TestService, folder: Path, t
 
 
 @pytest.mark.full
-def test_a_batch_is_one_job(service: TestService, folder: Path, tmp_path: Path) -> None:
+def test_a_batch_is_one_job(service: TestService, directory: Path, tmp_path: Path) -> None:
     for name in ("one", "two words", "#three"):
-        (folder / name).write_text(name)
+        (directory / name).write_text(name)
     pairs = tmp_path / "pairs"
-    pairs.write_text(f"# a comment\n\none first\n'two words' second/\n/{folder.name}/#three '/{folder.name}/#3'\n")
-    places = (f"1:/{folder.name}", f"2:/{folder.name}")
+    pairs.write_text(
+        f"# a comment\n\none first\n'two words' second/\n/{directory.name}/#three '/{directory.name}/#3'\n"
+    )
+    places = (f"1:/{directory.name}", f"2:/{directory.name}")
     job = json.loads(pdm(service, "cp", "--batch", pairs, *places, "-F", "json").stdout)
     assert (job["num_elements"], job["num_done"], job["bytes_done"]) == (3, 3, 18)
-    there = service.directory / "storage" / "b" / folder.name
+    there = service.directory / "storage" / "b" / directory.name
     assert (there / "first").read_text() == "one"
     assert (there / "second" / "two words").read_text() == "two words"
     assert (there / "#3").read_text() == "#three"
@@ -227,18 +204,20 @@ def test_a_batch_is_one_job(service: TestService, folder: Path, tmp_path: Path) 
         assert words in pdm(service, "cp", "--batch", pairs, *places, code=2).stderr
 
 
-def _copied(service: TestService, folder: Path, *options: str) -> tuple[Path, Path]:
+def _copied(service: TestService, directory: Path, *options: str) -> tuple[Path, Path]:
     """A copy of four files; its receipt, and the destination."""
     for name in ("one", "two", "three", "empty"):
-        (folder / name).write_text("" if name == "empty" else name)
-    done = pdm(service, "cp", f"1:/{folder.name}", f"2:/{folder.name}", "-F", "json", *options)
-    receipt = service.directory / f"receipt-{folder.name}"
+        (directory / name).write_text("" if name == "empty" else name)
+    done = pdm(service, "cp", f"1:/{directory.name}", f"2:/{directory.name}", "-F", "json", *options)
+    receipt = service.directory / f"receipt-{directory.name}"
     pdm(service, "receipt", str(json.loads(done.stdout)["id"]), "-o", receipt)
-    return receipt, service.directory / "storage" / "b" / folder.name
+    return receipt, service.directory / "storage" / "b" / directory.name
 
 
-def test_a_check_finds_what_was_changed_at_the_destination(service: TestService, folder: Path, tmp_path: Path) -> None:
-    receipt, there = _copied(service, folder)
+def test_a_check_finds_what_was_changed_at_the_destination(
+    service: TestService, directory: Path, tmp_path: Path
+) -> None:
+    receipt, there = _copied(service, directory)
     before = [(path, path.stat()) for path in sorted(there.iterdir())]
     last = pdm(service, "check", receipt).stderr.splitlines()[-1]
     assert re.fullmatch(r"checked 4 files at \S+: 4 as in the receipt", last)
@@ -250,10 +229,10 @@ def test_a_check_finds_what_was_changed_at_the_destination(service: TestService,
     job = json.loads(done.stdout)
     assert (job["num_done"], job["num_failed"], job["extra_opts"]) == (0, 4, {"check": "destination", "items": 4})
     assert done.stderr.splitlines()[-1].endswith(": 0 as in the receipt, 3 differ, 1 is missing")
-    assert f"/{folder.name}/one\n      DIFFERS (destination): it has ADLER32:" in done.stderr
-    assert f"/{folder.name}/two\n      DIFFERS (destination): it has 2 bytes, and had 3" in done.stderr
-    assert f"/{folder.name}/three\n      NOT_FOUND (destination): " in done.stderr
-    assert f"/{folder.name}/empty\n      DIFFERS (destination): it has 3 bytes, and had 0" in done.stderr
+    assert f"/{directory.name}/one\n      DIFFERS (destination): it has ADLER32:" in done.stderr
+    assert f"/{directory.name}/two\n      DIFFERS (destination): it has 2 bytes, and had 3" in done.stderr
+    assert f"/{directory.name}/three\n      NOT_FOUND (destination): " in done.stderr
+    assert f"/{directory.name}/empty\n      DIFFERS (destination): it has 3 bytes, and had 0" in done.stderr
     assert all(len(line) <= 80 for line in done.stderr.splitlines() if line.startswith("checked"))
     number = str(job["id"])
     # What differs is looked at once, and a retry would find the same.
@@ -261,16 +240,16 @@ def test_a_check_finds_what_was_changed_at_the_destination(service: TestService,
     assert {each["attempts"] for each in elements} == {1}
     pdm(service, "retry", number, code=6)
     assert sorted(pdm(service, "errors", number, "--paths").stdout.split()) == sorted(
-        f"/{folder.name}/{name}" for name in ("one", "two", "three", "empty")
+        f"/{directory.name}/{name}" for name in ("one", "two", "three", "empty")
     )
     # The source is still what it was; nothing was written at either end.
     assert pdm(service, "check", receipt, "--at", "source").stderr.splitlines()[-1].endswith(": 4 as in the receipt")
     assert sorted(path.name for path in there.iterdir()) == ["empty", "one", "two"]
-    (folder / "one").write_text("eno")
+    (directory / "one").write_text("eno")
     done = pdm(service, "check", receipt, "--at", "source", code=6)
     assert "DIFFERS (source): " in done.stderr
     assert done.stderr.splitlines()[-1].endswith(": 3 as in the receipt, 1 differs")
-    (folder / "one").write_text("one")
+    (directory / "one").write_text("one")
     # The receipt of a check says what to copy again.
     pdm(service, "receipt", number, "-o", tmp_path / "checked")
     pdm(service, "cp", "--redo", tmp_path / "checked", "--overwrite", "different")
@@ -279,8 +258,8 @@ def test_a_check_finds_what_was_changed_at_the_destination(service: TestService,
 
 
 @pytest.mark.full
-def test_a_check_takes_what_a_receipt_can_prove(service: TestService, folder: Path, tmp_path: Path) -> None:
-    receipt, there = _copied(service, folder, "--verify", "size")
+def test_a_check_takes_what_a_receipt_can_prove(service: TestService, directory: Path, tmp_path: Path) -> None:
+    receipt, there = _copied(service, directory, "--verify", "size")
     (there / "one").write_text("oNe")
     done = pdm(service, "check", receipt)
     assert "4 files have no checksum in the receipt: only their sizes are compared" in done.stderr
@@ -293,7 +272,7 @@ def test_a_check_takes_what_a_receipt_can_prove(service: TestService, folder: Pa
     done = pdm(service, "check", receipt, "--option", "overwrite=always", code=2)
     assert "--at and --overwrite contradict each other: a check writes nothing" in done.stderr
     moved = pdm(
-        service, "mv", f"1:/{folder.name}/one", f"2:/{folder.name}/moved", "--checksum", "md5", "-F", "json"
+        service, "mv", f"1:/{directory.name}/one", f"2:/{directory.name}/moved", "--checksum", "md5", "-F", "json"
     ).stdout
     pdm(service, "receipt", str(json.loads(moved)["id"]), "-o", tmp_path / "moved")
     assert "MD5:" in (tmp_path / "moved").read_text()
@@ -302,8 +281,8 @@ def test_a_check_takes_what_a_receipt_can_prove(service: TestService, folder: Pa
 
 
 @pytest.mark.full
-def test_a_check_continues_after_a_crash(service: TestService, folder: Path, tmp_path: Path) -> None:
-    receipt, places = tmp_path / "receipt", (f"1:/{folder.name}", f"2:/{folder.name}")
+def test_a_check_continues_after_a_crash(service: TestService, directory: Path, tmp_path: Path) -> None:
+    receipt, places = tmp_path / "receipt", (f"1:/{directory.name}", f"2:/{directory.name}")
     copied = pdm(service, "cp", *places, "--protocol", "dummy", "-F", "json").stdout
     pdm(service, "receipt", str(json.loads(copied)["id"]), "-o", receipt)
     done = pdm(service, "check", receipt, "--option", "dummy.crash=true", "-F", "json")

@@ -224,6 +224,14 @@ def test_a_listing_says_nothing_of_the_destination(watched: Watched) -> None:
     assert watched.health.phase(watched.endpoints[2], NOW) is BreakerState.OPEN
 
 
+@pytest.mark.parametrize(
+    ("options", "sites"),
+    [({}, (1,)), ({"sync": "size"}, (1, 2)), ({"dry_run": True}, (1, 2)), ({"move": True}, (1, 2))],
+)
+def test_a_listing_of_both_ends_says_something_of_both(options: dict[str, Any], sites: tuple[int, ...]) -> None:
+    assert sites_of_element(evolve(JOB, options=options), element(JobType.LIST)) == sites
+
+
 @pytest.mark.parametrize(("at", "site"), [("source", 1), ("destination", 2)])
 def test_a_check_says_nothing_of_the_other_end(at: str, site: int) -> None:
     assert sites_of_element(evolve(JOB, options={"items": 1, "check": at}), element()) == (site,)

@@ -11,6 +11,7 @@ import pytest_twisted
 from twisted.internet.task import deferLater
 
 from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.store.job_changes import CHANGED_AT_ONCE
 from tests.http.service import Service, reactor
 
 
@@ -156,6 +157,19 @@ async def test_a_job_that_has_not_ended_at_its_deadline_is_cancelled(own_service
     assert seen["cancel_reason"]["message"] == f"its deadline, {job['deadline']}, is over"
     retried = (await own_service.call("late", "POST", f"/jobs/{job['id']}/retry")).json
     assert (retried["status"], "deadline" in retried, "cancel_reason" in retried) == ("SUBMITTED", False, False)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_large_job_that_follows_a_failure_is_cancelled_to_its_end(service: Service) -> None:
+    """Its cancellation takes more than one transaction."""
+    first = (await service.submit("large"))["id"]
+    items = [{"src": f"/a/{number}", "dst": f"/b/{number}"} for number in range(CHANGED_AT_ONCE + 1)]
+    body = {"src_siteid": 1, "dst_siteid": 2, "protocol": "DUMMY", "extra_opts": {"items": items}, "after": [first]}
+    second = (await service.call("large", "POST", "/copy", body)).json["id"]
+    await end(service, first, JobStatus.FAILED)
+    seen = await until(service, "large", second, lambda job: job["status"] == "CANCELLED")
+    assert seen["status"] == "CANCELLED"
+    assert seen["cancel_reason"]["code"] == "PREDECESSOR"
 
 
 @pytest_twisted.ensureDeferred

@@ -6,17 +6,14 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import subprocess
 import tempfile
-import termios
-import threading
 from pathlib import Path
 
 from attrs import frozen
 
 from pdm.testgrid.service import TestService
+from tests.support.commands import run_on_terminal
 
 PAGE = Path(__file__).parents[2] / "docs" / "tour.rst"
 COLUMNS = 80
@@ -70,7 +67,10 @@ def play(directory: Path) -> str:
     with service.running():
         for typed in SESSION:
             command = typed.command.replace("{job}", job)
-            code, text = _type(service, command)
+            code, written_text = run_on_terminal(
+                ["/bin/sh", "-c", command], service.environment("admin"), columns=COLUMNS, cwd=service.directory
+            )
+            text = _screen(written_text)
             if code != typed.code:
                 unlike.append(f"{command} exits with {code}:\n{text}")
             shown.append(f"$ {command}\n{text}")
@@ -100,39 +100,6 @@ def _service(directory: Path) -> TestService:
     (archive / "calib").mkdir()
     (archive / "calib" / "b.h5").write_bytes(b"another")
     return service
-
-
-def _type(service: TestService, command: str) -> tuple[int, str]:
-    """The exit status of a command, and what it leaves on a terminal."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, COLUMNS))
-    seen: list[bytes] = []
-
-    def read() -> None:
-        try:
-            while data := os.read(ours, 65536):
-                seen.append(data)
-        except OSError:
-            pass  # the other end of the terminal is closed
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    environment = {**service.environment("admin"), "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
-    environment.pop("COLUMNS", None)
-    done = subprocess.run(
-        ["/bin/sh", "-c", command],
-        env=environment,
-        cwd=service.directory,
-        stdin=subprocess.DEVNULL,
-        stdout=theirs,
-        stderr=theirs,
-        check=False,
-    )
-    os.close(theirs)
-    reader.join(10)
-    os.close(ours)
-    text = b"".join(seen).decode().replace("\r\n", "\n")
-    return done.returncode, _screen(text)
 
 
 def _screen(text: str) -> str:

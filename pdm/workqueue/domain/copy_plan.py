@@ -67,12 +67,7 @@ class CopyRules:
     @property
     def is_plain(self) -> bool:
         """Whether every file is copied, whatever the destination has."""
-        return not self.is_planned and self.entry_filter.takes_all
-
-    @property
-    def is_planned(self) -> bool:
-        """Whether elements say what was planned."""
-        return self.needs_destination
+        return not self.needs_destination and self.entry_filter.takes_all
 
 
 #: What listings call an entry, in words.
@@ -113,7 +108,6 @@ class CopyPlan:
     _uncompared: set[str] = Factory(set)
     _is_file: bool = False
     _filtered: int = 0
-    _occupied: int = 0
     #: Why nothing can be copied.
     _failure: AttemptFailure | None = None
     #: Why something of it cannot be copied.
@@ -230,14 +224,14 @@ class CopyPlan:
         if self._rules.move and action is PlannedAction.SAME:
             self._keep(entry.path)
             notes.append(self._note(entry, SkipCode.KEPT))
-        is_planned = self._rules.is_planned
+        is_compared = self._rules.needs_destination
         element = NewElement(
             JobType.COPY,
             joined(self._source, entry.path),
             joined(self._destination, self._below_destination(entry.path)),
             size=entry.size,
-            planned=action if is_planned else None,
-            mtime=entry.mtime if is_planned else None,
+            planned=action if is_compared else None,
+            mtime=entry.mtime if is_compared else None,
             done=self._rules.dry_run or action is PlannedAction.SAME,
         )
         return element, notes
@@ -295,7 +289,7 @@ class CopyPlan:
 
     def _empty_directory(self, path: str) -> NewElement:
         action = None
-        if self._rules.is_planned:
+        if self._rules.needs_destination:
             action = PlannedAction.SAME if path in self._existing else PlannedAction.COPY
         return NewElement(
             JobType.MKDIR,

@@ -202,8 +202,9 @@ class JobRecord:
 
     @property
     def lists_destination(self) -> bool:
-        """Whether its destination is listed as well."""
-        return self.type is JobType.COPY and bool(self.options.get("sync") or self.options.get("dry_run"))
+        """Whether its destination is listed as well: as `CopyRules.needs_destination` says, without their filters."""
+        options = self.options
+        return self.type is JobType.COPY and bool(options.get("sync") or options.get("dry_run") or options.get("move"))
 
     @property
     def has_phases(self) -> bool:

@@ -8,6 +8,7 @@ from datetime import datetime
 from attrs import Factory, define, field
 from twisted.internet.interfaces import IReactorTime
 
+from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store import chains, job_changes
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Background, DueTimer, Periodic
@@ -22,12 +23,14 @@ class Chains:
     """Releases jobs when those that they wait for have ended.
 
     Attributes:
+        on_cancelled: called with the id of each job that is cancelled in parts.
         on_work: called when a job may be claimed.
     """
 
     reactor: IReactorTime
     database: Database
     clock: Callable[[], datetime]
+    on_cancelled: Callable[[int], None]
     on_work: Callable[[], None]
     _periodic: Periodic | None = None
     _background: Background = field(factory=Background)
@@ -60,7 +63,7 @@ class Chains:
         while more and not self._stopping:
             released = await self.database.run("release waiting jobs", chains.release, job_id, self.clock())
             for job in released.ended:
-                log_ended(job)
+                _note_cancelled(job, self.on_cancelled)
             if released.has_work:
                 self.on_work()
             more = released.more
@@ -76,7 +79,7 @@ class Deadlines:
     """Cancels jobs whose deadline is over.
 
     Attributes:
-        on_cancelled: called with the id of each: what runs of it is to be ended.
+        on_cancelled: called with the id of each of which something runs or waits.
         timer: to be woken when a job with a deadline was submitted.
     """
 
@@ -103,6 +106,12 @@ class Deadlines:
                 # Another daemon has just cancelled it.
                 return _PAUSE_S
             for job in overdue:
-                if job.status.is_final:
-                    log_ended(job)
-                self.on_cancelled(job.id)
+                _note_cancelled(job, self.on_cancelled)
+
+
+def _note_cancelled(job: JobRecord, on_cancelled: Callable[[int], None]) -> None:
+    """Log the end of a job that was cancelled; one that has not ended yet is to be brought to its end."""
+    if job.status.is_final:
+        log_ended(job)
+    else:
+        on_cancelled(job.id)

@@ -14,7 +14,7 @@ from pdm.workqueue.agents.process import AgentProcess
 from pdm.workqueue.domain.copy_plan import PLAIN_COPY
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.job_plans import plan_for
-from pdm.workqueue.domain.jobs import Batch, ClaimToken, NewElement
+from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord, NewElement
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.execution.destination_index import DestinationIndex
 from pdm.workqueue.execution.listing import ListingIntake
@@ -55,7 +55,7 @@ class JobListings:
         token = batch.token(element)
         known: set[bytes] = set()
         if element.attempts > 1:
-            known = await self._resumed(token)
+            known = await self._resumed(job, token)
         plan = plan_for(
             job.type,
             job.src_filepath,
@@ -88,9 +88,9 @@ class JobListings:
             on_elements=self.on_elements,
         )
 
-    async def _resumed(self, token: ClaimToken) -> set[bytes]:
+    async def _resumed(self, job: JobRecord, token: ClaimToken) -> set[bytes]:
         """What an earlier attempt has planned, which is not planned again; but its deletions are."""
-        more = True
+        more = job.deletes_extra
         while more:
             drop = planned_elements.drop_deletions
             more = await self.database.run("drop planned deletions", drop, token, self.clock())

@@ -150,7 +150,7 @@ def register(
     if stored and job.log_uid == new.log_uid:
         for number in sites.missing(session, stored):
             raise InvalidInputError(f"there is no site {number}; GET /sites lists all", "$")
-    if new.after is not None and job.log_uid == new.log_uid:
+    if job.log_uid == new.log_uid:
         job = chains.begin_waiting(session, job, now)
     # A repeated request gets the same answer as the first one, even if the credential has expired since.
     if needed is not None and job.log_uid == new.log_uid:
@@ -325,7 +325,7 @@ def retry(session: Session, job_id: int, scope: int | None, now: datetime) -> tu
     """Put failed and cancelled elements back into the queue; returns the job and their number."""
     fetch_job(session, job_id, scope)
     job, retried = job_changes.retry(session, job_id, now)
-    if retried and job.after is not None and job.started_at is None:
+    if retried:
         job = chains.begin_waiting(session, job, now)
     return job, retried
 
@@ -336,7 +336,7 @@ def retry_selected(
     """Put some failed and cancelled elements back into the queue."""
     fetch_job(session, job_id, scope)
     retried = selected_retries.retry_selected(session, job_id, now, selection)
-    if retried.count and retried.job.after is not None and retried.job.started_at is None:
+    if retried.count:
         return evolve(retried, job=chains.begin_waiting(session, retried.job, now))
     return retried
 

@@ -353,11 +353,10 @@ def _list(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, req
         if isinstance(options, CopyOptions):
             if job.dst_siteid is None or job.dst_filepath is None:
                 raise ValueError(f"job {job.id} has no destination")
-            is_listed = options.rules(job.timestamp).needs_destination
             # Of a plain copy, the elements fail if the path is not possible there.
-            with contextlib.suppress(*(() if is_listed else (_UnusableError,))):
+            with contextlib.suppress(*(() if job.lists_destination else (_UnusableError,))):
                 space_at = _url(urls, job.dst_siteid, job.dst_filepath, FailureScope.DESTINATION)
-            destination = space_at if is_listed else None
+            destination = space_at if job.lists_destination else None
     except _UnusableError as error:
         return BuiltRequest(None, {0: error.failure})
     # The removal of a link must not empty the directory that it leads to.
@@ -366,10 +365,8 @@ def _list(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, req
 
 
 def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> CopyItem:
-    if job.dst_siteid is None or element.dst_filepath is None:
-        raise ValueError(f"element {element.id} of job {job.id} has no destination")
-    source = _url(urls, job.src_siteid, element.src_filepath, FailureScope.SOURCE)
-    destination = _url(urls, job.dst_siteid, element.dst_filepath, FailureScope.DESTINATION)
+    source = _url_of(urls, job, element, FailureScope.SOURCE)
+    destination = _url_of(urls, job, element, FailureScope.DESTINATION)
     directory = destination.rpartition("/")[0]
     if destination.endswith("/"):
         directory = StorageUrl(destination).parent.rstrip("/")
@@ -377,17 +374,21 @@ def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) 
     temporary = f"{directory}/{temporary_name(job.log_uid, element.id, attempts)}"
     _check_length(temporary)
     stale = [f"{directory}/{temporary_name(job.log_uid, element.id, attempt)}" for attempt in range(1, attempts)]
-    size = -1 if job.has_items and not element.size else element.size
+    size = -1 if not element.size and job.has_items else element.size
     return CopyItem(key, source, destination, temporary, stale, size, element.checksum)
 
 
 def _check_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl, at: FailureScope) -> CheckItem:
-    site, path = job.src_siteid, element.src_filepath
-    if at is FailureScope.DESTINATION:
-        if job.dst_siteid is None or element.dst_filepath is None:
-            raise ValueError(f"element {element.id} of job {job.id} has no destination")
-        site, path = job.dst_siteid, element.dst_filepath
-    return CheckItem(key, _url(urls, site, path, at), element.size, element.checksum)
+    return CheckItem(key, _url_of(urls, job, element, at), element.size, element.checksum)
+
+
+def _url_of(urls: SiteUrl, job: JobRecord, element: ElementRecord, at: FailureScope) -> str:
+    """The URL of an element's path at the source or the destination."""
+    if at is FailureScope.SOURCE:
+        return _url(urls, job.src_siteid, element.src_filepath, at)
+    if job.dst_siteid is None or element.dst_filepath is None:
+        raise ValueError(f"element {element.id} of job {job.id} has no destination")
+    return _url(urls, job.dst_siteid, element.dst_filepath, at)
 
 
 def _check_length(temporary: str) -> None:
@@ -409,12 +410,10 @@ def _remove_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl
 
 def _planned_removal(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> PathItem:
     """The removal of a moved source, or of what only the destination has; what is gone already is done."""
-    site, path, scope = job.src_siteid, element.src_filepath, FailureScope.SOURCE
-    if element.dst_filepath is not None and job.dst_siteid is not None:
-        site, path, scope = job.dst_siteid, element.dst_filepath, FailureScope.DESTINATION
+    scope = FailureScope.SOURCE if element.dst_filepath is None else FailureScope.DESTINATION
     return PathItem(
         key,
-        _url(urls, site, path, scope),
+        _url_of(urls, job, element, scope),
         element.is_directory,
         again=True,
         listed_size=None if element.is_directory else element.size,

@@ -21,14 +21,12 @@ from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import CancelCode, CancelReason, JobRecord
 from pdm.workqueue.store.job_changes import cancel_locked, waiting_listings
 from pdm.workqueue.store.locks import LockedJob, lock_jobs, save_jobs
-from pdm.workqueue.store.records import jobs, predecessors
+from pdm.workqueue.store.records import FINAL, jobs, predecessors
 
 #: Waiting jobs that one transaction releases or cancels.
 RELEASED_AT_ONCE = 500
 #: Ended jobs that one sweep finds.
 _FOUND_AT_ONCE = 500
-
-_FINAL = [status for status in JobStatus if status.is_final]
 
 
 class NoPredecessorError(Exception):
@@ -87,7 +85,7 @@ def begin_waiting(session: Session, job: JobRecord, now: datetime) -> JobRecord:
     Raises:
         NoPredecessorError: one of them does not exist, or is another user's.
     """
-    if job.after is None:
+    if job.after is None or job.started_at is not None:
         return job
     marked = session.execute(
         _MARK_AWAITED, {"numbers": list(job.after.jobs), "before": job.id, "of_user": job.user_id}
@@ -163,8 +161,8 @@ def release(session: Session, job_id: int, now: datetime) -> Released:
             ended.append(job.record)
         elif job.id not in waiting:
             ready.append(job)
-    for record in ended:
-        session.execute(_FORGET, {"waiting": record.id})
+    if ended:
+        session.execute(_FORGET, [{"waiting": record.id} for record in ended])
     _schedule(session, ready)
     return Released(bool(ready), ended, len(numbers) == RELEASED_AT_ONCE)
 
@@ -182,7 +180,7 @@ def _schedule(session: Session, ready: Collection[LockedJob]) -> None:
 _ENDED = (
     sa.select(predecessors.c.predecessor_id)
     .join(jobs, jobs.c.id == predecessors.c.predecessor_id)
-    .where(jobs.c.status.in_(_FINAL))
+    .where(jobs.c.status.in_(FINAL))
     .distinct()
     .order_by(predecessors.c.predecessor_id)
     .limit(_FOUND_AT_ONCE)

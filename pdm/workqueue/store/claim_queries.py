@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from attrs import frozen
@@ -168,13 +168,14 @@ def due_work(session: Session, job: LockedJob, most: int, offset: int, now: date
 
 def update_due_at(session: Session, job: LockedJob, now: datetime) -> None:
     """Set when a job has work again, after all its due elements were taken."""
-    phase = open_phase(session, job) if job.counters.submitted else None
-    if phase is None and job.counters.submitted and _never_opens(session, job):
+    gate = _gate(session, job) if job.counters.submitted else _CLOSED
+    if gate.is_shut_for_good:
         more = cancel_later_phases(session, job)
         job.work_due_at = AT_ONCE if more else None
         job.roll_up(now)
         return
     # Without an open phase, the end of the previous phase schedules the job again.
+    phase = gate.phase
     job.work_due_at = None if phase is None else session.scalar(_NEXT_WORK, {"number": job.id, "in_phase": phase})
 
 
@@ -207,21 +208,40 @@ _FIRST_FAILED_PHASE = (
 )
 
 
-def _never_opens(session: Session, job: LockedJob) -> bool:
-    """Whether elements wait for a listing that ended without success, or removals for copies that have failed."""
-    if not job.record.has_phases or not session.scalar(_FIRST_PHASE, {"number": job.id}):
-        return False
-    listing: JobStatus | None = session.scalar(_LISTING_STATUS, {"number": job.id})
-    if listing is None or not listing.is_final:
-        return False
-    return listing is not JobStatus.DONE or _has_failed_copies(session, job)
-
-
 def _has_failed_copies(session: Session, job: LockedJob) -> bool:
     """Whether nothing may be removed at the destination, because not all of the source is there."""
     if not job.record.deletes_extra or not job.counters.failed:
         return False
     return session.scalar(_FIRST_FAILED_PHASE, {"number": job.id}) == 0
+
+
+class _Gate(NamedTuple):
+    """The phase whose elements may run now, None for none; whether those that wait never may."""
+
+    phase: int | None
+    is_shut_for_good: bool = False
+
+
+_CLOSED = _Gate(None)
+
+
+def _gate(session: Session, job: LockedJob) -> _Gate:
+    if not job.record.has_phases:
+        return _Gate(0)
+    phase: int | None = session.scalar(_FIRST_PHASE, {"number": job.id})
+    if not phase:
+        return _Gate(phase)
+    listing: JobStatus | None = session.scalar(_LISTING_STATUS, {"number": job.id})
+    if listing is not JobStatus.DONE:
+        return _Gate(None, is_shut_for_good=listing is not None and listing.is_final)
+    if _has_failed_copies(session, job):
+        return _Gate(None, is_shut_for_good=True)
+    earlier = {"number": job.id, "than_phase": phase}
+    if session.scalar(_EARLIER_RUNNING, earlier) is not None:
+        return _CLOSED
+    if job.counters.held and session.scalar(_EARLIER_HELD, earlier) is not None:
+        return _CLOSED
+    return _Gate(phase)
 
 
 def open_phase(session: Session, job: LockedJob) -> int | None:
@@ -230,19 +250,7 @@ def open_phase(session: Session, job: LockedJob) -> int | None:
     Phases after the first also wait for the whole listing: a directory may be removed only once all its entries are
     known and removed.
     """
-    if not job.record.has_phases:
-        return 0
-    phase: int | None = session.scalar(_FIRST_PHASE, {"number": job.id})
-    if not phase:
-        return phase
-    if session.scalar(_LISTING_STATUS, {"number": job.id}) is not JobStatus.DONE:
-        return None
-    earlier = {"number": job.id, "than_phase": phase}
-    if session.scalar(_EARLIER_RUNNING, earlier) is not None:
-        return None
-    if job.counters.held and session.scalar(_EARLIER_HELD, earlier) is not None:
-        return None
-    return None if _has_failed_copies(session, job) else phase
+    return _gate(session, job).phase
 
 
 def bring_forward(session: Session, since: datetime, now: datetime) -> int:

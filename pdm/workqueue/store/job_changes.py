@@ -88,7 +88,7 @@ def cancel(session: Session, job_id: int, now: datetime) -> JobRecord:
     Raises:
         LookupError: there is no such job.
     """
-    job = _locked(session, job_id)
+    job = locked(session, job_id)
     if not job.record.status.is_final:
         job.record = evolve(job.record, cancel_requested=True)
         _cancel_part(session, job, now)
@@ -203,7 +203,7 @@ def retry(session: Session, job_id: int, now: datetime) -> tuple[JobRecord, int]
     Raises:
         LookupError: there is no such job.
     """
-    job = _locked(session, job_id)
+    job = locked(session, job_id)
     total = job.counters.failed + job.counters.cancelled
     if not total or is_being_cancelled(job):
         return job.record, 0
@@ -229,7 +229,8 @@ def begin_retry(session: Session, job: LockedJob, now: datetime) -> None:
 
 
 _RETRY = UPDATE_ELEMENT.values(status=JobStatus.SUBMITTED, lost=elements.c.attempts, due_at=AT_ONCE)
-_SET_ASIDE = (
+#: Elements of a job with one of these statuses, the first of them.
+ELEMENTS_SET_ASIDE = (
     sa.select(elements.c.id)
     .where(elements.c.job_id == bindparam("of_job"), sa.text(IS_SET_ASIDE), elements.c.status == bindparam("in_status"))
     .order_by(elements.c.id)
@@ -241,7 +242,7 @@ def _retry_part(session: Session, job: LockedJob, now: datetime) -> bool:
     left = CHANGED_AT_ONCE
     for status in (JobStatus.FAILED, JobStatus.CANCELLED):
         if left and (job.counters.failed if status is JobStatus.FAILED else job.counters.cancelled):
-            numbers = session.scalars(_SET_ASIDE, {"of_job": job.id, "in_status": status, "most": left}).all()
+            numbers = session.scalars(ELEMENTS_SET_ASIDE, {"of_job": job.id, "in_status": status, "most": left}).all()
             requeue(session, job, numbers, status)
             left -= len(numbers)
     more = not left and job.counters.failed + job.counters.cancelled > 0
@@ -413,7 +414,8 @@ def _move(
     job.move(before, after, len(numbers))
 
 
-def _locked(session: Session, job_id: int) -> LockedJob:
+def locked(session: Session, job_id: int) -> LockedJob:
+    """Lock a job; raises `LookupError` if there is none."""
     job = lock_job(session, job_id)
     if job is None:
         raise LookupError(f"there is no job {job_id}")

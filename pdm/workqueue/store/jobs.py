@@ -21,8 +21,8 @@ from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
     ENDED_ATTEMPTS,
     JOB_COLUMNS,
-    UPDATE_ELEMENT,
     attempt_record,
+    columns_of,
     element_record,
     elements,
     idempotent_requests,
@@ -32,6 +32,7 @@ from pdm.workqueue.store.records import (
     predecessors_column,
     workers,
 )
+from pdm.workqueue.store.row_statements import RowStatement
 from pdm.workqueue.WorkqueueDB import AT_ONCE, IS_SET_ASIDE, MAX_BYTES
 
 #: Capacity; the least recently used job leaves first.
@@ -225,8 +226,7 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
     row["id"] = job_id = connection.execute(_INSERT_JOB, row).scalar_one()
     insert_elements(session, job_id, 0, [new.first, *new.more], new.max_tries, now)
     if new.checksums:
-        given = [{"of_job": job_id, "number": number, "given": each} for number, each in new.checksums.items()]
-        session.execute(_GIVEN_CHECKSUM, given)
+        _GIVE_CHECKSUMS.execute(session, new.checksums.items(), job_id)
     if key is not None:
         request = {"user_id": key.user_id, "key": key.key, "fingerprint": key.fingerprint}
         connection.execute(_INSERT_KEY, [request | {"job_id": job_id, "created_at": now}])
@@ -237,7 +237,14 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
 
 
 #: The checksum of an element that is not DONE is the one that its file must have.
-_GIVEN_CHECKSUM = UPDATE_ELEMENT.values(checksum=bindparam("given"))
+_GIVE_CHECKSUMS = RowStatement(
+    """
+    WITH given (number, checksum) AS (VALUES {rows})
+    UPDATE job_elements SET checksum = given.checksum FROM given WHERE job_id = ? AND id = given.number
+    """,
+    columns_of(elements, "id", "checksum"),
+    columns_of(elements, "job_id"),
+)
 
 
 def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
@@ -358,16 +365,17 @@ def elements_statement(job_id: int, wanted: ElementFilter) -> sa.Select[Any]:
 
 def attempts(session: Session, job_id: int, element_id: int) -> list[AttemptRecord]:
     """The ended attempts of an element, the oldest first."""
-    return _ended_attempts(session, job_id, element_id, element_id)
+    return ended_attempts(session, job_id, element_id, element_id)
 
 
 def latest_attempts(session: Session, job_id: int, first: int, last: int) -> dict[int, AttemptRecord]:
     """The latest ended attempt of each element from one to another, by the element's number."""
     # Of each element, the latest comes last and stays.
-    return {record.element_id: record for record in _ended_attempts(session, job_id, first, last)}
+    return {record.element_id: record for record in ended_attempts(session, job_id, first, last)}
 
 
-def _ended_attempts(session: Session, job_id: int, first: int, last: int) -> list[AttemptRecord]:
+def ended_attempts(session: Session, job_id: int, first: int, last: int) -> list[AttemptRecord]:
+    """The ended attempts of the elements from one to another, by element and attempt."""
     rows = session.execute(ENDED_ATTEMPTS, {"job": job_id, "first": first, "last": last})
     return [attempt_record(row) for row in rows]
 

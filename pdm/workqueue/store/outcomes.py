@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import sqlalchemy as sa
 from attrs import frozen
@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
-from pdm.workqueue.store.records import attempts, elements
+from pdm.workqueue.store.jobs import ended_attempts
+from pdm.workqueue.store.records import elements
 from pdm.workqueue.WorkqueueDB import IS_SET_ASIDE
 
 
@@ -35,36 +36,14 @@ class FailureGroup:
     message: str
 
 
-_TIMES = (
-    sa.select(
-        elements.c.id,
-        sa.func.min(attempts.c.started_at),
-        sa.func.max(attempts.c.ended_at),
-        elements.c.started_at,
-        elements.c.elapsed_s,
-    )
-    .join_from(
-        elements,
-        attempts,
-        sa.and_(attempts.c.job_id == elements.c.job_id, attempts.c.element_id == elements.c.id),
-        isouter=True,
-    )
-    .where(elements.c.job_id == bindparam("job"), elements.c.id.between(bindparam("first"), bindparam("last")))
-    .group_by(elements.c.job_id, elements.c.id, elements.c.started_at, elements.c.elapsed_s)
-)
-
-
 def attempt_times(
     session: Session, job_id: int, first: int, last: int
 ) -> Mapping[int, tuple[datetime | None, datetime | None]]:
     """When the first attempt of each element from one to another began, and its last one ended, by element."""
-    times = {}
-    for number, start, end, succeeded_from, elapsed_s in session.execute(
-        _TIMES, {"job": job_id, "first": first, "last": last}
-    ):
-        # The attempt that succeeds is the last, and has no row of its own.
-        success = None if succeeded_from is None else succeeded_from + timedelta(seconds=elapsed_s or 0.0)
-        times[number] = (start or succeeded_from, success or end)
+    times: dict[int, tuple[datetime | None, datetime | None]] = {}
+    for attempt in ended_attempts(session, job_id, first, last):
+        began, _ = times.get(attempt.element_id, (attempt.started_at, None))
+        times[attempt.element_id] = (began, attempt.ended_at)
     return times
 
 

@@ -81,6 +81,10 @@ IS_INCARNATION = workers.c.incarnation == sa.bindparam("of_incarnation")
 WORKER_ID = sa.select(workers.c.id).where(IS_INCARNATION)
 
 
+#: Of jobs and elements that have ended.
+FINAL = tuple(status for status in JobStatus if status.is_final)
+
+
 def matched(session: Session, statement: sa.Update | sa.Delete, parameters: dict[str, Any] | None = None) -> int:
     """Execute a statement and return the number of rows that it matched."""
     return cast(sa.CursorResult[Any], session.execute(statement, parameters)).rowcount

@@ -21,6 +21,7 @@ from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
 from pdm.workqueue.store.planned_elements import add_source_removals, is_moved
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
+    FINAL,
     INSERT_ATTEMPTS,
     IS_INCARNATION,
     JOB_COLUMNS,
@@ -135,7 +136,7 @@ def settle(
         outcome = _outcome(verdict)
         if status is JobStatus.DONE and outcome is JobStatus.DONE:
             done.append(_done_change(verdict, row))
-            if job.record.has_items and not row.size and verdict.transferred:
+            if not row.size and verdict.transferred and job.record.has_items:
                 job.grow_bytes(_clamped(verdict.transferred))
                 measured.append({"of_job": job.id, "number": token.element_id, "size": _clamped(verdict.transferred)})
             if row.type is JobType.COPY and is_moved(job.record, verdict, attempt=row.attempt, planned=row.planned):
@@ -347,9 +348,6 @@ def path_hash(type_: JobType, path: str) -> bytes:
     return hashlib.blake2b(f"{type_.name}:{path}".encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
-_FINAL = [status for status in JobStatus if status.is_final]
-
-
 def leftovers(session: Session, limit: int, after: tuple[int, int] = (0, -1)) -> list[tuple[ElementRecord, JobRecord]]:
     """Final elements that may have left temporary files, with their jobs; the oldest jobs first.
 
@@ -369,7 +367,7 @@ def leftovers_statement(limit: int, after: tuple[int, int]) -> sa.Select[Any]:
         sa.select(*ELEMENT_COLUMNS)
         .where(
             sa.text(HAS_LEFTOVER),
-            elements.c.status.in_(_FINAL),
+            elements.c.status.in_(FINAL),
             sa.tuple_(elements.c.job_id, elements.c.id) > sa.tuple_(*after),
         )
         .order_by(elements.c.job_id, elements.c.id)
@@ -382,7 +380,7 @@ _CLEAR_LEFTOVER = sa.update(elements).where(
     elements.c.job_id == sa.bindparam("of_job"),
     elements.c.id == sa.bindparam("number"),
     elements.c.attempts == sa.bindparam("attempt"),
-    sa.or_(*(elements.c.status == status for status in _FINAL)),
+    sa.or_(*(elements.c.status == status for status in FINAL)),
 )
 
 

@@ -11,7 +11,6 @@ from attrs import evolve
 from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import JobRecord, NewJob
 from pdm.workqueue.domain.schedules import (
     MOST_RUNS,
@@ -24,7 +23,7 @@ from pdm.workqueue.domain.schedules import (
 from pdm.workqueue.store import jobs as job_store
 from pdm.workqueue.store import sites
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey
-from pdm.workqueue.store.records import columns_of, jobs, schedule_runs, schedules
+from pdm.workqueue.store.records import FINAL, columns_of, jobs, schedule_runs, schedules
 from pdm.workqueue.WorkqueueDB import IS_DUE
 
 _COLUMNS = columns_of(schedules, "id", "user_id", "recurrence", "timezone", "submission", "created_at", "next_due")
@@ -32,8 +31,6 @@ _SCHEDULES = sa.select(*_COLUMNS)
 _FETCH = _SCHEDULES.where(schedules.c.id == bindparam("number"))
 #: Due schedules that are read at once.
 _DUE_AT_ONCE = 100
-
-_FINAL = [status for status in JobStatus if status.is_final]
 
 
 class TooManySchedulesError(Exception):
@@ -155,7 +152,7 @@ _RUNS = (
 _OPEN_JOB = (
     sa.select(jobs.c.id)
     .join(schedule_runs, schedule_runs.c.job_id == jobs.c.id)
-    .where(schedule_runs.c.schedule_id == bindparam("number"), jobs.c.status.not_in(_FINAL))
+    .where(schedule_runs.c.schedule_id == bindparam("number"), jobs.c.status.not_in(FINAL))
     .limit(1)
 )
 _RUN_AT = sa.select(schedule_runs.c.due_at).where(

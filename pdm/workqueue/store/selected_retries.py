@@ -16,9 +16,11 @@ from pdm.workqueue.domain.failures import MEANINGS, FailureCode, Remedy
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store.job_changes import (
     CHANGED_AT_ONCE,
+    ELEMENTS_SET_ASIDE,
     begin_retry,
     end_retry_part,
     is_being_cancelled,
+    locked,
     requeue,
 )
 from pdm.workqueue.store.locks import LockedJob, lock_job
@@ -81,16 +83,6 @@ _SELECTED = (
     .order_by(elements.c.id)
     .limit(bindparam("most"))
 )
-_CANCELLED = (
-    sa.select(elements.c.id)
-    .where(
-        elements.c.job_id == bindparam("of_job"),
-        sa.text(IS_SET_ASIDE),
-        elements.c.status == JobStatus.CANCELLED,
-    )
-    .order_by(elements.c.id)
-    .limit(bindparam("most"))
-)
 
 
 def retry_selected(session: Session, job_id: int, now: datetime, selection: RetrySelection) -> Retried:
@@ -102,9 +94,7 @@ def retry_selected(session: Session, job_id: int, now: datetime, selection: Retr
     Raises:
         LookupError: there is no such job.
     """
-    job = lock_job(session, job_id)
-    if job is None:
-        raise LookupError(f"there is no job {job_id}")
+    job = locked(session, job_id)
     if is_being_cancelled(job):
         return Retried(job.record, 0)
     failed = {code: count for code, count in session.execute(_FAILED_BY_CODE, {"of_job": job_id}) if code is not None}
@@ -133,7 +123,8 @@ def _retry_part(session: Session, job: LockedJob, now: datetime, selection: Retr
     requeue(session, job, numbers, JobStatus.FAILED)
     left = CHANGED_AT_ONCE - len(numbers)
     if left and not selection.codes:
-        numbers = session.scalars(_CANCELLED, {"of_job": job.id, "most": left}).all()
+        cancelled = {"of_job": job.id, "in_status": JobStatus.CANCELLED, "most": left}
+        numbers = session.scalars(ELEMENTS_SET_ASIDE, cancelled).all()
         requeue(session, job, numbers, JobStatus.CANCELLED)
         left -= len(numbers)
     end_retry_part(session, job, now, more=not left)
