@@ -312,7 +312,7 @@ class Service:
         }
         return Answer(response.code, received, content)
 
-    async def browse(self, user: str | None, path: str, **headers: str) -> Answer:
+    async def browse(self, user: str | None, path: str, **headers: Any) -> Answer:
         """Fetch a page."""
         return await self.call(user, "GET", path, root="", **headers)
 
