@@ -163,6 +163,7 @@ class JobFilter:
 
     Attributes:
         site: source or destination.
+        label_part: any part of the label, in any case of ASCII letters.
         since: registered at that time or later.
         after: only ids above.
         before: only ids below.
@@ -174,6 +175,7 @@ class JobFilter:
     types: Collection[JobType] | None = None
     site: int | None = None
     label: str | None = None
+    label_part: str | None = None
     since: datetime | None = None
     limit: int | None = None
     after: int | None = None
@@ -319,6 +321,8 @@ def page_statement(wanted: JobFilter) -> sa.Select[Any]:
         statement = statement.where(sa.or_(jobs.c.src_siteid == wanted.site, jobs.c.dst_siteid == wanted.site))
     if wanted.label is not None:
         statement = statement.where(jobs.c.label == wanted.label)
+    if wanted.label_part is not None:
+        statement = statement.where(jobs.c.label.icontains(wanted.label_part, autoescape=True))
     if wanted.since is not None:
         statement = statement.where(jobs.c.timestamp >= wanted.since)
     if wanted.after is not None:
