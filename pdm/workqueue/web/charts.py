@@ -16,6 +16,7 @@ from attrs import frozen
 from markupsafe import Markup
 
 from pdm.workqueue.domain.formatting import display_bytes, display_duration, display_line
+from pdm.workqueue.web.rendering import count as count_words
 
 #: Smallest share of a bar, in percent: three failures among a million files must be seen.
 _LEAST_SHARE = 0.6
@@ -205,7 +206,7 @@ def _amount(part: BarPart) -> str:
 def _amount_of_unit(count: int, unit: str) -> str:
     if unit == "bytes":
         return display_bytes(count)
-    return "1 file" if count == 1 else f"{_grouped(count)} files"
+    return count_words(count, "file")
 
 
 def sparkline(points: Sequence[RatePoint], *, key: str, title: str, describe: Callable[[float], str]) -> Markup:
@@ -279,9 +280,9 @@ def _route_row(row: WaterfallRow, key: str, *, most: tuple[int, int]) -> Markup:
         if cell.done or cell.failed
     ]
     worst = max(row.cells, key=lambda cell: cell.failed)
-    said = f"{_grouped(done)} done, {_grouped(failed)} failed."
+    said = f"{count_words(done)} done, {count_words(failed)} failed."
     if failed:
-        said += f" Most failures, {_grouped(worst.failed)}, from {_clock(worst.at)} on."
+        said += f" Most failures, {count_words(worst.failed)}, from {_clock(worst.at)} on."
     picture = Markup(
         '<svg width="100%" height="{height}" role="img" aria-labelledby="{key}-t {key}-d">'
         '<title id="{key}-t">{label}</title><desc id="{key}-d">{said}</desc>{defs}'
@@ -299,7 +300,7 @@ def _route_row(row: WaterfallRow, key: str, *, most: tuple[int, int]) -> Markup:
     return Markup(
         '<tr><th scope="row">{}</th><td class="picture">{}</td><td class="number">{}</td>'
         '<td class="number">{}</td></tr>'
-    ).format(display_line(row.label), picture, _grouped(done), _grouped(failed))
+    ).format(display_line(row.label), picture, count_words(done), count_words(failed))
 
 
 def _column(cell: WaterfallCell, left: float, width: float, *, most: tuple[int, int], key: str) -> Markup:
@@ -315,7 +316,7 @@ def _column(cell: WaterfallCell, left: float, width: float, *, most: tuple[int, 
         area = Markup('<g class="part-failed"><rect class="area" {}/><rect {} fill="url(#{}-part-failed)"/></g>')
         areas.append(area.format(size, size, key))
     return Markup("<g><title>{}: {} done, {} failed</title>{}</g>").format(
-        _clock(cell.at), _grouped(cell.done), _grouped(cell.failed), _joined(areas)
+        _clock(cell.at), count_words(cell.done), count_words(cell.failed), _joined(areas)
     )
 
 
@@ -332,11 +333,6 @@ def _height(value: float, most: float, height: int) -> float:
 
 def _clock(timestamp: datetime) -> str:
     return timestamp.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _grouped(count: int) -> str:
-    """A count with its thousands apart: ``12 345``, by a space at which no line is broken."""
-    return f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def _number(value: float) -> str:
