@@ -111,6 +111,13 @@ def test_long_listings_have_human_sizes(service: TestService, source: Path) -> N
     assert "NOT_FOUND" in both.stderr
 
 
+def test_below_an_escaped_path_entries_keep_their_directories(service: TestService, source: Path) -> None:
+    (source / "[dir]" / "deep").mkdir(parents=True)
+    (source / "[dir]" / "deep" / "file").touch()
+    shown = pdm(service, "ls", "-R", rf"1:/{source.name}/\[dir\]").stdout
+    assert shown.splitlines() == ["deep/", "deep/file"]
+
+
 def test_stat_and_du(service: TestService, source: Path) -> None:
     place = f"1:/{source.name}"
     shown = pdm(service, "stat", f"{place}/x.root").stdout

@@ -243,9 +243,10 @@ async def _entries(
 ) -> tuple[Entries, Sequence[tuple[str, EntryView]], Notes]:
     """What is at a place, or matches its pattern: as the API has it, as rows, and what could not be read."""
     if not has_pattern(place.path):
-        element = await lister.listed(evolve(place, path=unescaped(place.path)), depth)
+        bare = evolve(place, path=unescaped(place.path))
+        element = await lister.listed(bare, depth)
         entries = {} if element.entries is UNSET else element.entries
-        return entries, rows_of(element, place.path), [] if element.unreadable is UNSET else element.unreadable
+        return entries, rows_of(element, bare.path), [] if element.unreadable is UNSET else element.unreadable
     found: Entries = {}
     rows = []
     for path, entry in await matches(place, lister.entries):

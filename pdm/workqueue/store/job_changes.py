@@ -221,10 +221,7 @@ _FORGET_PREDECESSORS = sa.delete(predecessors).where(predecessors.c.job_id == bi
 
 
 def begin_retry(session: Session, job: LockedJob, now: datetime) -> None:
-    """Forget that a job was cancelled, a deadline that is over, and the jobs that it waited for.
-
-    `pdm.workqueue.store.chains.begin_waiting` finds out again which of these it waits for, in the same transaction.
-    """
+    """Forget that a job was cancelled, a deadline that is over, and predecessors: `begin_waiting` adds them again."""
     deadline = job.record.deadline
     if deadline is not None and deadline <= now:
         # It was asked for after the deadline, which would end it at once.
@@ -271,7 +268,7 @@ def end_retry_part(session: Session, job: LockedJob, now: datetime, *, more: boo
     if more:
         job.work_due_at = NEVER
     elif job.record.after is not None and session.scalar(_IS_WAITING, {"waiting": job.id}):
-        # The last one of the jobs that it waits for schedules it.
+        # The end of its last predecessor schedules it.
         job.work_due_at = None
     else:
         if waiting_listings(session, [job.id]):
