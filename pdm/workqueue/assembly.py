@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from attrs import evolve
@@ -20,7 +19,6 @@ from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
-import pdm
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand
 from pdm.workqueue.certificates.files import CredentialFiles, CredentialFilesError, TrustDirectories
@@ -30,8 +28,7 @@ from pdm.workqueue.certificates.signatures import service_name, sign_detached
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
-from pdm.workqueue.domain.credentials import CredentialNeed
-from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
 from pdm.workqueue.execution.batch import Ending
@@ -54,13 +51,14 @@ from pdm.workqueue.http.endpoints.schedules import planned_run
 from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance, worker_name
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
-from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.movers.mover import Mover, credential_need
+from pdm.workqueue.movers import MOVERS, OfferedMovers
+from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.policies import (
     breaker_policy,
     database_timeouts,
     execution_limits,
     helper_access,
+    helper_command,
     retry_policy,
     server_tls,
     stream_limits,
@@ -89,8 +87,6 @@ EXPECTED_ERRORS = (
     CannotListenError,
     OSError,
 )
-#: Where the helpers' interpreter finds this package.
-_PACKAGE_PARENT = str(Path(pdm.__file__).resolve().parent.parent)
 
 
 class Assembly:
@@ -121,7 +117,6 @@ class Assembly:
     ) -> None:
         self._reactor = reactor
         self._settings = settings
-        self._movers = movers
         self._missing_software = find_missing
         self._lock_fd: int | None = None
         self._port: Any = None
@@ -186,7 +181,8 @@ class Assembly:
             unused=credentials.remove_unused,
         )
         self.streams = Streams(limits=stream_limits(settings), sites=self.sites, clock=MonotonicUtc())
-        self._access = helper_access(settings)
+        access = helper_access(settings)
+        offered = OfferedMovers(movers, access)
         self.service_health = ServiceHealth(
             reactor=reactor,
             clock=clock,
@@ -217,7 +213,7 @@ class Assembly:
             credentials=credentials,
             context=context,
             element=time_limits(settings),
-            access=self._access,
+            access=access,
             trust=trust_directory,
         )
         self.executor = Executor(
@@ -289,15 +285,15 @@ class Assembly:
             cancelled=self.executor.cancel,
             progress=self.board,
             routes=self.streams.routes,
-            credential_need=self._credential_need,
-            supports=self._supports,
+            credential_need=offered.credential_need,
+            supports=offered.supports,
             trust=lambda: self.tls.trust,
             myproxy=MyProxyLogons(reactor, settings.credentials.trust_dir, trust=trust_directory),
             site_directory=self.site_directory,
             check_site=site_check.check,
             service_name=lambda: service_name(self.tls.identity),
             sign=lambda payload: run_in_thread(sign_detached, self.tls.identity, payload),
-            relays_to=self._relays_to,
+            relays_to=offered.relays_to,
             credentials_changed=self.executor.credentials_changed,
             job_retried=self.executor.continue_change,
             deadline_added=self.deadlines.timer.wake,
@@ -414,17 +410,6 @@ class Assembly:
         self._credential_files.check()
         self._trust_directories.check()
 
-    def _supports(self, protocol: JobProtocol, type_: JobType) -> bool:
-        return protocol in self._movers and type_ in self._movers[protocol].job_types
-
-    def _credential_need(self, protocol: JobProtocol) -> CredentialNeed | None:
-        mover = self._movers.get(protocol)
-        return None if mover is None else credential_need(mover, self._access)
-
-    def _relays_to(self, protocol: JobProtocol) -> frozenset[JobProtocol]:
-        mover = self._movers.get(protocol)
-        return frozenset() if mover is None else mover.relays_to
-
     async def _refresh_tls(self) -> None:
         await self.tls.refresh_if_changed(run_in_thread)
 
@@ -438,14 +423,4 @@ class Assembly:
         return await run_in_thread(self._missing_software, self._command_for(AgentKind(_PREREQUISITES, "", {})))
 
     def _command_for(self, kind: AgentKind) -> AgentCommand:
-        agents = self._settings.agents
-        environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONPATH": _PACKAGE_PARENT, **kind.environment}
-        if agents.library_path:
-            environment["LD_LIBRARY_PATH"] = agents.library_path
-        return AgentCommand(
-            kind.helper.rpartition(".")[2],
-            # `lock_instance` finds the helpers of a dead daemon by the state directory on their command lines.
-            [str(agents.python), "-m", kind.helper, str(self._settings.state.folder)],
-            environment,
-            lock_fd=self._lock_fd,
-        )
+        return helper_command(self._settings, kind, self._lock_fd)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import pdm
+from pdm.workqueue.agents.pool import AgentKind
+from pdm.workqueue.agents.process import AgentCommand
 from pdm.workqueue.certificates.pem import CertificateFilesError
 from pdm.workqueue.certificates.tls_server import ServerTls
 from pdm.workqueue.config.reader import ConfigError
@@ -14,6 +20,8 @@ from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.store.engines import DatabaseTimeouts
 from pdm.workqueue.wire.agent_messages import TimeLimits
 
+#: Where the helpers' interpreter finds this package.
+_PACKAGE_PARENT = str(Path(pdm.__file__).resolve().parent.parent)
 #: Upper bound of a breaker's pause: a site that is back is found within so many seconds, however long it was away.
 _MAX_BREAKER_PAUSE_S = 120.0
 
@@ -92,4 +100,19 @@ def helper_access(settings: Settings) -> Access:
         ssh_key=settings.ssh.key,
         ssh_known_hosts=settings.ssh.known_hosts,
         ssh_user=settings.ssh.user,
+    )
+
+
+def helper_command(settings: Settings, kind: AgentKind, lock_fd: int | None) -> AgentCommand:
+    """How to start a helper, which inherits the lock of the state directory."""
+    agents = settings.agents
+    environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONPATH": _PACKAGE_PARENT, **kind.environment}
+    if agents.library_path:
+        environment["LD_LIBRARY_PATH"] = agents.library_path
+    return AgentCommand(
+        kind.helper.rpartition(".")[2],
+        # `lock_instance` finds the helpers of a dead daemon by the state directory on their command lines.
+        [str(agents.python), "-m", kind.helper, str(settings.state.folder)],
+        environment,
+        lock_fd=lock_fd,
     )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import ssl
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import pkcs12
 
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.certificates.names import dn
@@ -202,6 +206,64 @@ def test_an_account_without_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("getpass.getuser", nobody)
     assert admin_module._login_name() == "user"
+
+
+def certificate_in(file: Path, passphrase: str) -> str:
+    """Common name of the certificate in a PKCS#12 file, whose key belongs to it."""
+    key, certificate, others = pkcs12.load_key_and_certificates(file.read_bytes(), passphrase.encode())
+    assert key is not None and certificate is not None and not others
+    assert key.public_key() == certificate.public_key()
+    return dn(certificate.subject).rpartition("=")[2]
+
+
+def test_a_browser_gets_one_file(instance: Path) -> None:
+    result = run("user", instance, "web", "--p12")
+    assert result.exit_code == 0, result.output
+    file = instance / "certificates" / "web.p12"
+    (passphrase,) = re.findall(r"shown only now: ([a-z2-9]{5}(?:-[a-z2-9]{5}){3})\n", result.output)
+    assert certificate_in(file, passphrase) == "web"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with pytest.raises(ValueError, match="Invalid password"):
+        certificate_in(file, "wrong")
+    # For a user with a certificate, the same certificate under another passphrase.
+    before = (instance / "certificates" / "web.crt").read_bytes()
+    again = run("user", instance, "web", "--p12")
+    assert passphrase not in again.output
+    assert (instance / "certificates" / "web.crt").read_bytes() == before
+    assert run("user", instance, "admin", "--p12").exit_code == 0
+    for name in ("web", "admin"):
+        (instance / "certificates" / f"{name}.p12").unlink()
+
+
+def test_the_passphrase_is_asked_for(instance: Path) -> None:
+    typed = "short\nshort\nlong enough, é\nlong enough, é\n"
+    result = CliRunner().invoke(admin, ["user", str(instance), "asked", "--p12", "--ask-passphrase"], input=typed)
+    assert result.exit_code == 0, result.output
+    assert "at least 12 characters" in result.output
+    assert "long enough" not in result.output and "shown only now" not in result.output
+    assert certificate_in(instance / "certificates" / "asked.p12", "long enough, é") == "asked"
+    for name in ("host", "ca", "../asked"):
+        refused = run("user", instance, name, "--p12")
+        assert refused.exit_code == 1 and "is no name for a user" in refused.output
+    assert "--ask-passphrase is for --p12" in run("user", instance, "x", "--ask-passphrase").output
+    assert "no instance made by" in run("user", instance / "nowhere", "x", "--p12").output
+    assert run("user", instance / "nowhere", "admin", "--p12").exit_code == 1
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("pk12util") is None, reason="needs libnss3-tools")
+def test_the_library_of_firefox_and_chromium_imports_the_file(instance: Path, tmp_path: Path) -> None:
+    result = run("user", instance, "nss", "--p12")
+    passphrase = result.output.partition("shown only now: ")[2].partition("\n")[0]
+    database = f"sql:{tmp_path}"
+    file = str(instance / "certificates" / "nss.p12")
+    for command in (
+        ["certutil", "-N", "-d", database, "--empty-password"],
+        ["pk12util", "-i", file, "-d", database, "-W", passphrase],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    listed = subprocess.run(["certutil", "-K", "-d", database], check=True, capture_output=True, text=True)
+    assert "PDM nss" in listed.stdout
 
 
 def test_a_user_is_added(instance: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,11 @@ import pytest
 from pdm.testgrid.identities import GridCredentials, make_credentials
 from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends import http_connection
+from pdm.workqueue.helpers.backends.http_client import HttpClient, known_server
 from pdm.workqueue.helpers.backends.http_connection import HttpConnection
+from pdm.workqueue.helpers.storage import Timeouts
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import HelperProcess, copy_item, digest, entries, outcomes
@@ -677,11 +681,63 @@ def test_announcements_before_an_answer_are_passed_over(server: QuirkServer, hel
 # -- connections
 
 
+def test_a_request_without_an_answer_is_sent_again_on_a_new_connection(
+    server: QuirkServer, credentials: GridCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XRootD 5.5 takes some requests on kept connections, and forgets them."""
+    monkeypatch.setattr(http_connection, "_ANSWER_S", 0.2)
+    monkeypatch.setenv("X509_USER_PROXY", str(credentials.users["alice"].proxy))
+    monkeypatch.setenv("PDM_TRUST", json.dumps({server.url: str(credentials.trust)}))
+    server.tree[b"/f"] = b"content"
+    is_forgotten = threading.Event()
+
+    def forget(request: Request) -> Reply | None:
+        if len(server.methods(b"/f")) == 2:
+            is_forgotten.wait(30.0)
+        return None
+
+    server.rules.append(forget)
+    client = HttpClient()
+    client.timeouts = Timeouts.within(60.0)
+    url = StorageUrl(f"{server.url}/f")
+    began_at = time.monotonic()
+    try:
+        client.call("HEAD", url)
+        assert client.call("HEAD", url).header("Content-Length") == "7"
+    finally:
+        is_forgotten.set()
+        client.close_idle(known_server(url))
+    assert server.methods(b"/f") == ["HEAD"] * 3
+    assert time.monotonic() - began_at < 30.0
+
+
+def test_an_upload_without_an_answer_is_not_sent_again(
+    server: QuirkServer, credentials: GridCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server may still be writing."""
+    monkeypatch.setattr(http_connection, "_ANSWER_S", 0.2)
+    monkeypatch.setenv("X509_USER_PROXY", str(credentials.users["alice"].proxy))
+    monkeypatch.setenv("PDM_TRUST", json.dumps({server.url: str(credentials.trust)}))
+
+    def slow(request: Request) -> Reply | None:
+        if request.method == "PUT":
+            time.sleep(1.0)
+        return None
+
+    server.rules.append(slow)
+    client = HttpClient()
+    client.timeouts = Timeouts.within(60.0)
+    client.call("HEAD", StorageUrl(f"{server.url}/d"), ok=(200, 404))
+    client.call("PUT", StorageUrl(f"{server.url}/f"), body=b"content", ok=(201,))
+    client.close_idle(known_server(StorageUrl(server.url)))
+    assert server.methods(b"/f") == ["PUT"]
+
+
 def test_a_handshake_without_an_answer_is_begun_again(
     credentials: GridCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """XRootD 5.5 does it when it is busy."""
-    monkeypatch.setattr(http_connection, "_HANDSHAKE_S", 0.2)
+    monkeypatch.setattr(http_connection, "_ANSWER_S", 0.2)
     of_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     of_server.load_cert_chain(credentials.host.certificate, credentials.host.key)
     of_client = ssl.create_default_context(capath=str(credentials.trust))

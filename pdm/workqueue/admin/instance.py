@@ -11,13 +11,15 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from attrs import frozen
 
-from pdm.workqueue.certificates.authority import Authority
+from pdm.workqueue.certificates.authority import Authority, write_private
+from pdm.workqueue.certificates.pem import CertificateFilesError, read_identity, require_valid, to_pkcs12
 from pdm.workqueue.config.reader import ConfigError, read_settings, subjects
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.paths import StorageUrl
@@ -35,6 +37,11 @@ class UserCertificate:
     name: str
     certificate: Path
     key: Path
+
+    @property
+    def pkcs12(self) -> Path:
+        """The two in one file for browsers, once `write_pkcs12` has made it."""
+        return self.certificate.with_suffix(".p12")
 
 
 @frozen
@@ -84,7 +91,8 @@ DEFAULT_PORT = 8443
 _AUTHORITY = "/DC=org/DC=pdm/OU=Test instance/CN=PDM Test CA"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", re.ASCII)
 #: Names of files that are not users'.
-_RESERVED = frozenset({"ca", "host", "admin", "trust"})
+_OPERATOR = "admin"
+_RESERVED = frozenset({"ca", "host", _OPERATOR, "trust"})
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}|[0-9A-Fa-f:.]{2,45}", re.ASCII)
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - recognised here, listened on only if the operator says so
 
@@ -183,6 +191,31 @@ def add_user(directory: Path, name: str) -> UserCertificate:
     return _sign_user(authority, identity)
 
 
+def write_pkcs12(directory: Path, name: str, passphrase: str) -> UserCertificate:
+    """Write the certificate and key of a user for browsers, NAME.p12; signs a certificate for a new user.
+
+    A former file is replaced.
+
+    Raises:
+        InstanceError: the name is strange, the directory is no instance, or the certificate has expired.
+    """
+    certificates = directory.absolute() / "certificates"
+    identity = _identity(certificates, name)
+    if name != _OPERATOR:
+        _check_name(name)
+    if name != _OPERATOR and not identity.certificate.exists():
+        add_user(directory, name)
+    try:
+        pair = read_identity(identity.certificate, identity.key)
+        require_valid(identity.certificate, (pair.certificate,), datetime.now(UTC))
+        write_private(identity.pkcs12, to_pkcs12(pair, f"PDM {name}", passphrase))
+    except CertificateFilesError as error:
+        raise InstanceError(str(error)) from error
+    except OSError as error:
+        raise InstanceError(f"{identity.pkcs12} cannot be written: {error.strerror}") from error
+    return identity
+
+
 def is_user_name(name: str) -> bool:
     """Whether a user's files may have this name."""
     return _NAME.fullmatch(name) is not None and name.lower() not in _RESERVED
@@ -242,7 +275,7 @@ class _Maker:
         host = authority.host(*self._host_names())
         host.write_key(self._certificates / "host.key")
         host.write_certificate(self._certificates / "host.crt")
-        admin = _sign_user(authority, _identity(self._certificates, "admin"))
+        admin = _sign_user(authority, _identity(self._certificates, _OPERATOR))
         caller = _sign_user(authority, _identity(self._certificates, user))
         if self._grid is not None:
             self._trust_grid(self._grid)
@@ -251,7 +284,7 @@ class _Maker:
         sites = self._grid_sites(self._grid) if self._grid is not None else self._local_sites()
         (self._directory / "sites.d").mkdir()
         (self._directory / "sites.d" / "sites.conf").write_text(_sites_text(sites), encoding="utf-8")
-        operator = authority.dn.rpartition("/")[0] + "/CN=admin"
+        operator = authority.dn.rpartition("/")[0] + f"/CN={_OPERATOR}"
         config = self._directory / "workqueue.conf"
         config.write_text(self._config_text([operator, *operators]), encoding="utf-8")
         settings = read_settings(config)

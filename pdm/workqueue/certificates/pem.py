@@ -1,4 +1,4 @@
-"""Read certificates, keys and proxy bundles in PEM form.
+"""Read certificates, keys and proxy bundles in PEM form; write them as PKCS#12 for browsers.
 
 Errors name the file that is wrong and say what to do about it. A bundle is a proxy, its key and the certificates
 behind it in one text, the form that grid tools read and write.
@@ -15,6 +15,7 @@ from pathlib import Path
 from attrs import field, frozen
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
     load_ssh_private_key,
+    pkcs12,
 )
 
 from pdm.workqueue.certificates.names import PARSE_ERRORS, dn
@@ -32,6 +34,8 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519Pri
 
 #: OpenSSL's default security level refuses shorter RSA keys.
 _SHORTEST_RSA_BITS = 2048
+#: Rounds of PBKDF2: 0.2 s for who knows the passphrase.
+_PKCS12_ROUNDS = 200_000
 _ENCRYPTED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 _KEY_BLOCK = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----[\r\n]*", re.DOTALL)
 
@@ -82,6 +86,28 @@ def read_identity(certificate_path: Path, key_path: Path | None, passphrase: byt
             f" bits, and TLS needs {_SHORTEST_RSA_BITS}: {advice}"
         )
     return TlsIdentity(certificate, key, tuple(chain))
+
+
+def to_pkcs12(identity: TlsIdentity, name: str, passphrase: str) -> bytes:
+    """A certificate with its key and chain as browsers import it (PKCS#12, DER).
+
+    Certificates and key are encrypted by PBES2 with AES-256: NSS, which Firefox and Chromium use, reads that, and the
+    systems that need the older RC2 and 3DES are out of support.
+
+    Args:
+        name: shown by the browser in its list.
+    """
+    encryption = (
+        PrivateFormat.PKCS12.encryption_builder()
+        .kdf_rounds(_PKCS12_ROUNDS)
+        .key_cert_algorithm(pkcs12.PBES.PBESv2SHA256AndAES256CBC)
+        .hmac_hash(hashes.SHA256())
+        .build(passphrase.encode())
+    )
+    friendly_name = name.encode()
+    return pkcs12.serialize_key_and_certificates(
+        friendly_name, identity.key, identity.certificate, identity.chain or None, encryption
+    )
 
 
 def is_encrypted(path: Path) -> bool:

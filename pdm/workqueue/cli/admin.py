@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import re
+import secrets
 import shlex
 from pathlib import Path
 
@@ -18,7 +19,12 @@ from pdm.workqueue.admin.instance import (
     add_user,
     is_user_name,
     make_instance,
+    write_pkcs12,
 )
+
+#: Characters of generated passphrases: none looks like another.
+_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
+_SHORTEST_PASSPHRASE = 12
 
 
 @click.group()
@@ -59,15 +65,42 @@ def init(directory: Path, port: int, host: str, grid: Path | None, operators: tu
 @admin.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("name")
-def user(directory: Path, name: str) -> None:
+@click.option("--p12", is_flag=True, help="Also write NAME.p12 for a browser; of a user with a certificate, only that.")
+@click.option("--ask-passphrase", is_flag=True, help="Ask for the passphrase of NAME.p12 instead of generating one.")
+def user(directory: Path, name: str, p12: bool, ask_passphrase: bool) -> None:
     """Create a certificate for the user NAME of the instance in DIR."""
+    if ask_passphrase and not p12:
+        raise click.UsageError("--ask-passphrase is for --p12")
     try:
+        if p12:
+            _write_browser_file(directory, name, _asked_passphrase() if ask_passphrase else None)
+            return
         identity = add_user(directory, name)
     except InstanceError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{identity.certificate}\n{identity.key}")
     click.echo("\nTo call the service as this user:")
     click.echo(_exports(identity, None, directory.absolute() / "certificates" / "ca.crt"))
+
+
+def _write_browser_file(directory: Path, name: str, asked: str | None) -> None:
+    passphrase = asked or "-".join("".join(secrets.choice(_LETTERS) for _ in range(5)) for _ in range(4))
+    identity = write_pkcs12(directory, name, passphrase)
+    click.echo(identity.pkcs12)
+    if asked is None:
+        click.echo(f"\nPassphrase, shown only now: {passphrase}")
+    click.echo(
+        "\nImport the file into the browser as a client certificate (docs/browser.rst), delete it, and trust the"
+        f"\nservice's authority there: {directory.absolute() / 'certificates' / 'ca.crt'}"
+    )
+
+
+def _asked_passphrase() -> str:
+    while True:
+        passphrase: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
+        if len(passphrase) >= _SHORTEST_PASSPHRASE:
+            return passphrase
+        click.echo(f"at least {_SHORTEST_PASSPHRASE} characters", err=True)
 
 
 def _login_name() -> str:

@@ -29,8 +29,9 @@ from pdm.workqueue.wire import agent_messages as wire
 
 #: Seconds that a responding agent may take to remove temporary files after a cancellation; it may have to log in.
 _CLEAN_UP_S = 4.0
-#: Added to the silence allowed: agents enforce their own timeouts; this catches one that does not.
-_SILENCE_SLACK_S = 5.0
+#: Added to the silence allowed: agents enforce their own timeouts, and may try a new connection after ten seconds of
+#: it; this catches one that does not.
+_SILENCE_SLACK_S = 15.0
 
 
 class Ending(enum.StrEnum):

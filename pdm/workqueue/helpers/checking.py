@@ -39,9 +39,7 @@ def _compare(storage: Storage, item: CheckItem, algorithm: ChecksumAlgorithm) ->
 
 def _size(storage: Storage, url: StorageUrl) -> int:
     """Bytes of a file, links followed."""
-    there = storage.stat(url)
-    if there is None:
-        raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
+    there = storage.existing(url)
     kind = there.target_kind if there.kind == "link" else there.kind
     if kind == "directory":
         raise StorageError(f"{url} is a directory", errno=errno.EISDIR)

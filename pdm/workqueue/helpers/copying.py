@@ -230,10 +230,8 @@ class FileCopier:
         checksum = self._same(storage, item, there)
         if checksum is not None:
             self._batch.log(item.key, f"already there: {destination} has the same size and {checksum}")
-            attributes = self._attributes.read(storage, item.source)
-            if there.kind != "file":
-                # What a link leads to may be another file of the user.
-                attributes = FileStat("file")
+            # What a link leads to may be another file of the user.
+            attributes = self._attributes.read(storage, item.source) if there.kind == "file" else FileStat("file")
             lacking = self._attributes.apply(storage, destination, attributes, partial(self._batch.log, item.key))
             self._batch.done(item.key, item.size, 0, checksum, already_there=True, not_preserved=lacking)
             return True

@@ -163,7 +163,7 @@ class TargetDirectories:
                 try:
                     self._ready[url] = self._prepared(storage, url)
                 except StorageError as error:
-                    if error.lost or error.timed_out:
+                    if error.is_of_server:
                         # The error is not about the directory: the next item tries again.
                         raise
                     self._ready[url] = error

@@ -211,7 +211,7 @@ class _GroupCopy:
             try:
                 directory = self._copier.copier.open_directory(self._storage, url)
             except StorageError as error:
-                if error.lost or error.timed_out:
+                if error.is_of_server:
                     raise
                 continue
             if any(directory.may_hold(StorageUrl(stale)) for stale in item.stale):
@@ -265,7 +265,7 @@ class _GroupCopy:
             try:
                 file.attributes = self._copier.attributes.read(self._storage, file.source)
             except StorageError as error:
-                if error.lost or error.timed_out:
+                if error.is_of_server:
                     raise
                 self._leave(file, error.message)
 
@@ -286,6 +286,9 @@ class _GroupCopy:
                 self._leave(file, "it cannot be written")
 
     def _check_sizes(self, files: Sequence[_GroupedFile]) -> None:
+        if self._copier.with_checksums:
+            # Their bytes are compared next.
+            return
         sizes = at_destination(self._destination.group_sizes, [file.temporary for file in files])
         for file, size in zip(files, sizes, strict=True):
             if size != file.size:
@@ -297,12 +300,10 @@ class _GroupCopy:
             return
         arrived = at_destination(self._destination.read_group, [(file.temporary, file.size) for file in files])
         for file, content in zip(files, arrived, strict=True):
-            algorithm = self._copier.algorithm
-            checksum = checksum_of(algorithm, [file.content])
-            if content is None or checksum_of(algorithm, [content.data]) != checksum:
-                self._leave(file, f"another {algorithm} arrived")
+            if content is None or content.data != file.content:
+                self._leave(file, "other bytes arrived")
             else:
-                file.checksum = f"{algorithm}:{checksum}"
+                file.checksum = f"{self._copier.algorithm}:{checksum_of(self._copier.algorithm, [file.content])}"
 
     def _check_case(self, files: Sequence[_GroupedFile]) -> None:
         for file in files:
@@ -316,7 +317,7 @@ class _GroupCopy:
                     self._storage, file.temporary, file.attributes, partial(self._batch.log, file.key)
                 )
             except StorageError as error:
-                if error.lost or error.timed_out:
+                if error.is_of_server:
                     raise
                 self._leave(file, error.message)
 

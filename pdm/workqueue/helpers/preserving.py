@@ -66,7 +66,7 @@ class AttributeCopier:
             try:
                 at_destination(storage.set_mtime if name == "mtime" else storage.set_mode, url, value)
             except StorageError as error:
-                if error.lost or error.timed_out:
+                if error.is_of_server:
                     raise
                 lacking[name] = error.message
         if len(lacking) < len(values):

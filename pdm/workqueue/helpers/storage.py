@@ -68,7 +68,8 @@ class FileVersion(NamedTuple):
         """
         if self.mtime is None:
             return not self.tag
-        return not self.is_exact and abs(asked_at - self.mtime) < FRESH_S
+        # The storage has answered at some time between then and now.
+        return not self.is_exact and asked_at - FRESH_S < self.mtime < time.time() + FRESH_S
 
 
 class StorageError(Exception):
@@ -109,6 +110,11 @@ class StorageError(Exception):
         """The server did not answer, or did not finish, in time."""
         return self.code in (FailureCode.STALLED, FailureCode.TIMEOUT)
 
+    @property
+    def is_of_server(self) -> bool:
+        """Whether it says nothing about the path: requests for others would fail as well."""
+        return self.lost or self.timed_out
+
     def at(self, scope: FailureScope) -> Self:
         """Set the scope unless it is set; returns the error itself."""
         self.scope = self.scope or scope
@@ -148,6 +154,10 @@ class Timeouts(NamedTuple):
         """Timeouts for one element of ``size`` bytes, from now."""
         slack_s = size / max(limits.least_rate, 1.0)
         return cls(limits.stall_s, slack_s, time.monotonic() + limits.total_s + slack_s)
+
+    def with_slack(self) -> Timeouts:
+        """Timeouts for a request that the server answers after it has read the whole file."""
+        return self._replace(stall_s=self.stall_s + self.slack_s)
 
     @classmethod
     def within(cls, longest_s: float) -> Timeouts:
@@ -234,18 +244,21 @@ class Storage(abc.ABC):
     def size(self, url: StorageUrl) -> int:
         """Size of a file in bytes, read from its storage."""
 
-    def version(self, url: StorageUrl) -> FileVersion:
-        """Version of a file, links followed, read from its storage."""
+    def existing(self, url: StorageUrl) -> FileStat:
+        """What is at a URL, as `stat`; raises `StorageError` with ENOENT for nothing."""
         there = self.stat(url)
         if there is None:
             raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
+        return there
+
+    def version(self, url: StorageUrl) -> FileVersion:
+        """Version of a file, links followed, read from its storage."""
+        there = self.existing(url)
         return FileVersion(there.size, there.mtime)
 
     def attributes(self, url: StorageUrl) -> FileStat:
         """Modification time and permission bits of a file, links followed; the other values are not to be used."""
-        there = self.stat(url)
-        if there is None:
-            raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
+        there = self.existing(url)
         # Those of a link may be its own.
         return FileStat("file") if there.kind == "link" else there
 

@@ -79,6 +79,16 @@ class ForbiddenError(ApiError):
     status, word, title = 403, "forbidden", "Not allowed"
 
 
+class ForeignOriginError(ForbiddenError):
+    """A browser sent the request for a page of another site; `evidence` is the header that says so."""
+
+    def __init__(self, evidence: str) -> None:
+        super().__init__(
+            f"a page of another site made your browser send this ({evidence}), so nothing was done; act from the pages"
+            " of this service, or with a program that sends neither Origin nor Sec-Fetch-Site"
+        )
+
+
 class NotFoundError(ApiError):
     status, word, title = 404, "not-found", "Not found"
 

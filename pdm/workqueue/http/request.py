@@ -23,9 +23,11 @@ from zope.interface import implementer
 
 from pdm.workqueue.http.connections import ApiChannel, ConnectionLimiter, ConnectionLimits
 from pdm.workqueue.http.context import JsonStream
+from pdm.workqueue.http.origin import SAFE_METHODS, foreign_origin
 from pdm.workqueue.http.problems import (
     ApiError,
     BodyTooLargeError,
+    ForeignOriginError,
     NotAuthenticatedError,
     RequestTimeoutError,
     ServiceBusyError,
@@ -140,7 +142,13 @@ _MAX_ITEMS_BODY = 64 * 1024**2
 #: Bodies beyond the usual limit that are held at once.
 _MAX_LARGE_BODIES = 2
 
-_NO_STORE, _NO_SNIFF = [b"no-store"], [b"nosniff"]
+#: Headers of every response. A page of another site can neither read nor embed one, nor learn its address.
+_HEADERS = (
+    (b"Cache-Control", [b"no-store"]),
+    (b"X-Content-Type-Options", [b"nosniff"]),
+    (b"Referrer-Policy", [b"no-referrer"]),
+    (b"Cross-Origin-Resource-Policy", [b"same-origin"]),
+)
 
 
 class ApiRequest(Request):
@@ -239,9 +247,17 @@ class ApiRequest(Request):
         self._served = True
         headers = self.responseHeaders
         headers.setRawHeaders(b"X-Request-Id", [self.request_id.encode()])
-        headers.setRawHeaders(b"Cache-Control", _NO_STORE)
-        headers.setRawHeaders(b"X-Content-Type-Options", _NO_SNIFF)
-        self.channel.when_read(super().process)
+        for name, values in _HEADERS:
+            headers.setRawHeaders(name, values)
+        self.channel.when_read(self._process)
+
+    def _process(self) -> None:
+        evidence = None if self.method in SAFE_METHODS else foreign_origin(self.requestHeaders)
+        if evidence is None:
+            super().process()
+        else:
+            write_problem(self, ForeignOriginError(evidence))
+            self.finish()
 
     def body(self) -> bytes:
         return self._body.getvalue()

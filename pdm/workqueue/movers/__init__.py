@@ -8,10 +8,11 @@ from types import MappingProxyType
 
 from twisted.logger import Logger
 
-from pdm.workqueue.domain.enums import RELAYED, TOOL_PROTOCOLS, JobProtocol
+from pdm.workqueue.domain.credentials import CredentialNeed
+from pdm.workqueue.domain.enums import RELAYED, TOOL_PROTOCOLS, JobProtocol, JobType
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.movers.gridftp import GridFtpMover
-from pdm.workqueue.movers.mover import Mover
+from pdm.workqueue.movers.mover import Access, Mover, credential_need
 from pdm.workqueue.movers.relayed import RelayedMover
 from pdm.workqueue.movers.tools import ToolsMover
 
@@ -62,3 +63,30 @@ MOVERS: Mapping[JobProtocol, Mover] = MappingProxyType({**BUILT_IN, **installed(
 def mover_of(protocol: JobProtocol, *, by_tools: bool) -> Mover | None:
     """The mover of a protocol; None if there is none."""
     return TOOL_MOVERS[protocol] if by_tools else MOVERS.get(protocol)
+
+
+class OfferedMovers:
+    """What a service offers by its movers.
+
+    Args:
+        movers: for jobs and sites.
+        access: files that every helper may read.
+    """
+
+    def __init__(self, movers: Mapping[JobProtocol, Mover], access: Access) -> None:
+        self._movers = movers
+        self._access = access
+
+    def supports(self, protocol: JobProtocol, type_: JobType) -> bool:
+        """Whether jobs of a type can use a protocol."""
+        return protocol in self._movers and type_ in self._movers[protocol].job_types
+
+    def credential_need(self, protocol: JobProtocol) -> CredentialNeed | None:
+        """What a site with this protocol needs; None for nothing."""
+        mover = self._movers.get(protocol)
+        return None if mover is None else credential_need(mover, self._access)
+
+    def relays_to(self, protocol: JobProtocol) -> frozenset[JobProtocol]:
+        """Other protocols of the destination of a copy from this one."""
+        mover = self._movers.get(protocol)
+        return frozenset() if mover is None else mover.relays_to

@@ -155,8 +155,11 @@ def exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
 _RECEIVE_SIZE = 256 * 1024
 #: After a shorter read, hardly more data is available.
 _MIN_RECORD = 4 * 1024
-#: Seconds to wait for the answers of a first TLS handshake.
-_HANDSHAKE_S = 10.0
+#: Seconds for an answer where a new connection can be tried: a busy XRootD 5.5 forgets some handshakes, and some
+#: requests on kept connections.
+_ANSWER_S = 10.0
+#: Methods of requests that may be sent again while the first one may still be carried out.
+_HURRIED = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND"})
 #: Maximum bytes of a response's head.
 _MAX_HEAD = 64 * 1024
 _MAX_INTERIM_RESPONSES = 50
@@ -196,7 +199,9 @@ class HttpConnection:
         self.has_sent_body = False
         self.ignores_expect = False
         self._sock: ssl.SSLSocket
-        self.is_connected = self.is_used = self._is_aborted = False
+        self.is_connected = self.is_used = False
+        #: Whether no answer soon means that the server has forgotten the request.
+        self._is_hurried = False
 
     def connect(self) -> ssl.SSLSocket:
         """Connect, and make the TLS handshake; returns the socket, for its certificates.
@@ -210,14 +215,16 @@ class HttpConnection:
             raise OSError(str(error)) from error
         self._open_socket(address)
         timeout_s = self._timeout_s()
+        is_repeatable = timeout_s > 2 * _ANSWER_S
         try:
-            self._sock.settimeout(min(timeout_s, _HANDSHAKE_S))
+            self._sock.settimeout(_ANSWER_S if is_repeatable else timeout_s)
             self._sock.do_handshake()
         except TimeoutError:
-            if self._is_aborted or timeout_s <= _HANDSHAKE_S:
+            if not is_repeatable:
                 raise
             self.close()
             self._open_socket(address)
+            self._sock.settimeout(timeout_s - _ANSWER_S)
             self._sock.do_handshake()
         self._sock.setblocking(False)
         return self._sock
@@ -257,7 +264,10 @@ class HttpConnection:
         """Send a request; `response` is to be called next."""
         if body:
             headers = {**headers, "Content-Length": str(len(body))}
+        # Before it gives a digest a server reads the whole file.
+        is_hurried = self.is_used and method in _HURRIED and "Want-Digest" not in headers
         head = self._head(method, target, headers)
+        self._is_hurried = is_hurried
         data = self._protocol.send(h11.Data(data=body)) if body else b""
         self._send(head + (data or b"") + (self._protocol.send(h11.EndOfMessage()) or b""))
 
@@ -267,7 +277,7 @@ class HttpConnection:
             self._protocol.start_next_cycle()
         self.is_used = True
         self._response, self._interim_responses, self._may_send = None, 0, False
-        self.has_sent_body = self.ignores_expect = False
+        self.has_sent_body = self.ignores_expect = self._is_hurried = False
         fields = {"Host": self._authority.removesuffix(":443"), "Accept-Encoding": "identity", **headers}
         encoded = [
             (name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in fields.items()
@@ -320,8 +330,14 @@ class HttpConnection:
         return self._response if is_error else None
 
     def response(self) -> h11.Response:
-        """The head of the response to a request that was sent, or refused before all of it was sent."""
+        """The head of the response to a request that was sent, or refused before all of it was sent.
+
+        Without an answer to a request that does no harm twice, a kept connection counts as lost after a while.
+        """
         if self._response is None and not self._sock.pending():
+            is_hurried = self._is_hurried and self._timeout_s() > 2 * _ANSWER_S
+            if is_hurried and not self._poll(select.POLLIN, _ANSWER_S):
+                raise ConnectionResetError("the server does not answer on a kept connection")
             self._wait(select.POLLIN)
         while (response := self._parse_head()) is None:
             self._wait_for_data()
@@ -377,7 +393,6 @@ class HttpConnection:
 
     def abort(self) -> None:
         """Fail the current operation; may be called from any thread."""
-        self._is_aborted = True
         if self.is_connected:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)

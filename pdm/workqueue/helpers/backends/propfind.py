@@ -243,7 +243,7 @@ class _ResponseTree:
             hrefs[0],
             any(_local_name(kind.tag) == "collection" for kind in kinds),
             byte_count(_text(properties.get("getcontentlength"))),
-            _seconds(_text(properties.get("getlastmodified"))),
+            http_date(_text(properties.get("getlastmodified"))),
             statuses[-1],
         )
 
@@ -288,7 +288,8 @@ def _parsed_status(text: str) -> int | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _seconds(date: str) -> int | None:
+def http_date(date: str) -> int | None:
+    """Seconds since 1970 UTC of a date as headers and properties give it; None if it is none."""
     with suppress(ValueError, TypeError, OverflowError, IndexError):
         return int(email.utils.parsedate_to_datetime(date).timestamp())
     return None

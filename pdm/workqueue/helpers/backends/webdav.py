@@ -8,7 +8,6 @@ each such request.
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import errno
 from collections.abc import Generator, Iterator, Mapping
 from http import HTTPStatus
@@ -26,6 +25,7 @@ from pdm.workqueue.helpers.backends.propfind import (
     byte_count,
     check_kept,
     folded,
+    http_date,
     is_odd,
     path_of_href,
     plain_path,
@@ -202,18 +202,12 @@ class WebdavBackend(StorageBackend):
 
     def _check_parent(self, url: StorageUrl) -> None:
         above = url.parent
-        file_stat = self._existing(above)
+        file_stat = self.existing(above)
         if file_stat.kind != "directory":
             raise StorageError(f"{above} is not a directory", errno=errno.ENOTDIR)
 
-    def _existing(self, url: StorageUrl) -> FileStat:
-        file_stat = self.stat(url)
-        if file_stat is None:
-            raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
-        return file_stat
-
     def remove(self, url: StorageUrl, *, directory: bool) -> None:
-        is_directory = self._existing(url).kind == "directory"
+        is_directory = self.existing(url).kind == "directory"
         if is_directory and not directory:
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
         if directory and not is_directory:
@@ -343,14 +337,20 @@ class WebdavBackend(StorageBackend):
                 self.remove(directory.child(name), directory=False)
 
     def size(self, url: StorageUrl) -> int:
-        return self._existing(url).size
+        return self.existing(url).size
 
     def version(self, url: StorageUrl) -> FileVersion:
         return version_of_response(self._client.call("HEAD", url)) or super().version(url)
 
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         """From the server, or by reading the file if it sends none."""
-        head = self._client.call("HEAD", url, {"Want-Digest": HTTP_NAMES[algorithm]})
+        timeouts = self.timeouts
+        # The server may read the whole file before it responds.
+        self.timeouts = timeouts.with_slack()
+        try:
+            head = self._client.call("HEAD", url, {"Want-Digest": HTTP_NAMES[algorithm]})
+        finally:
+            self.timeouts = timeouts
         return from_http_digest(algorithm, head.header("Digest") or "") or super().checksum(url, algorithm)
 
     def free_bytes(self, directory_url: StorageUrl) -> int | None:
@@ -413,10 +413,7 @@ def version_of_response(response: HttpResponse) -> FileVersion | None:
     tag, modified = (response.header("ETag") or "").removeprefix("W/"), response.header("Last-Modified")
     if not tag and not modified:
         return None
-    mtime: float | None = None
-    with contextlib.suppress(ValueError, TypeError):
-        mtime = email.utils.parsedate_to_datetime(modified or "").timestamp()
-    return FileVersion(0, mtime, f"{response.header('Content-Length')} {tag}")
+    return FileVersion(0, http_date(modified or ""), f"{response.header('Content-Length')} {tag}")
 
 
 @contextlib.contextmanager

@@ -6,15 +6,15 @@ import contextlib
 import errno
 import itertools
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import (
     REDIRECTS,
-    UNREACHABLE,
     Headers,
     HttpResponse,
     Server,
@@ -38,6 +38,8 @@ _MAX_ENTRIES_EACH = 20
 _MAX_ERROR_TEXT = 4000
 #: Where a COPY to find out whether a name is free would lead, if there were a file: no server gets there.
 _NOWHERE = {"Destination": "none:", "Credential": "none"}
+
+_T = TypeVar("_T")
 
 
 class _Request(NamedTuple):
@@ -164,15 +166,9 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
         return self._read_alone(request) if answer.response.status in REDIRECTS else answer
 
     def _read_alone(self, request: _Request) -> _Answer | None:
-        try:
-            ok = tuple(range(HTTPStatus.OK, HTTPStatus.MULTIPLE_CHOICES))
-            return self._read(
-                self._client.open(request.method, request.url, request.headers, request.body, ok), request.most
-            )
-        except StorageError as error:
-            if error.lost or error.code in UNREACHABLE:
-                raise
-            return None
+        ok = tuple(range(HTTPStatus.OK, HTTPStatus.MULTIPLE_CHOICES))
+        method, url, headers, body, most = request
+        return _of_one(lambda: self._read(self._client.open(method, url, headers, body, ok), most), None)
 
     @staticmethod
     def _read(response: HttpResponse, most: int) -> _Answer:
@@ -196,26 +192,17 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
         # Servers may leave names out: these are looked at.
         for url in urls:
             if url not in found:
-                found[url] = self._known_stat(url)
+                found[url] = _of_one(partial(self.stat, url), None)
         return [found[url] for url in urls]
-
-    def _known_stat(self, url: StorageUrl) -> FileStat | None:
-        try:
-            return self.stat(url)
-        except StorageError as error:
-            if error.lost or error.code in UNREACHABLE:
-                raise
-            return None
 
     def _listed(self, directory: StorageUrl, most: int) -> Mapping[bytes, FileStat]:
         """Some of the entries of a directory; none if it cannot be listed."""
-        try:
+
+        def listed() -> Mapping[bytes, FileStat]:
             with contextlib.closing(self.entries(directory)) as entries:
                 return dict(itertools.islice(entries, most))
-        except StorageError as error:
-            if error.lost or error.code in UNREACHABLE:
-                raise
-            return {}
+
+        return _of_one(listed, {})
 
     def are_free(self, urls: Sequence[StorageUrl]) -> list[bool]:
         # Not by a listing: some servers leave links out, and XRootD ends it at one that leads in a circle.
@@ -227,12 +214,7 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
         return [is_free or self._is_free(url) for is_free, url in zip(free, urls, strict=True)]
 
     def _is_free(self, url: StorageUrl) -> bool:
-        try:
-            return self.stat(url) is None
-        except StorageError as error:
-            if error.lost or error.code in UNREACHABLE:
-                raise
-            return False
+        return _of_one(lambda: self.stat(url) is None, False)
 
     def group_sizes(self, urls: Sequence[StorageUrl]) -> list[int | None]:
         return [found.size if found is not None and found.kind == "file" else None for found in self._stats(urls)]
@@ -310,18 +292,26 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
         return moved
 
     def remove_group(self, urls: Sequence[StorageUrl]) -> list[bool]:
-        gone = []
-        for url in urls:
-            try:
-                if self.stat(url) is not None:
-                    self.remove(url, directory=False)
-            except StorageError as error:
-                if error.lost or error.code in UNREACHABLE:
-                    raise
-                gone.append(False)
-            else:
-                gone.append(True)
-        return gone
+        return [_of_one(partial(self._remove_if_there, url), False) for url in urls]
+
+    def _remove_if_there(self, url: StorageUrl) -> bool:
+        if self.stat(url) is not None:
+            self.remove(url, directory=False)
+        return True
+
+
+def _of_one(act: Callable[[], _T], otherwise: _T) -> _T:
+    """The result of a request; ``otherwise`` after an error that says nothing about other requests.
+
+    Raises:
+        StorageError: other requests would fail as well.
+    """
+    try:
+        return act()
+    except StorageError as error:
+        if error.is_of_server:
+            raise
+        return otherwise
 
 
 def _by_directory(urls: Sequence[StorageUrl]) -> Mapping[StorageUrl, list[StorageUrl]]:

@@ -85,12 +85,6 @@ class XrootdBackend(WakeableBackend):
                 return None
             raise
 
-    def _there(self, url: StorageUrl) -> FileStat:
-        there = self.stat(url)
-        if there is None:
-            raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
-        return there
-
     def entries(self, url: StorageUrl) -> EntryIterator:
         server, path = server_and_path(url.without_slash)
         worker = self._worker(server)
@@ -120,7 +114,7 @@ class XrootdBackend(WakeableBackend):
         server, path = server_and_path(url)
         if self.stat(url) is not None:
             raise StorageError(f"{url} is there", errno=errno.EEXIST)
-        above = self._there(url.parent)
+        above = self.existing(url.parent)
         if above.kind != "directory":
             raise StorageError(f"{url.parent} is not a directory", errno=errno.ENOTDIR)
         self._worker(server).call("make", server=server, path=path)
@@ -170,7 +164,7 @@ class XrootdBackend(WakeableBackend):
         self._worker(server).call("rename", server=server, path=path, to=to)
 
     def size(self, url: StorageUrl) -> int:
-        return self._there(url).size
+        return self.existing(url).size
 
     def set_mode(self, url: StorageUrl, mode: int) -> None:
         server, path = server_and_path(url)
@@ -179,27 +173,23 @@ class XrootdBackend(WakeableBackend):
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         """From the server, or by reading the file if it has none."""
         server, path = server_and_path(url)
-        timeouts = self.timeouts
+        name = algorithm.lower()
+        worker = self._worker(server)
         # The server reads the whole file before it responds.
-        self.timeouts = timeouts._replace(stall_s=timeouts.stall_s + timeouts.slack_s)
+        worker.timeouts = self.timeouts.with_slack()
         try:
-            name = algorithm.lower()
-            said, _, value = (
-                self._worker(server).call("checksum", server=server, path=path, algorithm=name).partition(" ")
-            )
+            said, _, value = worker.call("checksum", server=server, path=path, algorithm=name).partition(" ")
             # A server may answer with an algorithm of its own choice.
             found = from_hexadecimal(algorithm, value) if said.lower() == name else None
         except StorageError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL) and getattr(error, "number", 0) != _SERVER_ERROR:
                 raise
             found = None
-        finally:
-            self.timeouts = timeouts
         return found or super().checksum(url, algorithm)
 
     def free_bytes(self, directory_url: StorageUrl) -> int | None:
         # The answer about a path that does not exist is not valid (5.5: free=0).
-        self._there(directory_url)
+        self.existing(directory_url)
         server, path = server_and_path(directory_url)
         found = dict(_SPACE.findall(self._worker(server).call("space", server=server, path=path)))
         free, used, quota = (int(found.get(name, -1)) for name in ("free", "used", "quota"))
@@ -302,7 +292,7 @@ class XrootdBackend(WakeableBackend):
             "tpc.tpr": temporary.scheme,
         }
         # Only the source reports its own errors at once.
-        there = at_source(self._there, source)
+        there = at_source(self.existing, source)
         if there.kind == "directory":
             raise StorageError(f"{source} is a directory", errno=errno.EISDIR, scope=FailureScope.SOURCE)
         worker = self._delegator(server)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.helpers.gridftp.control import ControlChannel
 from pdm.workqueue.helpers.gridftp.copy_checks import PipelinedFile
-from pdm.workqueue.helpers.gridftp.replies import Reply, status_in
+from pdm.workqueue.helpers.gridftp.replies import Reply, file_stat_in
 from pdm.workqueue.helpers.preserving import UNKNOWN, values_of
 from pdm.workqueue.helpers.storage import FileStat, StorageError
 from pdm.workqueue.wire.agent_messages import PreservedAttribute
@@ -55,13 +55,8 @@ class PipelinedAttributes:
         """Request the attributes of a source; sent before its RETR, so that they are never newer than the bytes."""
 
         def told(reply: Reply) -> None:
-            file.attributes = FileStat("file")
-            try:
-                there = status_in(reply, file.source)
-            except StorageError:
-                return
-            if there.kind == "file":
-                file.attributes = there
+            there = file_stat_in(reply)
+            file.attributes = there if there is not None and there.kind == "file" else FileStat("file")
 
         if self._wanted:
             self._source.send(b"MLST " + file.source, told, many_lines=True)

@@ -24,7 +24,7 @@ from pdm.workqueue.helpers.gridftp.replies import (
     file_stat_in,
     time_in,
 )
-from pdm.workqueue.helpers.storage import FRESH_S, FileStat
+from pdm.workqueue.helpers.storage import FileStat, FileVersion
 from pdm.workqueue.wire.agent_messages import CopyItem, PreservedAttribute
 
 #: Files for which one listing of their directory is worth its cost; in a large directory, one for each few entries.
@@ -38,8 +38,6 @@ _MIN_SOURCES_OF_KNOWN, _MIN_SOURCES = 4, 16
 _MOST_ENTRIES_A_FILE = 3
 #: Maximum directories whose numbers of entries are kept.
 _MOST_COUNTS = 10_000
-
-Shown = Callable[[Mapping[bytes, FileStat]], None]
 
 
 class PipelinedFile:
@@ -367,7 +365,7 @@ class SourceCheck:
 
     def look_after(self, file: PipelinedFile) -> None:
         """Request it again; sent after its RETR."""
-        if isinstance(file.version, int) and may_hide_writes(file.version, self._listed_at):
+        if isinstance(file.version, int) and FileVersion(0, file.version).may_hide_writes(self._listed_at):
             self._needs_second_look(file)
         if self._knows_times and not file.is_source_listed:
             file.unproven += 1
@@ -375,7 +373,7 @@ class SourceCheck:
 
     def _told(self, file: PipelinedFile, reply: Reply, asked_at: float) -> None:
         file.version = reply.text
-        if may_hide_writes(time_in(reply), asked_at):
+        if FileVersion(0, time_in(reply)).may_hide_writes(asked_at):
             self._needs_second_look(file)
         self._passed(file)
 
@@ -390,13 +388,3 @@ class SourceCheck:
         if there is None or there.kind != "file" or there.mtime != file.version:
             self._leave(file, CHANGED)
         self._passed(file)
-
-
-def may_hide_writes(mtime: int | None, asked_at: float) -> bool:
-    """Whether a file may be written to after it was checked and keep its mtime, which counts whole seconds.
-
-    Args:
-        mtime: seconds since 1970; None if the server reports none.
-        asked_at: when the check was requested, by this machine's clock. The server did it later.
-    """
-    return mtime is None or asked_at - FRESH_S < mtime < time.time() + FRESH_S

@@ -289,7 +289,6 @@ class _PipelinedListing:
         else:
             directory.storage_error = StorageError(reply.text, errno=errno_of_reply(reply.text))
         if directory.storage_error is not None:
-            directory.storage_error.at(self._batch.listed_scope)
             if not directory.path:
                 # An error at the root fails the whole listing.
                 raise directory.storage_error
@@ -305,7 +304,7 @@ class _PipelinedListing:
         self._reporter.flush()
         for path, directory in self._under_way.items():
             if directory.entries.told:
-                storage_error = StorageError(why, lost=True, scope=self._batch.listed_scope)
+                storage_error = StorageError(why, lost=True)
                 if not path:
                     raise storage_error
                 self._batch.unreadable(self._request.key, path, storage_error)

@@ -15,7 +15,7 @@ from pdm.workqueue.helpers.checksums import checksum_of
 from pdm.workqueue.helpers.gridftp.attribute_commands import mode_command, mtime_command
 from pdm.workqueue.helpers.gridftp.checksum_command import checksum_command, checksum_in, computes_checksums
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port, server_path
-from pdm.workqueue.helpers.gridftp.control import ControlChannel, greets
+from pdm.workqueue.helpers.gridftp.control import greets
 from pdm.workqueue.helpers.gridftp.replies import Reply, lacks_checksum, refusal, status_in
 from pdm.workqueue.helpers.gridftp.session import ControlSession
 from pdm.workqueue.helpers.gridftp.transfer import ThirdPartyTransfer, size_in
@@ -27,6 +27,7 @@ from pdm.workqueue.helpers.storage import (
     Storage,
     StorageError,
     Timeouts,
+    scoped,
 )
 
 #: Timeout of the greeting in seconds.
@@ -109,8 +110,8 @@ class GridFtpStorage(Storage):
 
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         """From the server, or by reading the file if it does not compute the algorithm."""
-        with_slack = self.timeouts._replace(stall_s=self.timeouts.stall_s + self.timeouts.slack_s)
-        reply = self._session.ask(url, checksum_command(algorithm, _path(url)), timeouts=with_slack)
+        command = checksum_command(algorithm, _path(url))
+        reply = self._session.ask(url, command, timeouts=self.timeouts.with_slack())
         found = self._answered(algorithm, reply)
         if found is not None:
             return found
@@ -134,14 +135,9 @@ class GridFtpStorage(Storage):
         if host_port(source) == host_port(destination):
             return super().checksums(source, destination, size, algorithm)
         urls = {FailureScope.SOURCE: source, FailureScope.DESTINATION: destination}
-        channels: dict[FailureScope, ControlChannel] = {}
         replies: dict[FailureScope, Reply] = {}
-        for scope, url in urls.items():
-            try:
-                channels[scope] = self._session.channel(url, self.timeouts)
-            except StorageError as error:
-                raise error.at(scope) from error.__cause__
-        timeouts = self.timeouts._replace(stall_s=self.timeouts.stall_s + self.timeouts.slack_s)
+        channels = {scope: scoped(scope, self._session.channel, url, self.timeouts) for scope, url in urls.items()}
+        timeouts = self.timeouts.with_slack()
 
         def check() -> None:
             if len(replies) < len(urls):
