@@ -27,6 +27,7 @@ from pdm.workqueue.cli.display import (
     display_mode,
     display_name,
     display_time,
+    display_width,
     table,
     write_bytes,
 )
@@ -165,7 +166,7 @@ def _listing_options(command: _Command) -> _Command:
 
 @click.command()
 @_listing_options
-@click.option("-l", "--long", "long_", is_flag=True, help="Show type and mode, size, and time (UTC).")
+@click.option("-l", "--long", "long_", is_flag=True, help="Show type and mode, owner, group, size, and time (UTC).")
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Show sizes in bytes (with -l).")
 @click.option("-R", "--recursive", is_flag=True, help="List subdirectories too; paths are relative.")
 @click.option(
@@ -256,18 +257,30 @@ async def _entries(
 
 
 def print_rows(rows: Sequence[tuple[str, EntryView]], *, long_: bool, in_bytes: bool) -> None:
-    if not long_:
+    if not long_ or not rows:
         for path, _entry in rows:
             click.echo(display_name(path))
         return
+    owners, groups = (_padded(list(names)) for names in zip(*(_owners(entry) for _path, entry in rows), strict=True))
     sizes = [_size_cell(entry, in_bytes=in_bytes) for _path, entry in rows]
-    width = max(map(len, sizes), default=0)
-    for (path, entry), size in zip(rows, sizes, strict=True):
+    width = max(map(len, sizes))
+    for (path, entry), owner, group, size in zip(rows, owners, groups, sizes, strict=True):
         target = f" -> {display_name(entry.target)}" if entry.target is not UNSET else ""
         click.echo(
-            f"{display_mode(entry.type, entry.mode)}  {size:>{width}}  {display_time(entry.mtime)}"
+            f"{display_mode(entry.type, entry.mode)}  {owner}  {group}  {size:>{width}}  {display_time(entry.mtime)}"
             f"  {display_name(path)}{target}"
         )
+
+
+def _padded(texts: Sequence[str]) -> list[str]:
+    width = max(map(display_width, texts))
+    return [text + " " * (width - display_width(text)) for text in texts]
+
+
+def _owners(entry: EntryView) -> tuple[str, str]:
+    """Owner and group of an entry; ``-`` where the server does not report them."""
+    owner, group = ("-" if name is UNSET else display_name(name) for name in (entry.owner, entry.group))
+    return owner, group
 
 
 def _size_cell(entry: EntryView, *, in_bytes: bool) -> str:
@@ -279,7 +292,7 @@ def _size_cell(entry: EntryView, *, in_bytes: bool) -> str:
 @click.command()
 @_listing_options
 def stat(places: Sequence[SitePath], timeout: float | None, protocol: str | None, mover: str | None, form: str) -> None:
-    """Show type, size, mode and time of the file or directory at each PLACE."""
+    """Show type, size, mode, owner and time of the file or directory at each PLACE."""
 
     async def action(client: WorkqueueClient) -> int:
         answers: list[dict[str, Any]] = []
@@ -310,6 +323,9 @@ def _stat_lines(place: ResolvedSitePath, entry: EntryView) -> list[str]:
         lines.append(f"  leads to  {display_name(entry.target)}")
     mode = "unknown" if entry.mode is None else f"{display_mode(entry.type, entry.mode)} ({entry.mode:04o})"
     lines.append(f"  mode  {mode}")
+    if entry.owner is not UNSET or entry.group is not UNSET:
+        owner, group = _owners(entry)
+        lines.append(f"  owner  {owner}, group {group}")
     lines.append("  time  unknown" if entry.mtime is None else f"  time  {display_time(entry.mtime)} UTC")
     return lines
 
