@@ -25,7 +25,21 @@ class View:
     user: str | None = "alice"
 
 
-VIEWS = (View("jobs", lambda site: "/"),)
+def _of(job: str, rest: str = "") -> Callable[[Site], str]:
+    return lambda site: f"/web/jobs/{site.jobs[job]}{rest}"
+
+
+VIEWS = (
+    View("jobs", lambda site: "/"),
+    View("job", _of("running")),
+    View("job-failed", _of("failed")),
+    View("job-names", _of("hostile")),
+    View("elements", _of("hostile", "/elements")),
+    View("errors", _of("failed", "/errors")),
+    View("log", _of("failed", "/elements/1/log")),
+    View("receipt", _of("hostile", "/receipt")),
+    View("missing", _of("bob")),
+)
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
