@@ -43,6 +43,8 @@ __all__ = [
     "RestrictionRow",
     "AuditRow",
     "SiteVersionRow",
+    "EventRow",
+    "FailureCountRow",
 ]
 
 #: ``due_at`` of an element that was never postponed: it sorts before all that were.
@@ -581,3 +583,44 @@ class SiteVersionRow(Base):
     id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
     version: Mapped[int]
     last_site: Mapped[int]
+
+
+class EventRow(Base):
+    """An event of a job or a site, written in the transaction that it tells about; rows are never changed.
+
+    Attributes:
+        kind: a `pdm.workqueue.domain.events.EventKind`.
+        job_id: null for a site; so is ``owner_id``, the user of the job.
+        data: JSON.
+        xact: PostgreSQL: number of the transaction that has written it. Transactions commit in another order than they
+            take ids, and readers must not skip any: they read in the order of ``xact``, and only what is below all
+            running transactions. 0 on SQLite, which has one writer.
+    """
+
+    __tablename__ = "events"
+    __table_args__ = (
+        # SQLite reads by id: there it has no rows, and costs nothing.
+        Index("ix_events_order", "xact", "id", sqlite_where=sa.text("xact > 0")),
+        Index("ix_events_job", "job_id", "xact", "id"),
+        Index("ix_events_owner", "owner_id", "xact", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    at: Mapped[datetime]
+    kind: Mapped[str] = mapped_column(String(16))
+    job_id: Mapped[int | None]
+    owner_id: Mapped[int | None]
+    data: Mapped[str]
+    xact: Mapped[int]
+
+
+class FailureCountRow(Base):
+    """Number of failed attempts of a job with one code, by which events of failures are bounded."""
+
+    __tablename__ = "failure_counts"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    code: Mapped[str] = mapped_column(String(32), primary_key=True)
+    count: Mapped[int]

@@ -37,6 +37,7 @@ from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.endpoint_checks import EndpointProbes, SiteCheck
 from pdm.workqueue.execution.endpoint_health import SiteHealth
+from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import Housekeeping, missing_software
@@ -71,6 +72,7 @@ from pdm.workqueue.store.errors import DatabaseUnusableError
 from pdm.workqueue.store.leases import WorkerIdentity, write_probe
 from pdm.workqueue.telemetry.background import Periodic, run_in_thread, start_background
 from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag, utc_now
+from pdm.workqueue.web import page_routes
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
 _BACKLOG = 1024
@@ -180,6 +182,7 @@ class Assembly:
             idle_s=agents.idle_s,
             unused=credentials.remove_unused,
         )
+        self.feed = EventFeed(reactor=reactor, database=self.database)
         self.streams = Streams(limits=stream_limits(settings), sites=self.sites, clock=MonotonicUtc())
         access = helper_access(settings)
         offered = OfferedMovers(movers, access)
@@ -304,7 +307,7 @@ class Assembly:
             faults=lambda: self.service_health.faults,
             may_claim=lambda: self.service_health.may_claim,
         )
-        self.api = WorkqueueService(self.context, AccessList.read(settings.users))
+        self.api = WorkqueueService(self.context, AccessList.read(settings.users), make_pages=page_routes)
         self.lag = ReactorLag(reactor)
         self._clock_watch = ClockWatch(
             reactor,
@@ -347,6 +350,7 @@ class Assembly:
         services.add("housekeeping", start=self._housekeeping.start, stop=self._housekeeping.stop)
         # The daemon starts it when all is ready: the duration of the start is no latency.
         services.add("reactor lag", stop=self.lag.stop)
+        services.add("events", start=self.feed.start, stop=self.feed.stop)
         services.add("listener", start=self._listen, stop=self._close)
 
     # -- start and stop

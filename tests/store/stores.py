@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, Counters, ElementRecord, JobRecord, NewElement, Verdict
-from pdm.workqueue.store import claiming, jobs, leases, results, users
+from pdm.workqueue.store import claiming, events, jobs, leases, results, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.jobs import ElementFilter
 from pdm.workqueue.store.records import elements, workers
@@ -41,7 +41,9 @@ class Store:
 
     def run(self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         with Session(self.engine, autoflush=False) as session, session.begin():
-            return function(session, *args, **kwargs)
+            result = function(session, *args, **kwargs)
+            events.write_noted(session)
+            return result
 
     def pass_time(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)

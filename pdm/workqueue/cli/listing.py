@@ -22,14 +22,7 @@ from pdm.workqueue.cli.arguments import (
     protocol_option,
     resolve_paths,
 )
-from pdm.workqueue.cli.display import (
-    display_bytes,
-    display_mode,
-    display_name,
-    display_time,
-    table,
-    write_bytes,
-)
+from pdm.workqueue.cli.display import table, write_bytes
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import WaitingReasons, common_exit_code, exit_code_of_job, hint_of, print_json
 from pdm.workqueue.cli.places import display_place, expand, has_pattern, matches, unescaped
@@ -37,6 +30,7 @@ from pdm.workqueue.cli.session import print_error, run
 from pdm.workqueue.client.errors import JobTimeoutError
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.formatting import display_bytes, display_mode, display_name, display_time
 from pdm.workqueue.wire.responses import ElementView, Entries, EntryView, JobView, Notes
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 

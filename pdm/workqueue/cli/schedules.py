@@ -11,12 +11,13 @@ from msgspec import UNSET
 from twisted.internet.defer import Deferred
 
 from pdm.workqueue.cli.arguments import JOB_NUMBER, format_option
-from pdm.workqueue.cli.display import display_line, display_name, display_timestamp, print_stderr, stdout_table
+from pdm.workqueue.cli.display import print_stderr, stdout_table
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import hint_of, print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.cli.submission import JobSink, Submission
 from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.formatting import display_line, display_name, display_timestamp
 from pdm.workqueue.wire.responses import JobView
 from pdm.workqueue.wire.schedules import ScheduleRunView, ScheduleView
 from pdm.workqueue.WorkqueueClient import SubmitOptions, WorkqueueClient

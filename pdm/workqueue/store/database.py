@@ -77,6 +77,8 @@ class Database:
         self._idle: Deferred[None] | None = None
         #: Called with each job that has ended and for which others wait.
         self.on_awaited_end: Callable[[int], None] = lambda job_id: None
+        #: Called after each commit that has written events.
+        self.on_events: Callable[[], None] = lambda: None
         #: Job → Deferreds that wait for the next commit that writes it.
         self._waiting: dict[int, set[Deferred[None]]] = {}
 
@@ -204,7 +206,9 @@ class Database:
         if not of_job:
             self._waiting.pop(job_id, None)
 
-    def _tell_waiting(self, written: Mapping[int, JobRecord]) -> None:
+    def _tell_waiting(self, written: Mapping[int, JobRecord], has_events: bool) -> None:
+        if has_events:
+            self.on_events()
         for job_id, record in written.items():
             if record.is_awaited and record.status.is_final:
                 self.on_awaited_end(job_id)

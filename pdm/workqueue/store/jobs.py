@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
+from pdm.workqueue.store.events import note_submitted
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
     ENDED_ATTEMPTS,
@@ -162,6 +163,7 @@ class JobFilter:
 
     Attributes:
         site: source or destination.
+        label_part: any part of the label, in any case of ASCII letters.
         since: registered at that time or later.
         after: only ids above.
         before: only ids below.
@@ -173,6 +175,7 @@ class JobFilter:
     types: Collection[JobType] | None = None
     site: int | None = None
     label: str | None = None
+    label_part: str | None = None
     since: datetime | None = None
     limit: int | None = None
     after: int | None = None
@@ -233,6 +236,7 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
     # Built from the inserted values instead of reading the row back.
     record = job_record(row.get(column.name) for column in JOB_COLUMNS)
     note_written(session, record)
+    note_submitted(session, record)
     return record
 
 
@@ -317,6 +321,8 @@ def page_statement(wanted: JobFilter) -> sa.Select[Any]:
         statement = statement.where(sa.or_(jobs.c.src_siteid == wanted.site, jobs.c.dst_siteid == wanted.site))
     if wanted.label is not None:
         statement = statement.where(jobs.c.label == wanted.label)
+    if wanted.label_part is not None:
+        statement = statement.where(jobs.c.label.icontains(wanted.label_part, autoescape=True))
     if wanted.since is not None:
         statement = statement.where(jobs.c.timestamp >= wanted.since)
     if wanted.after is not None:

@@ -27,6 +27,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
 from pdm.workqueue.domain.lifecycle import MOST_CRASHES, GiveUp, RetryPolicy, after_crash, settled_status
 from pdm.workqueue.store.engines import APPLICATION_NAME
+from pdm.workqueue.store.events import note_failures
 from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.jobs import attempts as ended_attempts
 from pdm.workqueue.store.locks import lock_jobs, save_jobs
@@ -367,6 +368,7 @@ def _release(
         tokens_of.setdefault(row.job_id, set()).add(ClaimToken(row.job_id, row.id, row.attempts))
     had_begun = {token for job_id, tokens in tokens_of.items() for token in begun(locked[job_id].record, tokens)}
     released, crashed, ended = [], [], []
+    failed: dict[tuple[int, FailureCode], list[tuple[int, AttemptFailure]]] = {}
     for row in rows:
         job = locked[row.job_id]
         token = ClaimToken(row.job_id, row.id, row.attempts)
@@ -396,6 +398,7 @@ def _release(
             said = {"scope": failure.scope.value, "code": failure.code.value, "message": failure.message}
             crashed.append({**change, **said, "may_leave_file": leftover})
             ended.append(attempt_row(token, JobStatus.FAILED, row.claimed_at, now, row.worker_id, 0, failure))
+            failed.setdefault((row.job_id, failure.code), []).append((row.id, failure))
         if row.type is JobType.LIST and status is JobStatus.FAILED:
             cancel_later_phases(session, job)
     for statement, changes in ((_RELEASE, released), (_RELEASE_CRASHED, crashed), (INSERT_ATTEMPTS, ended)):
@@ -404,5 +407,7 @@ def _release(
     if released or crashed:
         for job in locked.values():
             job.roll_up(now)
+        if failed:
+            note_failures(session, failed, {job.id: job.record for job in locked.values()}, now)
         save_jobs(session, locked.values())
     return len(released) + len(crashed)

@@ -16,7 +16,9 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain import lifecycle
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
+from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Counters, JobRecord, NewElement
+from pdm.workqueue.store.events import note_changes
 from pdm.workqueue.store.jobs import note_written
 from pdm.workqueue.store.records import JOB_COLUMNS, job_record, jobs
 from pdm.workqueue.WorkqueueDB import AT_ONCE, MAX_BYTES, NEVER
@@ -29,12 +31,16 @@ class LockedJob:
     """A job that no other transaction changes before this one ends; `save_jobs` writes the changes.
 
     ``record`` has the new status and counters after `roll_up`.
+
+    Attributes:
+        hold: why an element of it is HELD from now on.
     """
 
     record: JobRecord
     started_at: datetime | None = field(init=False)
     list_due_at: datetime | None
     work_due_at: datetime | None
+    hold: AttemptFailure | None = field(init=False, default=None)
     _counters: Counters = field(init=False)
     # Moves are summed up first: many elements change at once, and a new record for each is expensive.
     _moves: dict[tuple[JobStatus, JobStatus], int] = field(init=False, factory=dict)
@@ -43,10 +49,14 @@ class LockedJob:
     _already_there: int = field(init=False)
     _bytes_already_there: int = field(init=False)
     _before: tuple[JobRecord, datetime | None, datetime | None] = field(init=False)
+    # The state up to which events are noted, and the time of the latest roll-up, which changes it.
+    _noted: JobRecord = field(init=False)
+    _changed_at: datetime | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         self.started_at = self.record.started_at
         self._before = (self.record, self.list_due_at, self.work_due_at)
+        self._noted = self.record
         self._counters = self.record.counters
         self._bytes_total = self.record.bytes_total
         self._bytes_done = self.record.bytes_done
@@ -119,6 +129,7 @@ class LockedJob:
 
     def roll_up(self, now: datetime) -> bool:
         """Derive the status from the counters; returns whether the job has just become final."""
+        self._changed_at = now
         before, counters = self.record.status, self.counters
         status = lifecycle.job_status(
             counters, started=self.started_at is not None, cancel_requested=self.record.cancel_requested
@@ -140,6 +151,12 @@ class LockedJob:
             bytes_already_there=self._bytes_already_there,
         )
         return status.is_final and not before.is_final
+
+    def note_events(self, session: Session) -> None:
+        """Note the events of what has changed since the last call."""
+        if self._changed_at is not None:
+            note_changes(session, self._noted, self.record, self.hold, self._changed_at)
+            self._noted = self.record
 
 
 _LOCK = sa.select(*_COLUMNS).order_by(jobs.c.id)
@@ -206,11 +223,12 @@ _SAVE = sa.update(jobs).where(jobs.c.id == bindparam("job_id"))
 
 
 def save_jobs(session: Session, locked: Collection[LockedJob]) -> None:
-    """Write locked jobs."""
+    """Write locked jobs, and note their events."""
     if locked:
         session.execute(_SAVE, [_saved(job) for job in locked])
         for job in locked:
             note_written(session, job.record)
+            job.note_events(session)
 
 
 def _saved(job: LockedJob) -> dict[str, Any]:

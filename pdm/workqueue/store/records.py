@@ -34,6 +34,8 @@ from pdm.workqueue.WorkqueueDB import (
     AuditRow,
     Base,
     CredentialRow,
+    EventRow,
+    FailureCountRow,
     IdempotentRequest,
     Job,
     JobElement,
@@ -74,6 +76,8 @@ sites = _table(SiteRow)
 restrictions = _table(RestrictionRow)
 audit = _table(AuditRow)
 catalogue = _table(SiteVersionRow)
+events = _table(EventRow)
+failure_counts = _table(FailureCountRow)
 
 
 #: The row of the daemon that claims under an incarnation. The parameter has no column's name: UPDATE would set that.

@@ -12,9 +12,11 @@ from attrs import evolve, frozen
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
 from pdm.workqueue.domain.jobs import AttemptRecord, ClaimToken, ElementRecord, JobRecord, NewElement, Verdict
 from pdm.workqueue.domain.lifecycle import settled_status
 from pdm.workqueue.store.credentials import last_stored
+from pdm.workqueue.store.events import note_failures
 from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.jobs import fetch_attempt
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
@@ -115,6 +117,7 @@ def settle(
     ended: list[dict[str, Any]] = []
     moved: dict[int, list[int]] = {}
     renewed: dict[int, datetime] = {}
+    failed: dict[tuple[int, FailureCode], list[tuple[int, AttemptFailure]]] = {}
     for given in verdicts:
         token = given.token
         row = running.get((token.job_id, token.element_id))
@@ -144,6 +147,10 @@ def settle(
         else:
             others.append(_element_change(verdict, status, row))
             ended.append(_attempt_row(verdict, outcome, row))
+            if status is JobStatus.HELD:
+                job.hold = job.hold or verdict.failure
+            elif verdict.failure is not None:
+                failed.setdefault((job.id, verdict.failure.code), []).append((token.element_id, verdict.failure))
         _count(job, verdict, status, row.type)
         if row.type is JobType.LIST and status.is_final and status is not JobStatus.DONE:
             cancel_later_phases(session, job)
@@ -163,6 +170,8 @@ def settle(
             # A phase may be complete: let a claim check whether the next one may begin.
             job.schedule_work()
     finished = tuple(job.record for job in locked.values() if job.roll_up(now))
+    if failed:
+        note_failures(session, failed, {job.id: job.record for job in locked.values()}, now)
     save_jobs(session, locked.values())
     has_waiting = any(job.counters.submitted for job in locked.values())
     return SettleOutcome(tuple(lost), finished, frozenset(repeated), passed_over, has_waiting)

@@ -26,6 +26,7 @@ from twisted.python.threadpool import ThreadPool
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store.engines import cut_connection
 from pdm.workqueue.store.errors import DatabaseClosedError, unavailable_error
+from pdm.workqueue.store.events import write_noted
 from pdm.workqueue.store.jobs import JobCache, written_jobs
 
 _MAX_TRIES = 6
@@ -66,7 +67,7 @@ class TransactionThreads:
     Args:
         together: how many queued functions may share a commit.
         cache: is updated with the jobs that are written.
-        on_written: called with these jobs, by id, after their commit.
+        on_written: called with these jobs, by id, after their commit, and whether it has written events.
         transaction_s: a transaction that takes longer is cut off; None for no limit.
     """
 
@@ -81,7 +82,7 @@ class TransactionThreads:
         together: int,
         name: str,
         cache: JobCache,
-        on_written: Callable[[Mapping[int, JobRecord]], None],
+        on_written: Callable[[Mapping[int, JobRecord], bool], None],
         transaction_s: float | None = None,
     ) -> None:
         self._reactor = reactor
@@ -193,6 +194,7 @@ class TransactionThreads:
         """Run functions in one transaction, commit it, and deliver their results."""
         commit = 0
         records: Mapping[int, JobRecord] = {}
+        has_events = False
         for call in calls:
             call.committing = False
         try:
@@ -203,6 +205,7 @@ class TransactionThreads:
             ):
                 for call in calls:
                     call.run(session)
+                has_events = write_noted(session)
                 records = written_jobs(session)
                 if records:
                     commit = self._cache.begin_write(records)
@@ -211,7 +214,7 @@ class TransactionThreads:
         except BaseException:
             self._cache.end_write(commit, records, committed=False)
             raise
-        self._reactor.callFromThread(self._deliver, calls, commit, records)
+        self._reactor.callFromThread(self._deliver, calls, commit, records, has_events)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sa.Connection]:
@@ -244,14 +247,16 @@ class TransactionThreads:
 
     # -- in the reactor thread
 
-    def _deliver(self, calls: Sequence[QueuedCall], commit: int, records: Mapping[int, JobRecord]) -> None:
+    def _deliver(
+        self, calls: Sequence[QueuedCall], commit: int, records: Mapping[int, JobRecord], has_events: bool
+    ) -> None:
         # First update the cache: a caller whose call is done must read its result.
         self._cache.end_write(commit, records, committed=True)
         for call in calls:
             if call.seconds > _SLOW_S:
                 self._log.warn("transaction {name!r} took {seconds:.1f} s", name=call.name, seconds=call.seconds)
             call.result.callback(call.outcome)
-        self._on_written(records)
+        self._on_written(records, has_events)
 
 
 def _max_tries(error: Exception, *, committing: bool = False) -> int:

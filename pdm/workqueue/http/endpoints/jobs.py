@@ -65,7 +65,7 @@ async def list_jobs(api: ApiContext, caller: Caller, query: JobQuery) -> JsonStr
     Operators can list the jobs of other users (``user``); these have an ``owner``.
     """
     wanted = JobFilter(
-        owner_id=_requested_owner(caller, query.user),
+        owner_id=requested_owner(caller, query.user),
         statuses=enum_members(JobStatus, query.status, "status"),
         types=enum_members(JobType, query.type, "type"),
         site=None if query.site is None else site_number(api, caller, query.site),
@@ -96,7 +96,13 @@ async def _job_pages(
         wanted = attrs.evolve(wanted, before=last) if wanted.newest_first else attrs.evolve(wanted, after=last)
 
 
-def _requested_owner(caller: Caller, user: str | None) -> int | None:
+def requested_owner(caller: Caller, user: str | None) -> int | None:
+    """The user whose jobs are asked for, None for all: by default the caller.
+
+    Raises:
+        InvalidInputError: it is no number, and not ``all``.
+        ForbiddenError: only operators see the jobs of other users.
+    """
     if user is None:
         return caller.user_id
     if user != "all" and not (user.isascii() and user.isdecimal() and len(user) < 19):

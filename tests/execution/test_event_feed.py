@@ -1,0 +1,169 @@
+"""The feed of events: each listener gets each event once and in order; a slow one is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from pdm.workqueue.domain.events import Event, EventFilter, EventKind
+from pdm.workqueue.execution import event_feed
+from pdm.workqueue.execution.event_feed import EventFeed, SlowReaderError, Subscription, SubscriptionEndedError
+from pdm.workqueue.store import jobs, users
+from pdm.workqueue.store.database import Database
+from tests.support.records import NOW, new_job
+
+# What mypy knows of it is less than what it can do.
+reactor: Any = _reactor
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    made = Database.open(url, reactor)
+    pytest_twisted.blockon(Deferred.fromCoroutine(made.start()))
+    yield made
+    pytest_twisted.blockon(Deferred.fromCoroutine(made.stop()))
+
+
+@pytest.fixture
+def feed(database: Database) -> Iterator[EventFeed]:
+    made = EventFeed(reactor=reactor, database=database)
+    made.start()
+    yield made
+    pytest_twisted.blockon(Deferred.fromCoroutine(made.stop()))
+
+
+async def submit(database: Database, user: int = 1, count: int = 1) -> list[int]:
+    made = [await database.run("submit", jobs.submit, new_job(user), None, NOW) for _ in range(count)]
+    return [job.id for job in made]
+
+
+async def users_of(database: Database) -> tuple[int, int]:
+    alice, bob = [await database.run("register", users.register, f"/CN={n}", "user", NOW) for n in ("a", "b")]
+    return alice.id, bob.id
+
+
+async def take(subscription: Subscription, count: int) -> list[Event]:
+    taken: list[Event] = []
+    while len(taken) < count:
+        taken += await subscription.next()
+    return taken
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_stored_then_what_comes_without_gap_or_double(
+    database: Database, feed: EventFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_feed, "_PAGE", 3)
+    monkeypatch.setattr(event_feed, "_READ_AT_ONCE", 2)
+    alice, _ = await users_of(database)
+    expected = await submit(database, alice, 10)
+    early = feed.subscribe(EventFilter(), 0)
+    found = [event.job for event in await early.next()]
+    more = Deferred.fromCoroutine(submit(database, alice, 10))
+    found += [event.job for event in await take(early, 17)]
+    expected += await more
+    expected += await submit(database, alice, 2)
+    found += [event.job for event in await take(early, 2)]
+    assert found == expected
+    # One that resumes in the middle.
+    late = feed.subscribe(EventFilter(), early.after)
+    expected = await submit(database, alice, 2)
+    assert [event.job for event in await take(late, 2)] == expected
+    assert late.after == (await take(early, 2))[-1].id
+
+
+@pytest_twisted.ensureDeferred
+async def test_listeners_get_what_they_asked_for(database: Database, feed: EventFeed) -> None:
+    alice, bob = await users_of(database)
+    (old,) = await submit(database, alice)
+    listeners = {
+        name: feed.subscribe(wanted)
+        for name, wanted in {
+            "all": EventFilter(),
+            "alice": EventFilter(owner=alice),
+            "old": EventFilter(job=old),
+            "sites": EventFilter(kinds={EventKind.SITE}),
+        }.items()
+    }
+    for listener in listeners.values():
+        await listener.start()
+    (ours,), (theirs,) = await submit(database, alice), await submit(database, bob)
+    assert [event.job for event in await take(listeners["all"], 2)] == [ours, theirs]
+    assert [event.job for event in await take(listeners["alice"], 1)] == [ours]
+    for name in ("old", "sites"):
+        waiting = Deferred.fromCoroutine(take(listeners[name], 1))
+        await deferLater(reactor, 0.05)
+        assert not waiting.called
+        listeners[name].close()
+        with pytest.raises(SubscriptionEndedError):
+            await waiting
+    assert feed.listeners == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_listener_is_dropped_and_others_are_not(
+    database: Database, feed: EventFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_feed, "MOST_QUEUED", 5)
+    alice, _ = await users_of(database)
+    slow, quick = feed.subscribe(EventFilter(), 0), feed.subscribe(EventFilter(), 0)
+    expected = await submit(database, alice)
+    for each in (slow, quick):
+        await take(each, 1)
+    waiting = Deferred.fromCoroutine(take(slow, 1))
+    expected += await submit(database, alice)
+    await waiting
+    found: Sequence[Event] = []
+    for _ in range(7):
+        expected += await submit(database, alice)
+        found = [*found, *await take(quick, 1 if found else 2)]
+    with pytest.raises(SlowReaderError, match="more than 5 events wait"):
+        await slow.next()
+    assert [event.job for event in found] == expected[1:]
+    # Nothing is lost: it continues where it was.
+    again = feed.subscribe(EventFilter(), slow.after)
+    assert [event.job for event in await take(again, 7)] == expected[2:]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_newest_progress_replaces_an_older_one(database: Database, feed: EventFeed) -> None:
+    alice, _ = await users_of(database)
+    (job_id,) = await submit(database, alice)
+    moved = 0
+
+    async def progress_of(job_id: int) -> Event:
+        nonlocal moved
+        moved += 1
+        at = NOW + timedelta(seconds=moved)
+        return Event(id=None, at=at, kind=EventKind.PROGRESS, job=job_id, owner=alice, data={"moved": moved})
+
+    feed.progress_of = progress_of
+    feed.running = lambda: [job_id]
+    listener = feed.subscribe(EventFilter(job=job_id))
+    silent = feed.subscribe(EventFilter(job=job_id, kinds={EventKind.JOB}))
+    await listener.start()
+    await listener.next()
+    first = moved
+    await deferLater(reactor, 2.5 if database.is_shared else 0.8)
+    (event,) = await listener.next()
+    assert event.data["moved"] >= first + 2
+    assert event.id is None
+    silent.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_end_of_the_service_ends_all(database: Database, feed: EventFeed) -> None:
+    waiting = Deferred.fromCoroutine(feed.subscribe(EventFilter()).next())
+    await deferLater(reactor, 0.05)
+    await feed.stop()
+    with pytest.raises(SubscriptionEndedError, match="stopping"):
+        await waiting
+    with pytest.raises(SubscriptionEndedError, match="stopping"):
+        await feed.subscribe(EventFilter()).next()
