@@ -270,9 +270,10 @@ class Assembly:
             reactor=reactor,
             database=self.database,
             clock=clock,
-            plan=lambda schedule: planned_run(self.context, schedule),
+            plan=lambda schedule, owner: planned_run(self.context, schedule, owner, self.users),
             on_job=self._job_added,
         )
+        self.users = AccessList.read(settings.users)
         logons = LogonThrottle()
         self.context = ApiContext(
             database=self.database,
@@ -307,7 +308,7 @@ class Assembly:
             faults=lambda: self.service_health.faults,
             may_claim=lambda: self.service_health.may_claim,
         )
-        self.api = WorkqueueService(self.context, AccessList.read(settings.users), make_pages=page_routes)
+        self.api = WorkqueueService(self.context, self.users, make_pages=page_routes)
         self.lag = ReactorLag(reactor)
         self._clock_watch = ClockWatch(
             reactor,

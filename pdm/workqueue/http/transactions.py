@@ -365,10 +365,16 @@ def fetch_schedule(session: Session, schedule_id: int, scope: int | None) -> Sch
     return ScheduleHistory(found, runs, held)
 
 
-def change_schedule(session: Session, schedule_id: int, scope: int | None, next_due: datetime | None) -> ScheduleRecord:
-    """Pause or resume a schedule; returns it."""
+def change_schedule(
+    session: Session,
+    schedule_id: int,
+    scope: int | None,
+    changes: ScheduleEdit,
+    following: Callable[[ScheduleRecord], datetime | None],
+) -> ScheduleRecord:
+    """Change a schedule; returns it."""
     found = fetch_schedule(session, schedule_id, scope).schedule
-    return schedules.set_next_due(session, schedule_id, next_due) or found
+    return schedules.edit(session, schedule_id, changes, following) or found
 
 
 def remove_schedule(session: Session, schedule_id: int, scope: int | None) -> None:
