@@ -403,6 +403,11 @@ def _protocol_at(
     )
 
 
+def stored_sites(api: ApiContext, new: NewJob) -> list[int]:
+    """The sites of a job that are in the database, where they can be removed."""
+    return [number for number in new.sites if not api.sites.is_of_file(number)]
+
+
 def credential_needs(api: ApiContext, new: NewJob | JobRecord) -> dict[int, CredentialNeed]:
     """Credentials that a job needs, by site; sites that need none are left out."""
     source = api.sites.by_id(new.src_siteid)

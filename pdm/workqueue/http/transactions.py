@@ -6,7 +6,7 @@ those for an element also `ElementNotFoundError`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 from attrs import evolve, frozen
@@ -22,7 +22,7 @@ from pdm.workqueue.domain.credentials import (
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import AttemptRecord, Batch, ElementRecord, JobRecord, LogSpan, NewJob
-from pdm.workqueue.domain.schedules import ScheduleRecord, ScheduleRun
+from pdm.workqueue.domain.schedules import ScheduleEdit, ScheduleRecord, ScheduleRun
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.context import CredentialExpiry, CredentialLifetimes, first_expiry
 from pdm.workqueue.http.problems import (

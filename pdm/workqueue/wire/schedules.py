@@ -36,11 +36,9 @@ class ScheduleChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         bool | None, Meta(description="Whether it stops to run; times that pass meanwhile are not made up for.")
     ] = None
     recurrence: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=200)] | None, Meta(description="As in POST.")
+        Annotated[str, Meta(min_length=1, max_length=200)] | None, Meta(description="Of cron, or an interval.")
     ] = None
-    timezone: Annotated[Annotated[str, Meta(min_length=1, max_length=64)] | None, Meta(description="As in POST.")] = (
-        None
-    )
+    timezone: Annotated[Annotated[str, Meta(min_length=1, max_length=64)] | None, Meta(description="Its zone.")] = None
     job: Annotated[SubmitJob | None, Meta(description="The whole body of ``POST /jobs``, of the next runs.")] = None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
@@ -16,7 +15,7 @@ from pdm.workqueue.execution.recurrence import Recurrence, recurrence
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import AccessList, Caller
 from pdm.workqueue.http.context import ApiContext, endpoint
-from pdm.workqueue.http.decoding import job_from_request
+from pdm.workqueue.http.decoding import job_from_request, stored_sites
 from pdm.workqueue.http.problems import (
     ConflictError,
     ForbiddenError,
@@ -51,11 +50,7 @@ def planned_run(api: ApiContext, schedule: ScheduleRecord, owner: str, access: A
         return PlannedRun(None, message=str(error))
     if (why := _restriction(api, new)) is not None:
         return PlannedRun(None, message=why)
-    return PlannedRun(evolve(new, schedule_id=schedule.id), _stored_sites(api, new))
-
-
-def _stored_sites(api: ApiContext, new: NewJob) -> Sequence[int]:
-    return [number for number in new.sites if not api.sites.is_of_file(number)]
+    return PlannedRun(evolve(new, schedule_id=schedule.id), stored_sites(api, new))
 
 
 def _restriction(api: ApiContext, new: NewJob) -> str | None:
@@ -114,22 +109,20 @@ async def create_schedule(
     try:
         record = await api.commit("create a schedule", schedules.create, new, key, now, then=then)
     except IdempotencyConflictError as error:
-        raise IdempotencyKeyReusedError(
-            "this Idempotency-Key was sent with a different request: use a new key for each request", "Idempotency-Key"
-        ) from error
+        raise IdempotencyKeyReusedError from error
     except TooManySchedulesError as error:
         raise ConflictError(str(error)) from error
     return _view(record, None)
 
 
 def _check_job(api: ApiContext, caller: Caller, job: SubmitJob) -> None:
+    if len(msgspec.json.encode(job)) > _LARGEST_JOB:
+        raise InvalidInputError(f"the job of a schedule has at most {_LARGEST_JOB} bytes of JSON", "$.job")
     try:
         job_from_request(api, caller.user_id, job)
     except InvalidInputError as error:
         pointer = (error.pointer or "$").removeprefix("$")
         raise InvalidInputError(error.detail, f"$.job{pointer}") from error
-    if len(msgspec.json.encode(job)) > _LARGEST_JOB:
-        raise InvalidInputError(f"the job of a schedule has at most {_LARGEST_JOB} bytes of JSON", "$.job")
     if job.after is not None:
         raise InvalidInputError("a schedule cannot wait for other jobs: leave it out", "$.job.after")
 
