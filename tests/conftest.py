@@ -37,7 +37,7 @@ _GRID_TIMEOUT_S = 180
 #: Seconds after its timeout in which a hung test may still end by itself.
 _GRACE_S = 15
 #: Directories of tests that start the daemon, its HTTP side, or servers of a grid.
-_WITH_SERVERS = frozenset({"cli", "client", "http", "protocols", "reference", "security", "system", "testgrid"})
+_WITH_SERVERS = frozenset({"cli", "client", "http", "protocols", "reference", "security", "system", "testgrid", "web"})
 #: Long-running modules, the longest first (script/test --slowest): started late, one would occupy a single worker at
 #: the end.
 _LONGEST = (

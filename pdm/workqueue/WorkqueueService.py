@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from klein import Klein
@@ -10,15 +10,20 @@ from twisted.logger import Logger
 
 from pdm.workqueue.certificates.tls_server import PeerIdentity, peer_identity
 from pdm.workqueue.http.access import AccessList, Authenticator
-from pdm.workqueue.http.app import ApiResource, build_klein_app
+from pdm.workqueue.http.app import ApiResource, PageRoute, build_klein_app
 from pdm.workqueue.http.connections import ConnectionLimits, raise_file_limit
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
-from pdm.workqueue.http.request import ApiSite
+from pdm.workqueue.http.problems import NotAuthenticatedError
+from pdm.workqueue.http.request import ApiRequest, ApiSite
 
 __all__ = ["WorkqueueService"]
 
 _log = Logger()
+
+
+def _no_pages(_context: ApiContext, _authenticator: Authenticator) -> Iterable[PageRoute]:
+    return ()
 
 
 class WorkqueueService:
@@ -34,6 +39,8 @@ class WorkqueueService:
         context: the parts of the service that handlers use.
         access: roles of the users.
         identify: returns the verified identity of a transport's peer; None without a certificate.
+        make_pages: makes the routes of the pages for browsers.
+        write_access_page: answers a browser without a valid certificate; None for a problem as programs get it.
     """
 
     #: Common prefix of all paths.
@@ -44,12 +51,15 @@ class WorkqueueService:
         context: ApiContext,
         access: AccessList,
         identify: Callable[[Any], PeerIdentity | None] = peer_identity,
+        make_pages: Callable[[ApiContext, Authenticator], Iterable[PageRoute]] = _no_pages,
+        write_access_page: Callable[[ApiRequest, NotAuthenticatedError], None] | None = None,
     ) -> None:
+        self._write_access_page = write_access_page
         self._context = context
         binds = context.settings.tls.signing_policy != "off"
         authenticator = Authenticator(context.database, access, identify, context.clock, binds)
         #: The Klein application.
-        self.app: Klein = build_klein_app(ENDPOINTS, ROOT, context, authenticator)
+        self.app: Klein = build_klein_app(ENDPOINTS, ROOT, context, authenticator, make_pages(context, authenticator))
 
     def resource(self) -> ApiResource:
         """The root resource; it serves only requests of `site`."""
@@ -79,4 +89,5 @@ class WorkqueueService:
                 most_anonymous=server.anonymous_connections,
             ),
             log_reads=settings.logs.level == "debug",
+            write_access_page=self._write_access_page,
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import json
+import os
+import pwd
 import re
 import subprocess
 import sys
@@ -102,13 +105,23 @@ def test_statuses_of_several_jobs(service: TestService) -> None:
 @pytest.mark.full
 def test_long_listings_have_human_sizes(service: TestService, source: Path) -> None:
     place = f"1:/{source.name}"
-    assert re.search(r"^-rw\S+  2\.9 KiB  \S+ \S+  x\.root$", pdm(service, "ls", "-l", place).stdout, re.MULTILINE)
-    assert re.search(r"^-rw\S+  3000  \S+ \S+  /\S+/x\.root$", pdm(service, "ls", "-lb", f"{place}/x.*").stdout)
+    by = f"{pwd.getpwuid(os.getuid()).pw_name}  {grp.getgrgid(os.getgid()).gr_name}"
+    shown = pdm(service, "ls", "-l", place).stdout
+    assert re.search(rf"^-rw\S+  {by}  2\.9 KiB  \S+ \S+  x\.root$", shown, re.MULTILINE)
+    shown = pdm(service, "ls", "-lb", f"{place}/x.*").stdout
+    assert re.search(rf"^-rw\S+  {by}  3000  \S+ \S+  /\S+/x\.root$", shown)
     assert pdm(service, "ls", "--depth", "0", place).stdout == f"{source.name}/\n"
     assert "sub/z" in pdm(service, "ls", "--depth", "2", place).stdout
     both = pdm(service, "ls", place + "/sub", place + "/none", code=6)
     assert both.stdout == f"local-a:/{source.name}/sub:\nz\n"
     assert "NOT_FOUND" in both.stderr
+
+
+def test_below_an_escaped_path_entries_keep_their_directories(service: TestService, source: Path) -> None:
+    (source / "[dir]" / "deep").mkdir(parents=True)
+    (source / "[dir]" / "deep" / "file").touch()
+    shown = pdm(service, "ls", "-R", rf"1:/{source.name}/\[dir\]").stdout
+    assert shown.splitlines() == ["deep/", "deep/file"]
 
 
 def test_stat_and_du(service: TestService, source: Path) -> None:

@@ -9,18 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdm.workqueue.cli.display import (
+from pdm.workqueue.cli.display import display_json, display_width, table, truncate
+from pdm.workqueue.domain.formatting import (
     display_bytes,
     display_duration,
-    display_json,
     display_line,
     display_mode,
     display_name,
     display_text,
     display_time,
-    display_width,
-    table,
-    truncate,
 )
 from pdm.workqueue.domain.paths import text_from_bytes
 

@@ -98,6 +98,7 @@ def test_the_destination_of_a_copy_is_listed_first(shared: HelperProcess, sites:
 def test_what_was_planned_is_removed_if_it_is_as_listed(shared: HelperProcess, sites: Sites) -> None:
     files = [sites.put(sites.a / "tree" / name) for name in ("same", "changed")]
     listed = entries(shared.list(sites.url(sites.a / "tree")))
+    assert (listed["same"].owner, listed["same"].group) == (files[0].owner(), files[0].group())
     files[1].write_bytes(b"other content")
     items = [
         wire.PathItem(

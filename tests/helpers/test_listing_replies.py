@@ -24,14 +24,31 @@ WHEN = 1795463118
 
 def test_a_real_listing_is_read_to_the_last_fact() -> None:
     assert list(read_listing([REAL])) == [
-        ListingEntry(b".", FileStat("directory", 0, 0o755, WHEN), "cdir", 7),
-        ListingEntry(b"..", FileStat("directory", 0, 0o1777, WHEN), "pdir"),
+        ListingEntry(b".", FileStat("directory", 0, 0o755, WHEN, "root"), "cdir", 7),
+        ListingEntry(b"..", FileStat("directory", 0, 0o1777, WHEN, "root"), "pdir"),
         ListingEntry(b"d0", FileStat("directory", 0, 0o755, WHEN)),
-        ListingEntry(b"dlink", FileStat("link", 0, 0o755, WHEN, b"/data/a/d0", "directory")),
+        ListingEntry(b"dlink", FileStat("link", 0, 0o755, WHEN, target=b"/data/a/d0", target_kind="directory")),
         ListingEntry(b"ff", FileStat("other", 0, 0o644, WHEN)),
-        ListingEntry(b"l2", FileStat("link", 6, 0o644, WHEN, b"/data/a/tgt;x y", "file")),
+        ListingEntry(b"l2", FileStat("link", 6, 0o644, WHEN, target=b"/data/a/tgt;x y", target_kind="file")),
         ListingEntry(b"nl\nx;y=", FileStat("file", 6, 0o644, WHEN)),
     ]
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+@pytest.mark.parametrize(
+    ("facts", "owner", "group"),
+    [
+        (b"UNIX.owner=alice;UNIX.group=cms;UNIX.uid=1000;UNIX.gid=50;", "alice", "cms"),
+        (b"UNIX.uid=54321;UNIX.gid=54322;", "54321", "54322"),
+        (b"UNIX.owner=alice;UNIX.uid=1000;UNIX.gid=50;", "alice", "50"),
+        (b"UNIX.owner=D\\m\xfcller;UNIX.group=" + b"g" * 257 + b";", "D\\m\\xfcller", None),
+        (b"", None, None),
+    ],
+)
+def test_owners_are_names_or_else_numbers(kind: str, facts: bytes, owner: str | None, group: str | None) -> None:
+    line = b"Type=%s;Modify=20261123194518;Size=6;UNIX.mode=0644;%s name" % (kind.encode(), facts)
+    found = read_entry(line).file_stat
+    assert (found.mtime, found.owner, found.group) == (WHEN, owner, group)
 
 
 _NAMES = st.binary(min_size=1, max_size=60).filter(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 import pytest
@@ -281,6 +282,7 @@ class Service:
         body: Any = None,
         *,
         raw: bytes | None = None,
+        root: str = ROOT,
         **headers: str,
     ) -> Answer:
         """Send a request.
@@ -288,16 +290,18 @@ class Service:
         Args:
             user: a name, a credential, or None for nobody.
             method: of HTTP.
-            path: below the root of the API.
+            path: below the root.
             body: sent as JSON.
             raw: sent as it is.
+            root: of the API; empty for the pages.
             headers: with underscores for dashes; an empty one is left out.
         """
         sent = {"Content-Type": "application/json"} if body is not None or raw is not None else {}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         response = await self._client(user).request(
             method,
-            f"https://localhost:{self.port}{ROOT}{path}",
+            f"https://localhost:{self.port}{root}{path}",
+            allow_redirects=False,
             data=raw if raw is not None else None if body is None else json.dumps(body).encode(),
             headers=Headers({name: [value] for name, value in sent.items() if value}),
         )
@@ -307,6 +311,15 @@ class Service:
             for name, values in response.headers.getAllRawHeaders()
         }
         return Answer(response.code, received, content)
+
+    async def browse(self, user: str | None, path: str, **headers: Any) -> Answer:
+        """Fetch a page."""
+        return await self.call(user, "GET", path, root="", **headers)
+
+    async def act(self, user: str | None, path: str, form: Mapping[str, str | Sequence[str]] | None = None) -> Answer:
+        """Send a form of a page, and read the answer, which redirects to a view."""
+        body = urlencode(form or {}, doseq=True).encode()
+        return await self.call(user, "POST", path, raw=body, root="", Content_Type="application/x-www-form-urlencoded")
 
     def _client(self, user: str | Credential | None) -> HTTPClient:
         credential = self.certificates.of(user) if isinstance(user, str) else user

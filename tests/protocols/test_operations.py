@@ -42,6 +42,8 @@ def test_a_listing_has_names_kinds_sizes_and_times(protocol: str, relay: HelperP
     assert {path: entry.type for path, entry in found.items()} == expected
     assert found["a%20b"].size == 5
     assert (found["sub/file"].size, found["sub/file"].mtime) == (0, 1_000_000_000)
+    owner = (places.a / "tree" / "a b").owner() if protocol == "ssh" else None
+    assert found["a%20b"].owner == owner
     (itself,) = entries(relay.list(places.url(protocol, places.a / "tree" / "a b"))).values()
     assert (itself.path, itself.size) == ("", 5)
 

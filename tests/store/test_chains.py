@@ -8,10 +8,11 @@ from datetime import timedelta
 import pytest
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.jobs import CancelCode, JobRecord, Predecessors
+from pdm.workqueue.domain.jobs import CancelCode, JobRecord, NewElement, Predecessors
 from pdm.workqueue.domain.sites import Actor, NewSite
-from pdm.workqueue.store import chains, job_changes, sites
+from pdm.workqueue.store import chains, job_changes, selected_retries, sites
 from pdm.workqueue.store.chains import NoPredecessorError
+from pdm.workqueue.store.selected_retries import RetrySelection
 from tests.store.stores import LIST_LANE, Store, done, ended
 
 
@@ -139,6 +140,53 @@ def test_a_waiting_job_is_cancelled_at_once_and_waits_again_after_a_retry(store:
     store.run(job_changes.retry, first.id, store.now)
     assert not release(store, first.id)
     assert store.job(waiting.id).status is JobStatus.CANCELLED
+
+
+@pytest.mark.parametrize("selected", [False, True])
+@pytest.mark.parametrize("ends", ["before", "during", "after"])
+def test_a_large_job_that_waits_is_retried_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch, selected: bool, ends: str
+) -> None:
+    """`ends`: when the job that it waits for ends, before the retry, during or after it."""
+    for module in (job_changes, selected_retries):
+        monkeypatch.setattr(module, "CHANGED_AT_ONCE", 2)
+    store.worker()
+    first = store.submit(store.user(), priority=0)
+    files = [NewElement(JobType.COPY, f"/src/{number}", f"/dst/{number}", size=1) for number in range(5)]
+    job = store.submit(store.user(), JobType.COPY, first=files[0], more=files[1:], after=Predecessors([first.id]))
+    store.run(chains.begin_waiting, job, store.now)
+    store.run(job_changes.cancel, job.id, store.now)
+    while store.run(job_changes.continue_change, job.id, store.now):
+        pass
+    assert store.job(job.id).status is JobStatus.CANCELLED
+    if ends == "before":
+        end(store, first.id)
+
+    selection = RetrySelection()
+    if selected:
+        record = store.run(selected_retries.retry_selected, job.id, store.now, selection).job
+    else:
+        record, _count = store.run(job_changes.retry, job.id, store.now)
+    store.run(chains.begin_waiting, record, store.now)
+    if ends == "during":
+        end(store, first.id)
+        store.run(chains.release, first.id, store.now)
+    if ends != "after":
+        assert store.claim() == []
+    while (
+        store.run(selected_retries.continue_retry, job.id, store.now, selection)
+        if selected
+        else store.run(job_changes.continue_change, job.id, store.now)
+    ):
+        pass
+    assert store.job(job.id).counters.submitted == 5
+    assert store.recount(job.id) == store.job(job.id).counters
+    if ends == "after":
+        end(store, first.id)
+        assert store.claim() == []
+        assert release(store, first.id)
+    (batch,) = store.claim()
+    assert (batch.job.id, len(batch.elements)) == (job.id, 5)
 
 
 def test_of_jobs_that_end_at_the_same_time_the_last_one_releases(store: Store) -> None:

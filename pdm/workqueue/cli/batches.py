@@ -15,13 +15,14 @@ from attrs import evolve, frozen
 from twisted.internet.defer import Deferred
 
 from pdm.workqueue.cli.arguments import ResolvedSitePath, SitePath
-from pdm.workqueue.cli.display import display_name, print_stderr
+from pdm.workqueue.cli.display import print_stderr
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.receipts import open_receipt, verified
 from pdm.workqueue.client.errors import InvalidRequestError, SettingsError
 from pdm.workqueue.client.receipts import Receipt, ReceiptInvalidError, read_receipt
 from pdm.workqueue.client.settings import find_settings
 from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.formatting import display_name
 from pdm.workqueue.domain.paths import joined, text_from_bytes
 from pdm.workqueue.wire.options import MOST_ITEMS, CopyOptions, read_options
 from pdm.workqueue.wire.receipts import ALREADY_THERE, DONE, ReceiptElement, ReceiptSite

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pdm.workqueue.cli.display import display_name
 from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.formatting import display_name
 from pdm.workqueue.wire.responses import JobView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 
 from pdm.workqueue.cli.arguments import DURATION, SitePath, find_site, format_option, resolve_paths
-from pdm.workqueue.cli.display import display_line, display_name, display_timestamp, table
+from pdm.workqueue.cli.display import table
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.cli.session import run
+from pdm.workqueue.domain.formatting import display_line, display_name, display_timestamp
 from pdm.workqueue.wire.responses import CredentialView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 

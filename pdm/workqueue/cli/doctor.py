@@ -11,13 +11,7 @@ import click
 from attrs import frozen
 
 from pdm.workqueue.cli.arguments import format_option
-from pdm.workqueue.cli.display import (
-    display_duration,
-    display_line,
-    display_name,
-    display_width,
-    terminal_width,
-)
+from pdm.workqueue.cli.display import display_width, terminal_width
 from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.cli.session import error_text, exit_code_of, run
@@ -25,6 +19,7 @@ from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.client.inspection import ServerFacts
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.formatting import display_duration, display_line, display_name
 from pdm.workqueue.wire.responses import CredentialView, WhoamiView
 from pdm.workqueue.wire.sites import CheckView, SiteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient

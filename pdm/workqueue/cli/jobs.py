@@ -11,20 +11,7 @@ import click
 from msgspec import UNSET
 
 from pdm.workqueue.cli.arguments import DURATION, JOB_NUMBER, TIMESTAMP, common_name, format_option, user_number
-from pdm.workqueue.cli.display import (
-    display_bytes,
-    display_duration,
-    display_fraction,
-    display_line,
-    display_name,
-    display_time,
-    display_timestamp,
-    display_width,
-    print_stderr,
-    table,
-    terminal_width,
-    truncate,
-)
+from pdm.workqueue.cli.display import display_fraction, display_width, print_stderr, table, terminal_width, truncate
 from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.outcome import (
     MAX_LISTED_SKIPPED,
@@ -41,6 +28,14 @@ from pdm.workqueue.cli.plans import estimate_words, plan_words
 from pdm.workqueue.cli.session import error_text, exit_code_of, print_error, run
 from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.formatting import (
+    display_bytes,
+    display_duration,
+    display_line,
+    display_name,
+    display_time,
+    display_timestamp,
+)
 from pdm.workqueue.wire.responses import ElementView, JobView, RetriedJobView
 from pdm.workqueue.WorkqueueClient import JobFilters, WorkqueueClient
 

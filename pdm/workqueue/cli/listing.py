@@ -22,14 +22,7 @@ from pdm.workqueue.cli.arguments import (
     protocol_option,
     resolve_paths,
 )
-from pdm.workqueue.cli.display import (
-    display_bytes,
-    display_mode,
-    display_name,
-    display_time,
-    table,
-    write_bytes,
-)
+from pdm.workqueue.cli.display import display_width, table, write_bytes
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import WaitingReasons, common_exit_code, exit_code_of_job, hint_of, print_json
 from pdm.workqueue.cli.places import display_place, expand, has_pattern, matches, unescaped
@@ -37,6 +30,7 @@ from pdm.workqueue.cli.session import print_error, run
 from pdm.workqueue.client.errors import JobTimeoutError
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.formatting import display_bytes, display_mode, display_name, display_time
 from pdm.workqueue.wire.responses import ElementView, Entries, EntryView, JobView, Notes
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
@@ -165,7 +159,7 @@ def _listing_options(command: _Command) -> _Command:
 
 @click.command()
 @_listing_options
-@click.option("-l", "--long", "long_", is_flag=True, help="Show type and mode, size, and time (UTC).")
+@click.option("-l", "--long", "long_", is_flag=True, help="Show type and mode, owner, group, size, and time (UTC).")
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Show sizes in bytes (with -l).")
 @click.option("-R", "--recursive", is_flag=True, help="List subdirectories too; paths are relative.")
 @click.option(
@@ -243,9 +237,10 @@ async def _entries(
 ) -> tuple[Entries, Sequence[tuple[str, EntryView]], Notes]:
     """What is at a place, or matches its pattern: as the API has it, as rows, and what could not be read."""
     if not has_pattern(place.path):
-        element = await lister.listed(evolve(place, path=unescaped(place.path)), depth)
+        bare = evolve(place, path=unescaped(place.path))
+        element = await lister.listed(bare, depth)
         entries = {} if element.entries is UNSET else element.entries
-        return entries, rows_of(element, place.path), [] if element.unreadable is UNSET else element.unreadable
+        return entries, rows_of(element, bare.path), [] if element.unreadable is UNSET else element.unreadable
     found: Entries = {}
     rows = []
     for path, entry in await matches(place, lister.entries):
@@ -255,18 +250,30 @@ async def _entries(
 
 
 def print_rows(rows: Sequence[tuple[str, EntryView]], *, long_: bool, in_bytes: bool) -> None:
-    if not long_:
+    if not long_ or not rows:
         for path, _entry in rows:
             click.echo(display_name(path))
         return
+    owners, groups = (_padded(list(names)) for names in zip(*(_owners(entry) for _path, entry in rows), strict=True))
     sizes = [_size_cell(entry, in_bytes=in_bytes) for _path, entry in rows]
-    width = max(map(len, sizes), default=0)
-    for (path, entry), size in zip(rows, sizes, strict=True):
+    width = max(map(len, sizes))
+    for (path, entry), owner, group, size in zip(rows, owners, groups, sizes, strict=True):
         target = f" -> {display_name(entry.target)}" if entry.target is not UNSET else ""
         click.echo(
-            f"{display_mode(entry.type, entry.mode)}  {size:>{width}}  {display_time(entry.mtime)}"
+            f"{display_mode(entry.type, entry.mode)}  {owner}  {group}  {size:>{width}}  {display_time(entry.mtime)}"
             f"  {display_name(path)}{target}"
         )
+
+
+def _padded(texts: Sequence[str]) -> list[str]:
+    width = max(map(display_width, texts))
+    return [text + " " * (width - display_width(text)) for text in texts]
+
+
+def _owners(entry: EntryView) -> tuple[str, str]:
+    """Owner and group of an entry; ``-`` where the server does not report them."""
+    owner, group = ("-" if name is UNSET else display_name(name) for name in (entry.owner, entry.group))
+    return owner, group
 
 
 def _size_cell(entry: EntryView, *, in_bytes: bool) -> str:
@@ -278,7 +285,7 @@ def _size_cell(entry: EntryView, *, in_bytes: bool) -> str:
 @click.command()
 @_listing_options
 def stat(places: Sequence[SitePath], timeout: float | None, protocol: str | None, mover: str | None, form: str) -> None:
-    """Show type, size, mode and time of the file or directory at each PLACE."""
+    """Show type, size, mode, owner and time of the file or directory at each PLACE."""
 
     async def action(client: WorkqueueClient) -> int:
         answers: list[dict[str, Any]] = []
@@ -309,6 +316,9 @@ def _stat_lines(place: ResolvedSitePath, entry: EntryView) -> list[str]:
         lines.append(f"  leads to  {display_name(entry.target)}")
     mode = "unknown" if entry.mode is None else f"{display_mode(entry.type, entry.mode)} ({entry.mode:04o})"
     lines.append(f"  mode  {mode}")
+    if entry.owner is not UNSET or entry.group is not UNSET:
+        owner, group = _owners(entry)
+        lines.append(f"  owner  {owner}, group {group}")
     lines.append("  time  unknown" if entry.mtime is None else f"  time  {display_time(entry.mtime)} UTC")
     return lines
 

@@ -12,10 +12,11 @@ import msgspec
 from attrs import frozen
 
 from pdm.workqueue.cli.arguments import format_option
-from pdm.workqueue.cli.display import display_line, display_text, print_stderr
+from pdm.workqueue.cli.display import print_stderr
 from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.formatting import display_line, display_text
 from pdm.workqueue.wire.responses import ElementView, OutputView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 

@@ -19,8 +19,6 @@ from pdm.workqueue.cli.display import (
     ProgressDisplay,
     display_for_stderr,
     display_json,
-    display_line,
-    display_name,
     is_waiting,
     print_stderr,
     print_wrapped,
@@ -32,6 +30,7 @@ from pdm.workqueue.cli.session import error_text, exit_code_of, print_error
 from pdm.workqueue.client.errors import JobTimeoutError, WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import MEANINGS, FailureCode, FailureScope, Remedy, hint_for
+from pdm.workqueue.domain.formatting import display_line, display_name
 from pdm.workqueue.domain.planning import SkipCode
 from pdm.workqueue.wire.responses import ElementView, JobView, SkippedView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from attrs import evolve
 
 from pdm.workqueue.cli.arguments import ResolvedSitePath, SitePath
-from pdm.workqueue.cli.display import display_name
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
+from pdm.workqueue.domain.formatting import display_name
 from pdm.workqueue.wire.responses import EntryView
 
 #: A character of a pattern, unless a backslash is before it.

@@ -9,8 +9,8 @@ from types import MappingProxyType
 import click
 from msgspec import UNSET
 
-from pdm.workqueue.cli.display import display_bytes, display_duration, display_line, display_name
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
+from pdm.workqueue.domain.formatting import display_bytes, display_duration, display_line, display_name
 from pdm.workqueue.wire.plans import EstimateView, PlannedView
 from pdm.workqueue.wire.responses import ElementView, JobView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient

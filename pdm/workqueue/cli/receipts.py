@@ -15,17 +15,7 @@ from msgspec import UNSET
 
 from pdm.workqueue.certificates.pem import CertificateFilesError
 from pdm.workqueue.cli.arguments import JOB_NUMBER, format_option
-from pdm.workqueue.cli.display import (
-    display_bytes,
-    display_line,
-    display_name,
-    display_text,
-    display_timestamp,
-    print_stderr,
-    print_wrapped,
-    table,
-    terminal_width,
-)
+from pdm.workqueue.cli.display import print_stderr, print_wrapped, table, terminal_width
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import hint_of, print_json
 from pdm.workqueue.cli.session import print_error, run
@@ -40,6 +30,7 @@ from pdm.workqueue.client.receipts import (
 from pdm.workqueue.client.settings import find_authorities
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import FailureScope
+from pdm.workqueue.domain.formatting import display_bytes, display_line, display_name, display_text, display_timestamp
 from pdm.workqueue.wire.receipts import ErrorGroupView, ReceiptEnd
 from pdm.workqueue.wire.responses import ElementView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient

@@ -17,7 +17,7 @@ from twisted.internet.task import react
 
 from pdm.workqueue.certificates.pem import CertificateFilesError, WeakKeyError, is_encrypted, read_identity
 from pdm.workqueue.cli.copy_options import TYPED_NAMES, typed_words
-from pdm.workqueue.cli.display import display_line, print_stderr, print_wrapped
+from pdm.workqueue.cli.display import print_stderr, print_wrapped
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.client.errors import (
     ConnectionBrokenError,
@@ -32,6 +32,7 @@ from pdm.workqueue.client.errors import (
     WorkqueueClientError,
 )
 from pdm.workqueue.client.settings import ClientSettings, find_settings
+from pdm.workqueue.domain.formatting import display_line
 from pdm.workqueue.telemetry.clocks import use_monotonic_clock
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 

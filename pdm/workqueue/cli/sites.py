@@ -10,18 +10,12 @@ import click
 from msgspec import UNSET
 
 from pdm.workqueue.cli.arguments import MOVER_HELP, find_site, format_option
-from pdm.workqueue.cli.display import (
-    display_bytes,
-    display_line,
-    display_name,
-    display_time,
-    display_timestamp,
-    stdout_table,
-)
+from pdm.workqueue.cli.display import stdout_table
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import hint_of, print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.domain.enums import JobProtocol, JobType, MoverKind
+from pdm.workqueue.domain.formatting import display_bytes, display_line, display_name, display_time, display_timestamp
 from pdm.workqueue.wire.sites import AuditView, CheckView, RouteView, SiteView, UserView
 from pdm.workqueue.WorkqueueClient import SiteChangeOptions, SiteOptions, WorkqueueClient
 

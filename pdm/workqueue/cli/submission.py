@@ -20,7 +20,7 @@ from pdm.workqueue.cli.arguments import (
 )
 from pdm.workqueue.cli.batches import PathPairs, ReceiptFiles, items_copy, pairs_copy, read_check, read_pairs, read_redo
 from pdm.workqueue.cli.copy_options import CopyCommand, copy_options, copy_settings
-from pdm.workqueue.cli.display import display_line, print_stderr
+from pdm.workqueue.cli.display import print_stderr
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.listing import Lister
 from pdm.workqueue.cli.outcome import common_exit_code, follow, follow_jobs, print_json, report_end
@@ -29,6 +29,7 @@ from pdm.workqueue.cli.session import error_text, exit_code_of, print_error, run
 from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.formatting import display_line
 from pdm.workqueue.wire.responses import JobView
 from pdm.workqueue.WorkqueueClient import SubmitOptions, WorkqueueClient
 

@@ -401,6 +401,8 @@ class ListedEntry(NamedTuple):
         target: of a link: the absolute path it leads to, None if it leads nowhere.
         target_is_file: of a link: whether it leads to a regular file.
         target_is_directory: of a link: whether it leads to a directory.
+        owner: name or number of the account that owns it, or None where the server does not report it.
+        group: the same of its group.
     """
 
     path: str
@@ -411,3 +413,5 @@ class ListedEntry(NamedTuple):
     target: str | None = None
     target_is_file: bool = False
     target_is_directory: bool = False
+    owner: str | None = None
+    group: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,18 @@ class JobListings:
         known: set[bytes] = set()
         if element.attempts > 1:
             known = await self._resumed(job, token)
+        rules = PLAIN_COPY
+        if isinstance(options, CopyOptions):
+            make_rules = partial(options.rules, job.timestamp)
+            # A thousand patterns take a tenth of a second.
+            rules = await deferToThread(make_rules) if options.filters else make_rules()
         plan = plan_for(
             job.type,
             job.src_filepath,
             job.dst_filepath,
             StorageUrl(request.url).text_path,
             recursive=options.recursive if isinstance(options, RemoveOptions) else True,
-            rules=options.rules(job.timestamp) if isinstance(options, CopyOptions) else PLAIN_COPY,
+            rules=rules,
             is_one_server=StorageUrl(request.url).server == StorageUrl(request.destination or "").server,
         )
         index = None if request.destination is None else await deferToThread(DestinationIndex, self.scratch)

@@ -70,6 +70,8 @@ def entry_from_wire(raw: RawEntry) -> ListedEntry:
         decoded(raw.target) if raw.target is not None else None,
         raw.target_is_file,
         raw.target_is_directory,
+        raw.owner,
+        raw.group,
     )
 
 

@@ -40,6 +40,8 @@ _WAITING_PER_WORKER = 16
 _LEAST_LISTED = 1 << 30
 #: Seconds for the answer.
 _SPACE_TIMEOUT_S = 5.0
+#: About the bytes of an entry beside its path and target.
+_BYTES_BESIDES = 90
 _LARGEST_SIZE = 2**63 - 1
 #: A percent-encoded path below the listed directory: no storage has a longer one, and an event must fit into a line.
 _LONGEST_BELOW = 64 * 1024
@@ -245,7 +247,7 @@ class DirectoryEntries:
                 code=FailureCode.BAD_LISTING,
             )
         self._entries.append(_entry(below, file_stat))
-        self._bytes += len(below) + 3 * len(file_stat.target or b"") + 60
+        self._bytes += len(below) + 3 * len(file_stat.target or b"") + _BYTES_BESIDES
         if self._deeper and file_stat.kind == "directory":
             self.directories.append(below)
         if len(self._entries) == _ENTRIES_PER_EVENT or self._bytes >= _BYTES_PER_EVENT:
@@ -428,4 +430,6 @@ def _entry(path: str, file_stat: FileStat) -> RawEntry:
         quote_from_bytes(file_stat.target, safe="/") if file_stat.target is not None else None,
         file_stat.target_kind == "file",
         file_stat.target_kind == "directory",
+        file_stat.owner,
+        file_stat.group,
     )

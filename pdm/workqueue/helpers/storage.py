@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
+import functools
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Literal, NamedTuple, ParamSpec, Self, TypeVar
@@ -33,6 +34,8 @@ class FileStat(NamedTuple):
         size: bytes of a file, or of the file that a link leads to.
         mode: permission bits, where known.
         mtime: seconds since 1970 UTC, where known.
+        owner: name of the account that owns it, or its number at the server, where known.
+        group: the same of its group.
         target: of a link: where it leads, an absolute path as bytes; None if nowhere or not known.
         target_kind: of a link: what is there.
     """
@@ -41,8 +44,22 @@ class FileStat(NamedTuple):
     size: int = 0
     mode: int | None = None
     mtime: int | None = None
+    owner: str | None = None
+    group: str | None = None
     target: bytes | None = None
     target_kind: FileKind | None = None
+
+
+#: Maximum characters of the name of an account or a group.
+_LONGEST_ACCOUNT = 256
+
+
+@functools.lru_cache(maxsize=4096)
+def account_name(name: bytes | None) -> str | None:
+    """The name of an account or a group as a server reports it; None if it is missing or cannot be one."""
+    if not name or len(name) > _LONGEST_ACCOUNT:
+        return None
+    return name.decode("utf-8", "backslashreplace")
 
 
 class FileVersion(NamedTuple):

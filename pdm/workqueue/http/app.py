@@ -116,10 +116,29 @@ _CONVERTERS: dict[str, type[BaseConverter]] = {
 }
 
 
+@frozen
+class PageRoute:
+    """A route outside the API.
+
+    Attributes:
+        rule: its path, in the syntax of Klein: ``/web/jobs/<number:job_id>``.
+        serve: answers a request, errors included; gets the values of the path as keywords.
+    """
+
+    method: str
+    rule: str
+    name: str
+    serve: Callable[..., Deferred[None] | None]
+
+
 def build_klein_app(
-    endpoints: Iterable[Endpoint], root: str, context: ApiContext, authenticator: Authenticator
+    endpoints: Iterable[Endpoint],
+    root: str,
+    context: ApiContext,
+    authenticator: Authenticator,
+    pages: Iterable[PageRoute] = (),
 ) -> Klein:
-    """Build the Klein application that serves a table of endpoints below a root path."""
+    """Build the Klein application that serves a table of endpoints below a root path, and pages beside it."""
     klein = Klein()
     url_map: Map = klein.url_map
     url_map.converters.update(_CONVERTERS)
@@ -129,6 +148,8 @@ def build_klein_app(
     for endpoint in endpoints:
         handler = _RouteHandler(endpoint, context, authenticator)
         klein.route(root + _rule(endpoint.path), methods=[endpoint.method], endpoint=endpoint.name)(handler.serve)
+    for page in pages:
+        klein.route(page.rule, methods=[page.method], endpoint=page.name)(page.serve)
     # Klein tries error handlers in order of registration: the last one takes unexpected errors.
     klein.handle_errors(HTTPException)(cast(Any, _answer_routing_error))
     klein.handle_errors(Exception)(cast(Any, _answer_fault))
@@ -142,6 +163,24 @@ def _rule(path: str) -> str:
         name = part[1:-1]
         parts.append(f"<{PATH_PARAMETERS[name][0].value}:{name}>" if part.startswith("{") else part)
     return "/".join(parts)
+
+
+async def admitted_caller(
+    request: ApiRequest, context: ApiContext, authenticator: Authenticator, fields: dict[str, Any]
+) -> Caller:
+    """The caller of a request, also noted in the fields of the log.
+
+    Raises:
+        NotAuthenticatedError: there is no valid certificate.
+        ForbiddenError: the subject is not a user, or is banned and the request changes something.
+    """
+    caller = await authenticator.authenticate(request.channel.transport)
+    request.subject = fields["subject"] = caller.subject
+    if request.method.decode("ascii") in _FORBIDDEN_WHILE_BANNED:
+        banned = context.site_directory.restriction(RestrictionKind.USER, caller.user_id)
+        if banned is not None:
+            raise ForbiddenError(f"an operator has banned you: {banned.message}")
+    return caller
 
 
 @frozen
@@ -162,27 +201,14 @@ class _RouteHandler:
                 await self._answer(request, result)
             except CancelledError:
                 raise
-            except DatabaseClosedError:
-                write_problem(request, ServiceStoppingError())
-            except DatabaseUnavailableError:
-                write_problem(request, DatabaseOutageError())
-            except ApiError as error:
-                if error.status >= 500:
-                    _log.error("{word}: {detail}", word=error.word, detail=error.detail)
-                write_problem(request, error)
-            except Exception:
-                _answer_incident(request, Failure())
+            except Exception as error:
+                write_problem(request, *problem_of(error))
 
     async def _call(self, request: ApiRequest, path_values: dict[str, Any], fields: dict[str, Any]) -> object:
         endpoint = self.endpoint
         if endpoint.allow is Allow.EVERYBODY:
             return await endpoint.handler(self.context, **path_values)
-        caller = await self.authenticator.authenticate(request.channel.transport)
-        request.subject = fields["subject"] = caller.subject
-        if endpoint.method in _FORBIDDEN_WHILE_BANNED:
-            banned = self.context.site_directory.restriction(RestrictionKind.USER, caller.user_id)
-            if banned is not None:
-                raise ForbiddenError(f"an operator has banned you: {banned.message}")
+        caller = await admitted_caller(request, self.context, self.authenticator, fields)
         if len(request.body()) > _LARGE_BODY:
             # Decoding takes seconds.
             arguments = path_values | await self.context.in_thread(self._arguments, request, caller)
@@ -201,15 +227,15 @@ class _RouteHandler:
             arguments["body"] = request.body()
         elif endpoint.body is not None:
             arguments["body"] = body = decode_json(
-                request.body(), _header_values(request, "Content-Type"), cast(type[msgspec.Struct], endpoint.body)
+                request.body(), header_values(request, "Content-Type"), cast(type[msgspec.Struct], endpoint.body)
             )
         if endpoint.media_types:
-            arguments["media_type"] = _accepted_media_type(_header_values(request, "Accept"), endpoint.media_types)
+            arguments["media_type"] = _accepted_media_type(header_values(request, "Accept"), endpoint.media_types)
         if EVENT_STREAM in endpoint.media_types:
-            arguments["last_event_id"] = next(iter(_header_values(request, "Last-Event-ID")), None)
+            arguments["last_event_id"] = next(iter(header_values(request, "Last-Event-ID")), None)
         if endpoint.method == "POST":
             route = f"{endpoint.method} {request.path.decode('ascii', 'replace')}"
-            keys = _header_values(request, "Idempotency-Key")
+            keys = header_values(request, "Idempotency-Key")
             arguments["key"] = idempotency_key(keys, caller.user_id, route, body)
         return arguments
 
@@ -239,14 +265,30 @@ def _accepted_media_type(accept: Sequence[str], offered: Sequence[str]) -> str:
     return found
 
 
-def _header_values(request: ApiRequest, name: str) -> Sequence[str]:
+def header_values(request: ApiRequest, name: str) -> Sequence[str]:
     return [value.decode("latin-1") for value in request.requestHeaders.getRawHeaders(name.encode("ascii")) or ()]
 
 
-def _answer_incident(request: ApiRequest, failure: Failure) -> None:
+def problem_of(error: Exception) -> tuple[ApiError, str | None]:
+    """The problem to answer with when a handler has raised an exception, and its incident; logs faults of the service.
+
+    To be called while the exception is handled.
+    """
+    if isinstance(error, DatabaseClosedError):
+        return ServiceStoppingError(), None
+    if isinstance(error, DatabaseUnavailableError):
+        return DatabaseOutageError(), None
+    if isinstance(error, ApiError):
+        if error.status >= 500:
+            _log.error("{word}: {detail}", word=error.word, detail=error.detail)
+        return error, None
+    return _incident(Failure())
+
+
+def _incident(failure: Failure) -> tuple[ApiError, str]:
     incident = log_incident(_log, failure)
-    error = InternalFaultError(f"the service failed, not your request: report incident {incident} to an operator")
-    write_problem(request, error, incident)
+    text = f"the service failed, not your request: report incident {incident} to an operator"
+    return InternalFaultError(text), incident
 
 
 def _answer_routing_error(request: ApiRequest, failure: Failure) -> None:
@@ -267,7 +309,7 @@ def _answer_routing_error(request: ApiRequest, failure: Failure) -> None:
 
 def _answer_fault(request: ApiRequest, failure: Failure) -> None:
     with log_context(request_id=request.request_id):
-        _answer_incident(request, failure)
+        write_problem(request, *_incident(failure))
 
 
 class ApiResource(Resource):

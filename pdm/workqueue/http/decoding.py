@@ -132,7 +132,7 @@ def decode_query(raw: bytes, type_: type[_S] | None) -> _S | None:
     """
     if not raw:
         return None if type_ is None else type_()
-    pairs = _pairs(raw)
+    pairs = url_pairs(raw)
     fields = {field.encode_name: field for field in msgspec.structs.fields(type_)} if type_ is not None else {}
     values: dict[str, Any] = {}
     for name, value in pairs:
@@ -155,14 +155,19 @@ def decode_query(raw: bytes, type_: type[_S] | None) -> _S | None:
         raise InvalidInputError(f"{problem.detail} (query parameter {place})", f"?{place}") from error
 
 
-def _pairs(raw: bytes) -> list[tuple[str, str]]:
+def url_pairs(raw: bytes, most: int = _MAX_PARAMETERS) -> list[tuple[str, str]]:
+    """Names and values of a query string, or of a form in its encoding.
+
+    Raises:
+        InvalidInputError: it is not well-formed, or there are more than `most`.
+    """
     try:
         return parse_qsl(
             raw.decode("ascii"),
             keep_blank_values=True,
             strict_parsing=True,
             errors="strict",
-            max_num_fields=_MAX_PARAMETERS,
+            max_num_fields=most,
         )
     except ValueError as error:
         raise InvalidInputError(f"the query cannot be read: {error}", "?") from error
@@ -397,6 +402,11 @@ def _protocol_at(
     raise InvalidInputError(
         f"site {destination.name} offers {offered}; by {protocol.name} this service can copy {reached}", "$.protocol"
     )
+
+
+def stored_sites(api: ApiContext, new: NewJob) -> list[int]:
+    """The sites of a job that are in the database, where they can be removed."""
+    return [number for number in new.sites if not api.sites.is_of_file(number)]
 
 
 def credential_needs(api: ApiContext, new: NewJob | JobRecord) -> dict[int, CredentialNeed]:

@@ -126,6 +126,8 @@ def _entry_view(name: str, entry: ListedEntry) -> EntryView:
         size=entry.size,
         mode=entry.mode,
         mtime=entry.mtime,
+        owner=UNSET if entry.owner is None else entry.owner,
+        group=UNSET if entry.group is None else entry.group,
         target=UNSET if entry.target is None else entry.target,
     )
 

@@ -148,6 +148,11 @@ class UnsupportedMediaTypeError(ApiError):
 class IdempotencyKeyReusedError(ApiError):
     status, word, title = 422, "idempotency-key-used", "The Idempotency-Key was used for another request"
 
+    def __init__(self) -> None:
+        super().__init__(
+            "this Idempotency-Key was sent with a different request: use a new key for each request", "Idempotency-Key"
+        )
+
 
 class TooManyAttemptsError(ApiError):
     status, word, title = 429, "too-many-attempts", "Too many attempts"

@@ -22,6 +22,7 @@ from pdm.workqueue.domain.jobs import CancelCode, CancelReason, JobRecord
 from pdm.workqueue.store.job_changes import cancel_locked, waiting_listings
 from pdm.workqueue.store.locks import LockedJob, lock_jobs, save_jobs
 from pdm.workqueue.store.records import FINAL, jobs, predecessors
+from pdm.workqueue.WorkqueueDB import NEVER
 
 #: Waiting jobs that one transaction releases or cancels.
 RELEASED_AT_ONCE = 500
@@ -74,13 +75,15 @@ _MARK_AWAITED = (
     .values(is_awaited=True)
     .returning(jobs.c.id, jobs.c.status)
 )
+_WORK_DUE_AT = sa.select(jobs.c.work_due_at).where(jobs.c.id == bindparam("number"))
 _FORGET = sa.delete(predecessors).where(predecessors.c.job_id == bindparam("waiting"))
 
 
 def begin_waiting(session: Session, job: JobRecord, now: datetime) -> JobRecord:
     """Let a job wait for its predecessors, of which nothing was claimed yet and which this transaction has locked.
 
-    If all have ended as it wants, it waits no longer; if one has not, it is cancelled.
+    If all have ended as it wants, it does not wait; if one has not, it is cancelled. A large job that is being retried
+    waits once all of it is put back.
 
     Raises:
         NoPredecessorError: one of them does not exist, or is another user's.
@@ -94,8 +97,8 @@ def begin_waiting(session: Session, job: JobRecord, now: datetime) -> JobRecord:
     for number in job.after.jobs:
         if number not in known:
             raise NoPredecessorError(number)
-    session.execute(_FORGET, {"waiting": job.id})
-    locked = LockedJob(job, None, None)
+    is_being_retried = session.scalar(_WORK_DUE_AT, {"number": job.id}) == NEVER
+    locked = LockedJob(job, None, NEVER if is_being_retried else None)
     for number in job.after.jobs:
         if not _is_satisfied(job, known[number]) and known[number].is_final:
             cancel_locked(session, locked, _reason(number, known[number]), now)
@@ -170,7 +173,8 @@ def release(session: Session, job_id: int, now: datetime) -> Released:
 def _schedule(session: Session, ready: Collection[LockedJob]) -> None:
     listings = waiting_listings(session, [job.id for job in ready]) if ready else set()
     for job in ready:
-        if job.id in listings:
+        # The end of a large retry schedules the listing too.
+        if job.id in listings and job.work_due_at != NEVER:
             job.schedule_listing()
         if job.counters.submitted > (job.id in listings):
             job.schedule_work()

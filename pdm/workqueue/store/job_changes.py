@@ -20,7 +20,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import CancelCode, CancelReason, JobRecord
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
-from pdm.workqueue.store.records import UPDATE_ELEMENT, credentials, elements, jobs, matched
+from pdm.workqueue.store.records import UPDATE_ELEMENT, credentials, elements, jobs, matched, predecessors
 from pdm.workqueue.WorkqueueDB import (
     AT_ONCE,
     CLOCK_SKEW,
@@ -217,8 +217,11 @@ def is_being_cancelled(job: LockedJob) -> bool:
     return job.record.cancel_requested and not job.record.status.is_final
 
 
+_FORGET_PREDECESSORS = sa.delete(predecessors).where(predecessors.c.job_id == bindparam("waiting"))
+
+
 def begin_retry(session: Session, job: LockedJob, now: datetime) -> None:
-    """Forget that a job was cancelled, and a deadline that is over."""
+    """Forget that a job was cancelled, a deadline that is over, and predecessors: `begin_waiting` adds them again."""
     deadline = job.record.deadline
     if deadline is not None and deadline <= now:
         # It was asked for after the deadline, which would end it at once.
@@ -226,6 +229,8 @@ def begin_retry(session: Session, job: LockedJob, now: datetime) -> None:
     if job.record.cancel_reason is not None or deadline is not job.record.deadline:
         session.execute(_SET_TERMS.values(cancel_reason=None, deadline=deadline), {"number": job.id})
     job.record = evolve(job.record, cancel_requested=False, cancel_reason=None, deadline=deadline)
+    if job.record.after is not None:
+        session.execute(_FORGET_PREDECESSORS, {"waiting": job.id})
 
 
 _RETRY = UPDATE_ELEMENT.values(status=JobStatus.SUBMITTED, lost=elements.c.attempts, due_at=AT_ONCE)
@@ -255,10 +260,16 @@ def requeue(session: Session, job: LockedJob, numbers: Sequence[int], status: Jo
     _move(session, _RETRY, job, numbers, status, JobStatus.SUBMITTED)
 
 
+_IS_WAITING = sa.select(sa.exists().where(predecessors.c.job_id == bindparam("waiting")))
+
+
 def end_retry_part(session: Session, job: LockedJob, now: datetime, *, more: bool) -> None:
     """Save a job of which a part was put back into the queue; while there is more to put back, nothing is claimed."""
     if more:
         job.work_due_at = NEVER
+    elif job.record.after is not None and session.scalar(_IS_WAITING, {"waiting": job.id}):
+        # The end of its last predecessor schedules it.
+        job.work_due_at = None
     else:
         if waiting_listings(session, [job.id]):
             job.schedule_listing()

@@ -15,7 +15,7 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
 from pdm.workqueue.store.events import note_submitted
 from pdm.workqueue.store.records import (
@@ -163,6 +163,7 @@ class JobFilter:
 
     Attributes:
         site: source or destination.
+        label_part: any part of the label, in any case of ASCII letters.
         since: registered at that time or later.
         after: only ids above.
         before: only ids below.
@@ -174,6 +175,7 @@ class JobFilter:
     types: Collection[JobType] | None = None
     site: int | None = None
     label: str | None = None
+    label_part: str | None = None
     since: datetime | None = None
     limit: int | None = None
     after: int | None = None
@@ -189,6 +191,9 @@ class ElementFilter:
         after: only ids above.
         with_attempts: only elements that were started at least once.
         codes: only elements whose last attempt failed with one of these codes.
+        scopes: only elements whose last attempt failed with one of these scopes.
+        name_part: any part of the path at the source or the destination, in any case of ASCII letters.
+        until: only ids up to this one.
     """
 
     statuses: Collection[JobStatus] | None = None
@@ -197,6 +202,9 @@ class ElementFilter:
     after: int | None = None
     with_attempts: bool = False
     codes: Collection[FailureCode] | None = None
+    scopes: Collection[FailureScope] | None = None
+    name_part: str | None = None
+    until: int | None = None
 
 
 _FETCH = sa.select(*JOB_COLUMNS).where(jobs.c.id == bindparam("number"))
@@ -319,6 +327,8 @@ def page_statement(wanted: JobFilter) -> sa.Select[Any]:
         statement = statement.where(sa.or_(jobs.c.src_siteid == wanted.site, jobs.c.dst_siteid == wanted.site))
     if wanted.label is not None:
         statement = statement.where(jobs.c.label == wanted.label)
+    if wanted.label_part is not None:
+        statement = statement.where(jobs.c.label.icontains(wanted.label_part, autoescape=True))
     if wanted.since is not None:
         statement = statement.where(jobs.c.timestamp >= wanted.since)
     if wanted.after is not None:
@@ -360,6 +370,16 @@ def elements_statement(job_id: int, wanted: ElementFilter) -> sa.Select[Any]:
         statement = statement.where(
             elements.c.failure_code.in_([code.value for code in wanted.codes]), elements.c.status != JobStatus.DONE
         )
+    if wanted.scopes:
+        statement = statement.where(elements.c.failure_scope.in_([scope.value for scope in wanted.scopes]))
+    if wanted.name_part is not None:
+        found = (
+            column.icontains(wanted.name_part, autoescape=True)
+            for column in (elements.c.src_filepath, elements.c.dst_filepath)
+        )
+        statement = statement.where(sa.or_(*found))
+    if wanted.until is not None:
+        statement = statement.where(elements.c.id <= wanted.until)
     if wanted.with_attempts:
         statement = statement.where(elements.c.attempts > 0)
     return statement

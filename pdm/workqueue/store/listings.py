@@ -64,6 +64,8 @@ def add(session: Session, token: ClaimToken, sequence: int, entries: Sequence[Li
                 one.target,
                 one.target_is_file,
                 one.target_is_directory,
+                one.owner,
+                one.group,
             ]
             for one in entries
         ],

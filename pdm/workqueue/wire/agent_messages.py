@@ -315,7 +315,8 @@ class RawEntry(msgspec.Struct, array_like=True, frozen=True):
     """One directory entry: its path below the listed directory, percent-encoded, components joined by ``/``.
 
     ``type`` is ``file``, ``directory``, ``link`` or ``other``. The entry with an empty path is the listed URL itself,
-    if it is no directory or a link to one. ``target`` of a link is an absolute percent-encoded path.
+    if it is no directory or a link to one. ``target`` of a link is an absolute percent-encoded path. ``owner`` and
+    ``group`` are names, or numbers where the server reports only these.
     """
 
     path: str
@@ -326,6 +327,8 @@ class RawEntry(msgspec.Struct, array_like=True, frozen=True):
     target: str | None = None
     target_is_file: bool = False
     target_is_directory: bool = False
+    owner: str | None = None
+    group: str | None = None
 
 
 class EntriesEvent(msgspec.Struct, tag="entries", tag_field="event", frozen=True, omit_defaults=True):

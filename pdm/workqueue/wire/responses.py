@@ -199,6 +199,10 @@ class EntryView(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     mode: int | None
     mtime: int | None
+    owner: Annotated[
+        str | UnsetType, Meta(description="Name of the account, or its number where the server reports no name.")
+    ] = UNSET
+    group: Annotated[str | UnsetType, Meta(description="Name or number of its group.")] = UNSET
     target: Annotated[str | UnsetType, Meta(description="Where a link leads.")] = UNSET
 
     def __repr__(self) -> str:

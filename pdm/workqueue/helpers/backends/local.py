@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import grp
 import json
 import os
+import pwd
 import stat
 import time
 from collections.abc import Iterator
@@ -72,7 +75,12 @@ class LocalStorage(Storage):
 
     def _file_stat(self, url: StorageUrl, status: os.stat_result) -> FileStat:
         kind = _kind(status)
-        common = (stat.S_IMODE(status.st_mode), int(status.st_mtime))
+        common = (
+            stat.S_IMODE(status.st_mode),
+            int(status.st_mtime),
+            _owner_name(status.st_uid),
+            _group_name(status.st_gid),
+        )
         if kind != "link":
             return FileStat(kind, status.st_size if kind == "file" else 0, *common)
         try:
@@ -324,6 +332,22 @@ class _LocalCopy:
 
 def _scoped_error(scope: FailureScope, error: OSError) -> StorageError:
     return StorageError(error.strerror or str(error), errno=error.errno, scope=scope)
+
+
+@functools.lru_cache(maxsize=1024)
+def _owner_name(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+@functools.lru_cache(maxsize=1024)
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
 
 
 def _kind(status: os.stat_result) -> FileKind:

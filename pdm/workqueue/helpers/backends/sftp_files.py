@@ -27,11 +27,13 @@ from pdm.workqueue.helpers.backends.sftp_session import (
     StatusError,
     string,
 )
-from pdm.workqueue.helpers.storage import FileKind, FileStat, Pieces, StorageError
+from pdm.workqueue.helpers.storage import FileKind, FileStat, Pieces, StorageError, account_name
 
 _SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 1, 2, 4, 8, 0x80000000
 #: A line of ls -l, as OpenSSH and related servers send it for a long name.
 _LONG_NAME = re.compile(rb"([-dlbcpsD])[-r][-w][-xsStT][-r][-w][-xsStT][-r][-w][-xsStT]")
+#: What follows there: number of links, owner, group, size.
+_OWNERS = re.compile(rb"\S{10,11} +[0-9]+ +(\S{1,256}) +(\S{1,256}) +[0-9]+ ")
 _KINDS_OF_LONG_NAMES: Mapping[bytes, FileKind] = {b"-": "file", b"d": "directory", b"l": "link"}
 #: Free bytes below which a file system counts as full.
 _LEAST_ROOM = 1024 * 1024
@@ -48,17 +50,22 @@ class Attributes(NamedTuple):
         size: bytes; None if missing.
         mode: permission bits; None if missing.
         mtime: seconds since 1970 UTC; None if missing.
+        owner: name of the account, or its number; None if missing.
+        group: the same of its group.
     """
 
     kind: FileKind | None
     size: int | None
     mode: int | None
     mtime: int | None
+    owner: str | None
+    group: str | None
 
     def file_stat(self, kind: FileKind | None = None) -> FileStat:
         """Convert to `FileStat`, with the given kind if there is none."""
         kind = self.kind or kind or "file"
-        return FileStat(kind, (self.size or 0) if kind == "file" else 0, self.mode, self.mtime)
+        size = (self.size or 0) if kind == "file" else 0
+        return FileStat(kind, size, self.mode, self.mtime, self.owner, self.group)
 
 
 class FileSystem(NamedTuple):
@@ -101,6 +108,8 @@ def names_of(answer: SftpResponse) -> Iterator[tuple[bytes, Attributes]]:
         found = _attributes(reader)
         if found.kind is None and (line := _LONG_NAME.match(long_name)):
             found = found._replace(kind=_KINDS_OF_LONG_NAMES.get(line[1], "other"))
+        if owners := _OWNERS.match(long_name):
+            found = found._replace(owner=account_name(owners[1]), group=account_name(owners[2]))
         yield name, found
 
 
@@ -146,8 +155,9 @@ def with_mtime(mtime: int) -> bytes:
 def _attributes(reader: PacketReader) -> Attributes:
     flags = reader.number()
     size = reader.long() if flags & _SIZE else None
+    owner = group = None
     if flags & _OWNER:
-        reader.long()
+        owner, group = str(reader.number()), str(reader.number())
     mode = reader.number() if flags & _PERMISSIONS else None
     mtime = None
     if flags & _TIMES:
@@ -158,7 +168,7 @@ def _attributes(reader: PacketReader) -> Attributes:
             reader.string()
             reader.string()
     kind = None if mode is None else _kind(mode)
-    return Attributes(kind, size, stat.S_IMODE(mode) if mode else None, mtime)
+    return Attributes(kind, size, stat.S_IMODE(mode) if mode else None, mtime, owner, group)
 
 
 def _kind(mode: int) -> FileKind | None:

@@ -23,7 +23,7 @@ from pdm.workqueue.helpers.storage import StoppedError
 #: Seconds for which a server that lacks a feature is not tried again.
 _UNFIT_S = 30.0
 #: Facts that listings and MLST request.
-_FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.slink;X.count;"
+_FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.owner;UNIX.group;UNIX.uid;UNIX.gid;UNIX.slink;X.count;"
 #: Seconds between performance markers of a large transfer, the servers' default.
 _MARKERS_EVERY_S = 5
 #: Data connections of a large file, and the round trip in seconds from which a server gets that many.

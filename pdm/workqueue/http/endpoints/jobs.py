@@ -16,7 +16,7 @@ from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, json_array, json_items
-from pdm.workqueue.http.decoding import credential_needs, enum_members, job_from_request
+from pdm.workqueue.http.decoding import credential_needs, enum_members, job_from_request, stored_sites
 from pdm.workqueue.http.endpoints.receipts import failure_codes
 from pdm.workqueue.http.estimates import estimate_view, estimate_warnings
 from pdm.workqueue.http.listings import skipped_entries
@@ -65,7 +65,7 @@ async def list_jobs(api: ApiContext, caller: Caller, query: JobQuery) -> JsonStr
     Operators can list the jobs of other users (``user``); these have an ``owner``.
     """
     wanted = JobFilter(
-        owner_id=_requested_owner(caller, query.user),
+        owner_id=requested_owner(caller, query.user),
         statuses=enum_members(JobStatus, query.status, "status"),
         types=enum_members(JobType, query.type, "type"),
         site=None if query.site is None else site_number(api, caller, query.site),
@@ -96,7 +96,13 @@ async def _job_pages(
         wanted = attrs.evolve(wanted, before=last) if wanted.newest_first else attrs.evolve(wanted, after=last)
 
 
-def _requested_owner(caller: Caller, user: str | None) -> int | None:
+def requested_owner(caller: Caller, user: str | None) -> int | None:
+    """The user whose jobs are asked for, None for all: by default the caller.
+
+    Raises:
+        InvalidInputError: it is no number, and not ``all``.
+        ForbiddenError: only operators see the jobs of other users.
+    """
     if user is None:
         return caller.user_id
     if user != "all" and not (user.isascii() and user.isdecimal() and len(user) < 19):
@@ -292,8 +298,9 @@ _SUBMISSION_ERRORS = (InvalidInputError, DelegationNeededError, IdempotencyKeyRe
 
 
 async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: IdempotencyKey | None) -> JobView:
-    if (submission.extra_opts or {}).get("items"):
-        # A hundred thousand paths take seconds.
+    given = submission.extra_opts or {}
+    if given.get("items") or given.get("filters"):
+        # A hundred thousand paths take seconds, and a thousand patterns a tenth of one.
         new = await api.in_thread(job_from_request, api, caller.user_id, submission)
     else:
         new = job_from_request(api, caller.user_id, submission)
@@ -308,8 +315,6 @@ async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: I
                 api.deadline_added()
 
     try:
-        numbers = {new.src_siteid} if new.dst_siteid is None else {new.src_siteid, new.dst_siteid}
-        stored = [number for number in numbers if not api.sites.is_of_file(number)]
         job, warnings = await api.commit(
             "register a job",
             transactions.register_and_claim,
@@ -317,15 +322,13 @@ async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: I
             key,
             api.clock(),
             needed,
-            stored,
+            stored_sites(api, new),
             then=log,
             # A job that waits for others is not claimed at once.
             run=partial(api.add_element, None if new.after else new, new.first.type),
         )
     except IdempotencyConflictError as error:
-        raise IdempotencyKeyReusedError(
-            "this Idempotency-Key was sent with a different request: use a new key for each request", "Idempotency-Key"
-        ) from error
+        raise IdempotencyKeyReusedError from error
     except NoPredecessorError as error:
         index = 0 if new.after is None else new.after.jobs.index(error.job_id)
         raise InvalidInputError(f"{error}; GET /jobs lists yours", f"$.after[{index}]") from error
