@@ -202,6 +202,7 @@ class BlockingWorkqueueClient:
     schedules = _blocking(WorkqueueClient.schedules)
     schedule = _blocking(WorkqueueClient.schedule)
     add_schedule = _blocking(WorkqueueClient.add_schedule)
+    edit_schedule = _blocking(WorkqueueClient.edit_schedule)
     pause_schedule = _blocking(WorkqueueClient.pause_schedule)
     resume_schedule = _blocking(WorkqueueClient.resume_schedule)
     remove_schedule = _blocking(WorkqueueClient.remove_schedule)
