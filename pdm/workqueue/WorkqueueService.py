@@ -14,7 +14,8 @@ from pdm.workqueue.http.app import ApiResource, PageRoute, build_klein_app
 from pdm.workqueue.http.connections import ConnectionLimits, raise_file_limit
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
-from pdm.workqueue.http.request import ApiSite
+from pdm.workqueue.http.problems import NotAuthenticatedError
+from pdm.workqueue.http.request import ApiRequest, ApiSite
 
 __all__ = ["WorkqueueService"]
 
@@ -39,6 +40,7 @@ class WorkqueueService:
         access: roles of the users.
         identify: returns the verified identity of a transport's peer; None without a certificate.
         make_pages: makes the routes of the pages for browsers.
+        write_access_page: answers a browser without a valid certificate; None for a problem as programs get it.
     """
 
     #: Common prefix of all paths.
@@ -50,7 +52,9 @@ class WorkqueueService:
         access: AccessList,
         identify: Callable[[Any], PeerIdentity | None] = peer_identity,
         make_pages: Callable[[ApiContext, Authenticator], Iterable[PageRoute]] = _no_pages,
+        write_access_page: Callable[[ApiRequest, NotAuthenticatedError], None] | None = None,
     ) -> None:
+        self._write_access_page = write_access_page
         self._context = context
         binds = context.settings.tls.signing_policy != "off"
         authenticator = Authenticator(context.database, access, identify, context.clock, binds)
@@ -85,4 +89,5 @@ class WorkqueueService:
                 most_anonymous=server.anonymous_connections,
             ),
             log_reads=settings.logs.level == "debug",
+            write_access_page=self._write_access_page,
         )

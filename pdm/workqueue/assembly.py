@@ -73,6 +73,7 @@ from pdm.workqueue.store.leases import WorkerIdentity, write_probe
 from pdm.workqueue.telemetry.background import Periodic, run_in_thread, start_background
 from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag, utc_now
 from pdm.workqueue.web import page_routes
+from pdm.workqueue.web.getting_in import AccessPage
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
 _BACKLOG = 1024
@@ -270,9 +271,10 @@ class Assembly:
             reactor=reactor,
             database=self.database,
             clock=clock,
-            plan=lambda schedule: planned_run(self.context, schedule),
+            plan=lambda schedule, owner: planned_run(self.context, schedule, owner, self.users),
             on_job=self._job_added,
         )
+        self.users = AccessList.read(settings.users)
         logons = LogonThrottle()
         self.context = ApiContext(
             database=self.database,
@@ -307,7 +309,8 @@ class Assembly:
             faults=lambda: self.service_health.faults,
             may_claim=lambda: self.service_health.may_claim,
         )
-        self.api = WorkqueueService(self.context, AccessList.read(settings.users), make_pages=page_routes)
+        write_page = AccessPage().write
+        self.api = WorkqueueService(self.context, self.users, make_pages=page_routes, write_access_page=write_page)
         self.lag = ReactorLag(reactor)
         self._clock_watch = ClockWatch(
             reactor,

@@ -19,6 +19,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 from zope.interface import implementer
 
 from pdm.workqueue.http.connections import ApiChannel, ConnectionLimiter, ConnectionLimits
@@ -40,6 +42,7 @@ from pdm.workqueue.wire.responses import MEDIA_TYPE
 JSON = b"application/json"
 TEXT = b"text/plain; charset=us-ascii"
 _PROBLEM = MEDIA_TYPE.encode("ascii")
+_HTML = "text/html"
 
 _WRITE_SIZE = 64 * 1024
 
@@ -57,9 +60,19 @@ def write_response(request: ApiRequest, status: int, body: bytes, content_type: 
 
 
 def write_problem(request: ApiRequest, error: ApiError, incident: str | None = None) -> None:
+    """Answer with a problem; a browser without a certificate gets the site's page about it."""
+    write_page = request.write_access_page
+    if write_page is not None and isinstance(error, NotAuthenticatedError) and _prefers_html(request):
+        write_page(request, error)
+        return
     for name, value in error.headers.items():
         request.setHeader(name, value)
     write_response(request, error.status, msgspec.json.encode(error.problem(request.request_id, incident)), _PROBLEM)
+
+
+def _prefers_html(request: ApiRequest) -> bool:
+    accept = ", ".join(value.decode("latin-1") for value in request.requestHeaders.getRawHeaders(b"Accept") or ())
+    return parse_accept_header(accept, MIMEAccept).best_match([MEDIA_TYPE, _HTML]) == _HTML
 
 
 async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> None:
@@ -158,6 +171,7 @@ class ApiRequest(Request):
         request_id: identifies it in the log and in problems.
         subject: of the caller, once authenticated.
         route: its handler and path values, once routed.
+        write_access_page: answers a browser without a certificate with a page; None if there is none.
     """
 
     channel: ApiChannel
@@ -175,6 +189,7 @@ class ApiRequest(Request):
         self._is_large = False
         self._body = BytesIO()
         self._hostname: bytes | None = None
+        self.write_access_page = channel.site.write_access_page
 
     # -- called by Klein, twice each
 
@@ -321,6 +336,7 @@ class ApiSite(Site):
         idle_timeout_s: float,
         limits: ConnectionLimits,
         log_reads: bool,
+        write_access_page: Callable[[ApiRequest, NotAuthenticatedError], None] | None = None,
     ) -> None:
         super().__init__(
             resource,
@@ -332,6 +348,7 @@ class ApiSite(Site):
         )
         self.body_limit = body_limit_bytes
         self.log_reads = log_reads
+        self.write_access_page = write_access_page
         #: Number of bodies beyond the limit that are received or answered.
         self.large_bodies = 0
         self.connections = ConnectionLimiter(limits, reactor.seconds)

@@ -20,8 +20,14 @@ from pdm.workqueue.http.access import Authenticator, Caller
 from pdm.workqueue.http.app import PageRoute, admitted_caller, header_values, problem_of, run_eagerly
 from pdm.workqueue.http.context import ApiContext, JsonStream
 from pdm.workqueue.http.decoding import invalid_value, url_pairs
-from pdm.workqueue.http.problems import ApiError, InvalidInputError, NotFoundError, UnsupportedMediaTypeError
-from pdm.workqueue.http.request import ApiRequest, write_response, write_stream
+from pdm.workqueue.http.problems import (
+    ApiError,
+    InvalidInputError,
+    NotAuthenticatedError,
+    NotFoundError,
+    UnsupportedMediaTypeError,
+)
+from pdm.workqueue.http.request import ApiRequest, write_problem, write_response, write_stream
 from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.web.rendering import Renderer, static_file
 
@@ -181,6 +187,9 @@ class PageRouteHandler:
                 raise
             except Exception as error:
                 problem, incident = problem_of(error)
+                if isinstance(problem, NotAuthenticatedError):
+                    write_problem(request, problem)
+                    return
                 await self._write_problem(request, caller, problem, incident)
 
     async def _answer(self, request: ApiRequest, caller: Caller, path_values: dict[str, Any]) -> None:
@@ -201,7 +210,7 @@ class PageRouteHandler:
         elif isinstance(result, Redirect):
             _write_redirect(request, result)
         else:
-            _set_headers(request)
+            set_page_headers(request)
             name = safe_file_name(result.name)
             request.setHeader(b"Content-Disposition", f'attachment; filename="{name}"'.encode("ascii"))
             await write_stream(request, 200, JsonStream(result.pieces, media_type=result.media_type))
@@ -213,7 +222,7 @@ class PageRouteHandler:
         context |= {"now": self.context.clock(), "path": request.path.decode("ascii", "replace")}
         # A large page takes tens of milliseconds.
         text = await self.context.in_thread(self.renderer.render, shown.template, context, visit.fragments)
-        _set_headers(request)
+        set_page_headers(request)
         write_response(request, shown.status, text.encode("utf-8", "replace"), HTML)
 
     async def _write_problem(
@@ -222,7 +231,7 @@ class PageRouteHandler:
         problem = error.problem(request.request_id, incident)
         context = {"caller": caller, "message": "", "problem": problem, "now": self.context.clock(), "path": ""}
         text = await self.context.in_thread(self.renderer.render, "error.html", context, ())
-        _set_headers(request)
+        set_page_headers(request)
         for name, value in error.headers.items():
             request.setHeader(name, value)
         write_response(request, error.status, text.encode("utf-8", "replace"), HTML)
@@ -241,7 +250,7 @@ class StaticFiles:
         if found is None:
             write_response(request, 404, b"there is no such file\n", b"text/plain; charset=us-ascii")
             return
-        _set_headers(request)
+        set_page_headers(request)
         is_current = request.uri.partition(b"?")[2] == b"v=" + found.digest.encode("ascii")
         request.setHeader(b"Cache-Control", b"max-age=31536000, immutable" if is_current else b"no-cache")
         request.setHeader(b"ETag", f'"{found.digest}"'.encode("ascii"))
@@ -273,13 +282,14 @@ def _form_pairs(request: ApiRequest) -> list[tuple[str, str]]:
     return url_pairs(body, _MAX_FIELDS) if body else []
 
 
-def _set_headers(request: ApiRequest) -> None:
+def set_page_headers(request: ApiRequest) -> None:
+    """Set the headers of every page, which keep a browser from loading, framing or sending anything elsewhere."""
     for name, value in _HEADERS.items():
         request.setHeader(name, value)
 
 
 def _write_redirect(request: ApiRequest, redirect: Redirect) -> None:
-    _set_headers(request)
+    set_page_headers(request)
     request.setHeader(b"Location", redirect.url.encode("ascii"))
     if redirect.message:
         value = quote(redirect.message[:_LONGEST_MESSAGE], safe="")
