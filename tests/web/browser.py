@@ -104,7 +104,7 @@ def running_site(directory: Path) -> Iterator[Site]:
 def _submit_jobs(site: Site) -> None:
     """One job for each thing that a page shows."""
     # Those that never end have sites of their own, where they delay no other.
-    away = {"src_siteid": 3, "dst_siteid": 4}
+    away: dict[str, Any] = {"src_siteid": 3, "dst_siteid": 4}
     site.jobs["hostile"] = site.submit("copy", label="<b>run7</b>")
     site.jobs["failed"] = site.submit("copy", dummy={"files": 30, "size": 1000, "fail": "PERMISSION_DENIED"})
     site.jobs["running"] = site.submit("copy", label="run8", dummy={"files": 500, "size": 10**6, "delay": 1.0}, **away)
