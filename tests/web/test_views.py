@@ -39,6 +39,15 @@ VIEWS = (
     View("log", _of("failed", "/elements/1/log"), has_picture=True),
     View("receipt", _of("hostile", "/receipt"), has_picture=True),
     View("missing", _of("bob")),
+    View("sites", lambda site: "/web/sites", has_picture=True),
+    View("site", lambda site: "/web/sites/1", "admin"),
+    View("site-add", lambda site: "/web/sites/add"),
+    View("credentials", lambda site: "/web/credentials", has_picture=True),
+    View("operators", lambda site: "/web/operators", "admin", has_picture=True),
+    View("queue", lambda site: "/web/operators/queue", "admin"),
+    View("routes", lambda site: "/web/operators/routes", "admin"),
+    View("users", lambda site: "/web/operators/users", "admin", has_picture=True),
+    View("audit", lambda site: "/web/operators/audit", "admin"),
 )
 
 

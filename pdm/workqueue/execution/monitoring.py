@@ -351,6 +351,10 @@ class ProgressBoard:
         job.reported = max(job.reported, proven + job.moving)
         return Moving(max(job.reported - proven, 0), job.bytes_rate.at(now_s), job.files_rate.at(now_s))
 
+    def running(self) -> list[int]:
+        """Numbers of the jobs that have running elements here."""
+        return [job_id for job_id, job in self._jobs.items() if job.elements]
+
     def history_of(self, job_id: int) -> JobHistory | None:
         """What a job has moved over time; None if nothing of it has run here lately."""
         return self._histories.get(job_id)
