@@ -596,14 +596,26 @@ class WorkqueueClient:
 
     def pause_schedule(self, schedule_id: int) -> Deferred[ScheduleView]:
         """Submit no further job of a schedule."""
-        return self._change_schedule(schedule_id, paused=True)
+        return self._edit_schedule(schedule_id, {"paused": True})
 
     def resume_schedule(self, schedule_id: int) -> Deferred[ScheduleView]:
         """End the pause of a schedule."""
-        return self._change_schedule(schedule_id, paused=False)
+        return self._edit_schedule(schedule_id, {"paused": False})
 
-    def _change_schedule(self, schedule_id: int, *, paused: bool) -> Deferred[ScheduleView]:
-        body = msgspec.json.encode({"paused": paused})
+    def edit_schedule(
+        self,
+        schedule_id: int,
+        *,
+        recurrence: str | None = None,
+        timezone: str | None = None,
+        job: Mapping[str, Any] | None = None,
+    ) -> Deferred[ScheduleView]:
+        """Change what a schedule submits, and when; arguments as in `add_schedule`, None for what stays."""
+        changes = {"recurrence": recurrence, "timezone": timezone, "job": job}
+        return self._edit_schedule(schedule_id, {key: value for key, value in changes.items() if value is not None})
+
+    def _edit_schedule(self, schedule_id: int, changes: Mapping[str, Any]) -> Deferred[ScheduleView]:
+        body = msgspec.json.encode(changes)
         return self._fetch(ScheduleView, "PATCH", f"/schedules/{schedule_id:d}", body=body)
 
     def remove_schedule(self, schedule_id: int) -> Deferred[None]:

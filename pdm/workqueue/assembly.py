@@ -271,9 +271,10 @@ class Assembly:
             reactor=reactor,
             database=self.database,
             clock=clock,
-            plan=lambda schedule: planned_run(self.context, schedule),
+            plan=lambda schedule, owner: planned_run(self.context, schedule, owner, self.users),
             on_job=self._job_added,
         )
+        self.users = AccessList.read(settings.users)
         logons = LogonThrottle()
         self.context = ApiContext(
             database=self.database,
@@ -308,8 +309,8 @@ class Assembly:
             faults=lambda: self.service_health.faults,
             may_claim=lambda: self.service_health.may_claim,
         )
-        access_list, write_page = AccessList.read(settings.users), AccessPage().write
-        self.api = WorkqueueService(self.context, access_list, make_pages=page_routes, write_access_page=write_page)
+        write_page = AccessPage().write
+        self.api = WorkqueueService(self.context, self.users, make_pages=page_routes, write_access_page=write_page)
         self.lag = ReactorLag(reactor)
         self._clock_watch = ClockWatch(
             reactor,

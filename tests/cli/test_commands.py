@@ -498,6 +498,11 @@ def test_a_command_is_scheduled_listed_paused_and_removed(service: TestService) 
     assert re.search(r"0 3 \* \* \* Europe/Paris +paused", pdm(service, "schedule", "list").stdout)
     assert "is resumed, next due " in pdm(service, "schedule", "resume", number).stderr
     assert "job       COPY local-a:/a -> local-b:/b" in pdm(service, "schedule", "show", number).stdout
+    assert ", next due " in pdm(service, "schedule", "edit", number, "--when", "every 6h").stderr
+    pdm(service, "schedule", "edit", number, "--", "rm", "-r", "--protocol", "dummy", "1:/c")
+    edited = json.loads(pdm(service, "schedule", "show", number, "-F", "json").stdout)
+    assert (edited["recurrence"], edited["job"]["type"]) == ("every 6h", "REMOVE")
+    assert "Nothing is to be changed" in pdm(service, "schedule", "edit", number, code=2).stderr
     pdm(service, "schedule", "remove", number)
     pdm(service, "schedule", "show", number, code=3)
     for when, words, error in (

@@ -63,6 +63,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "schedule": (1,),
     "add_schedule": ("every 6h", {}),
     "pause_schedule": (1,),
+    "edit_schedule": (1,),
     "resume_schedule": (1,),
     "remove_schedule": (1,),
     "delegation": (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from twisted.internet.task import deferLater
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.execution.preparing import NotPossibleError
+from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.store import claiming
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from tests.http.service import Service, reactor
@@ -141,6 +143,55 @@ async def test_a_schedule_is_paused_resumed_and_removed(own_service: Service) ->
     assert (await own_service.call("pausing", "DELETE", path)).status == 204
     assert (await own_service.call("pausing", "GET", path)).problem == "not-found"
     assert (await own_service.call("pausing", "GET", f"/jobs/{run['job']}")).json["schedule"] == number
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_user_who_is_taken_off_the_list_has_no_more_runs(own_service: Service) -> None:
+    number = (await added(own_service, "leaver"))["id"]
+    admitted = own_service.assembly.users
+    own_service.assembly.users = AccessList(open_to_all=False, roles={})
+    (run,) = await passed(own_service, "leaver", number, 1.01, 1)
+    assert (run["outcome"], run["job"]) == ("FAILED", None)
+    assert re.search("^/.*leaver is not a user of this service any more$", run["message"])
+    own_service.assembly.users = admitted
+    run, *_ = await passed(own_service, "leaver", number, 1, 2)
+    assert run["outcome"] == "SUBMITTED"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_schedule_is_edited(own_service: Service) -> None:
+    service, user = own_service, "editor"
+    created = await added(service, user, "every 6h")
+    path = f"/schedules/{created['id']}"
+
+    edited = (await service.call(user, "PATCH", path, {"job": {**_JOB, "label": "weekly"}})).json
+    assert (edited["job"]["label"], edited["next_due"]) == ("weekly", created["next_due"])
+    edited = (await service.call(user, "PATCH", path, {"recurrence": "every 1h"})).json
+    assert (edited["recurrence"], edited["job"]["label"]) == ("every 1h", "weekly")
+    (run,) = await passed(service, user, created["id"], 1.01, 1)
+    assert (await service.call(user, "GET", f"/jobs/{run['job']}")).json["label"] == "weekly"
+
+    edited = (await service.call(user, "PATCH", path, {"paused": True, "recurrence": "0 3 * * *"})).json
+    assert edited["next_due"] is None
+    edited = (await service.call(user, "PATCH", path, {"timezone": "Europe/Paris", "paused": False})).json
+    assert (edited["recurrence"], edited["timezone"]) == ("0 3 * * *", "Europe/Paris")
+    assert edited["next_due"] is not None
+
+    for changes, pointer in (
+        ({}, "$"),
+        ({"recurrence": "every 5s"}, "$.recurrence"),
+        ({"recurrence": "0 0 30 2 *"}, "$.recurrence"),
+        ({"timezone": "Mars/Base"}, "$.timezone"),
+        ({"job": {**_JOB, "src_siteid": 999}}, "$.job.src_siteid"),
+        ({"job": _LARGE}, "$.job"),
+        ({"job": {**_JOB, "after": [1]}}, "$.job.after"),
+    ):
+        answer = await service.call(user, "PATCH", path, changes)
+        assert (answer.status, answer.json["pointer"]) == (400, pointer), answer.body
+    assert (await service.call(user, "GET", path)).json["job"] == edited["job"]
+    # An operator acts for nobody else.
+    assert (await service.call("operator", "PATCH", path, {"job": _JOB})).status == 403
+    assert (await service.call("operator", "PATCH", path, {"paused": True})).status == 200
 
 
 @pytest_twisted.ensureDeferred

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.schedules import MOST_RUNS, NewSchedule, RunOutcome, ScheduleRecord
+from pdm.workqueue.domain.schedules import MOST_RUNS, NewSchedule, RunOutcome, ScheduleEdit, ScheduleRecord
 from pdm.workqueue.store import schedules
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey
 from pdm.workqueue.store.records import jobs
@@ -117,18 +117,36 @@ def test_what_cannot_be_submitted_is_noted_and_the_schedule_stays(store: Store) 
     assert store.run(schedules.next_due) == store.now + HOUR
 
 
+def edited(store: Store, schedule: ScheduleRecord, **changes: Any) -> ScheduleRecord | None:
+    return store.run(schedules.edit, schedule.id, ScheduleEdit(**changes), lambda _: store.now + HOUR)
+
+
+def test_a_run_that_was_planned_before_an_edit_is_not_made(store: Store) -> None:
+    schedule = created(store, store.user())
+    store.pass_time(3600)
+    changed = edited(store, schedule, submission={"type": "RENAME"})
+    assert changed is not None and changed.next_due == schedule.next_due
+    assert store.run(schedules.fetch, schedule.id, None) == changed
+    assert made(store, schedule) is None
+    assert made(store, changed) is not None
+    times = edited(store, schedule, recurrence="every 2h")
+    assert times is not None
+    assert (times.recurrence, times.submission, times.next_due) == ("every 2h", {"type": "RENAME"}, store.now + HOUR)
+
+
 def test_a_paused_schedule_does_not_run_and_one_that_is_removed_leaves_its_jobs(store: Store) -> None:
     schedule = created(store, store.user())
     store.pass_time(3600)
     run = made(store, schedule)
     assert run is not None and run.job is not None
-    paused = store.run(schedules.set_next_due, schedule.id, None)
+    paused = edited(store, schedule, paused=True)
     assert paused is not None and paused.next_due is None
     assert store.run(schedules.next_due) is None
     assert made(store, schedule) is None
-    resumed = store.run(schedules.set_next_due, schedule.id, store.now + HOUR)
+    resumed = edited(store, schedule, paused=False)
     assert resumed is not None and resumed.next_due == store.now + HOUR
-    assert store.run(schedules.set_next_due, schedule.id, store.now + 2 * HOUR) == resumed
+    store.pass_time(60)
+    assert edited(store, schedule, paused=False) == resumed
     store.run(schedules.remove, schedule.id)
     assert store.run(schedules.fetch, schedule.id, None) is None
     assert store.job(run.job.id).schedule_id == schedule.id
@@ -139,8 +157,8 @@ def test_a_time_has_one_run_even_if_the_clock_was_set_back(store: Store) -> None
     schedule = created(store, store.user())
     store.pass_time(3600)
     made(store, schedule)
-    store.run(schedules.set_next_due, schedule.id, None)
-    store.run(schedules.set_next_due, schedule.id, schedule.next_due)
+    edited(store, schedule, paused=True)
+    store.run(schedules.edit, schedule.id, ScheduleEdit(paused=False), lambda _: schedule.next_due)
     assert made(store, schedule) is None
     assert len(store.run(schedules.runs, schedule.id)) == 1
     assert store.run(schedules.next_due) == store.now + HOUR

@@ -60,11 +60,12 @@ class RecordingClient(WorkqueueClient):
 
 @frozen
 class ScheduleSink(JobSink):
-    """Stores a schedule of what a command would submit."""
+    """Stores a schedule of what a command would submit; with a number, changes that schedule."""
 
-    recurrence: str
+    recurrence: str | None
     timezone: str | None
     form: str
+    number: int | None = None
 
     @property
     def client_type(self) -> type[WorkqueueClient]:
@@ -81,6 +82,10 @@ class ScheduleSink(JobSink):
                 "Name one directory, and choose with --include; or add a schedule for each.",
             )
         body = await client.record(submissions[0].submit, options[0])
+        if self.number is not None:
+            await _edit(client, self.number, self.form, recurrence=self.recurrence, timezone=self.timezone, job=body)
+            return ExitCode.DONE
+        assert self.recurrence is not None
         added = await client.add_schedule(self.recurrence, body, timezone=self.timezone)
         first = "" if added.next_due is None else f", first due {display_timestamp(added.next_due)}"
         print_stderr(f"schedule {added.id} added{first}")
@@ -93,7 +98,7 @@ class ScheduleSink(JobSink):
 
 @click.group()
 def schedule() -> None:
-    """Add, list, show, pause, resume or remove a schedule."""
+    """Add, list, show, edit, pause, resume or remove a schedule."""
 
 
 @schedule.command(context_settings={"ignore_unknown_options": True})
@@ -114,7 +119,12 @@ def add(ctx: click.Context, when: str, words: Sequence[str], timezone: str | Non
     earlier run has not ended is not submitted again; of missed times, one is made up for. The number of the
     schedule is printed on stdout.
     """
-    # Options of this command after WHEN make click keep the --.
+    _record_command(ctx, words, ScheduleSink(when, timezone, form))
+
+
+def _record_command(ctx: click.Context, words: Sequence[str], sink: ScheduleSink) -> None:
+    """Run a command whose submission the sink takes."""
+    # Options before the words make click keep the --.
     name, *arguments = words[1:] if words[0] == "--" and len(words) > 1 else words
     if name not in _SCHEDULABLE:
         raise click.UsageError(f"{name!r} cannot be scheduled: use one of {', '.join(_SCHEDULABLE)}.")
@@ -122,9 +132,50 @@ def add(ctx: click.Context, when: str, words: Sequence[str], timezone: str | Non
     assert isinstance(root.command, click.Group)
     command = root.command.get_command(root, name)
     assert command is not None
-    sink = ScheduleSink(when, timezone, form)
     with command.make_context(name, list(arguments), parent=root, obj=sink) as inner:
         command.invoke(inner)
+
+
+@schedule.command(context_settings={"ignore_unknown_options": True})
+@click.argument("number", metavar="N", type=JOB_NUMBER)
+@click.argument("words", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
+@click.option("--when", help="Five fields of cron, or an interval.")
+@click.option("--timezone", metavar="ZONE", help="Time zone of WHEN, such as Europe/Paris.")
+@format_option
+@click.pass_context
+def edit(
+    ctx: click.Context, number: int, words: Sequence[str], when: str | None, timezone: str | None, form: str
+) -> None:
+    r"""Change when schedule N submits its job, or the job; what is not given stays.
+
+    \b
+    pdm schedule edit 3 --when '0 4 * * *'
+    pdm schedule edit 3 -- cp --sync mtime A:/run8/ B:/run8/
+
+    Its history stays. The job of a run that has not ended is not changed. COMMAND is as in 'pdm schedule add'.
+    """
+    if words:
+        _record_command(ctx, words, ScheduleSink(when, timezone, form, number))
+        return
+    if when is None and timezone is None:
+        raise click.UsageError("Nothing is to be changed: give --when, --timezone or -- COMMAND.")
+    run(lambda client: _edit(client, number, form, recurrence=when, timezone=timezone))
+
+
+async def _edit(
+    client: WorkqueueClient,
+    number: int,
+    form: str,
+    *,
+    recurrence: str | None,
+    timezone: str | None,
+    job: Mapping[str, Any] | None = None,
+) -> None:
+    found = await client.edit_schedule(number, recurrence=recurrence, timezone=timezone, job=job)
+    due = "it is paused" if found.next_due is None else f"next due {display_timestamp(found.next_due)}"
+    print_stderr(f"schedule {number} changed, {due}")
+    if form == "json":
+        print_json(found)
 
 
 @schedule.command(name="list")

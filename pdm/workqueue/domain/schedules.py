@@ -58,6 +58,16 @@ class ScheduleRecord:
 
 
 @frozen(kw_only=True)
+class ScheduleEdit:
+    """What is to be changed in a schedule; None leaves a value as it is."""
+
+    recurrence: str | None = None
+    timezone: str | None = None
+    submission: Mapping[str, Any] | None = None
+    paused: bool | None = None
+
+
+@frozen(kw_only=True)
 class ScheduleRun:
     """What became of a schedule at one of its times.
 

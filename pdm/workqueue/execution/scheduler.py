@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.schedules import ScheduleRecord
 from pdm.workqueue.execution.recurrence import recurrence
-from pdm.workqueue.store import schedules
+from pdm.workqueue.store import schedules, users
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
 from pdm.workqueue.store.schedules import PlannedRun
@@ -28,7 +28,7 @@ class Scheduler:
     """Makes the runs of schedules; of several daemons on one database, the first one that comes makes a run.
 
     Attributes:
-        plan: validates the submission of a schedule as of now, as its owner's.
+        plan: validates the submission of a schedule as of now, as its owner's, whose subject it is called with.
         on_job: called with each job that was submitted.
         timer: to be woken when a schedule was stored or resumed.
     """
@@ -36,7 +36,7 @@ class Scheduler:
     reactor: IReactorTime
     database: Database
     clock: Callable[[], datetime]
-    plan: Callable[[ScheduleRecord], PlannedRun]
+    plan: Callable[[ScheduleRecord, str], PlannedRun]
     on_job: Callable[[JobRecord], None]
     timer: DueTimer = field(
         init=False,
@@ -71,7 +71,8 @@ class Scheduler:
         # Never earlier than this time, even if the clock was set back: a time has one run.
         since = now if schedule.next_due is None else max(now, schedule.next_due)
         following = recurrence(schedule.recurrence, schedule.timezone).after(since, schedule.created_at)
-        planned = self.plan(schedule)
+        owners = await self.database.read("fetch the user of a schedule", users.subjects, [schedule.user_id])
+        planned = self.plan(schedule, owners[schedule.user_id])
         made = await self.database.run("run a schedule", schedules.make_run, schedule, planned, now, following)
         if made is None:
             return

@@ -6,7 +6,7 @@ those for an element also `ElementNotFoundError`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 from attrs import evolve, frozen
@@ -22,7 +22,7 @@ from pdm.workqueue.domain.credentials import (
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import AttemptRecord, Batch, ElementRecord, JobRecord, LogSpan, NewJob
-from pdm.workqueue.domain.schedules import ScheduleRecord, ScheduleRun
+from pdm.workqueue.domain.schedules import ScheduleEdit, ScheduleRecord, ScheduleRun
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.context import CredentialExpiry, CredentialLifetimes, first_expiry
 from pdm.workqueue.http.problems import (
@@ -365,10 +365,16 @@ def fetch_schedule(session: Session, schedule_id: int, scope: int | None) -> Sch
     return ScheduleHistory(found, runs, held)
 
 
-def change_schedule(session: Session, schedule_id: int, scope: int | None, next_due: datetime | None) -> ScheduleRecord:
-    """Pause or resume a schedule; returns it."""
+def change_schedule(
+    session: Session,
+    schedule_id: int,
+    scope: int | None,
+    changes: ScheduleEdit,
+    following: Callable[[ScheduleRecord], datetime | None],
+) -> ScheduleRecord:
+    """Change a schedule; returns it."""
     found = fetch_schedule(session, schedule_id, scope).schedule
-    return schedules.set_next_due(session, schedule_id, next_due) or found
+    return schedules.edit(session, schedule_id, changes, following) or found
 
 
 def remove_schedule(session: Session, schedule_id: int, scope: int | None) -> None:

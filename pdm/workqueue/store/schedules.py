@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from pdm.workqueue.domain.schedules import (
     MOST_SCHEDULES,
     NewSchedule,
     RunOutcome,
+    ScheduleEdit,
     ScheduleRecord,
     ScheduleRun,
 )
@@ -105,13 +106,43 @@ def of_user(session: Session, user_id: int) -> list[ScheduleRecord]:
     return [_record(row) for row in rows]
 
 
-def set_next_due(session: Session, number: int, next_due: datetime | None) -> ScheduleRecord | None:
-    """Pause a schedule (None), or resume it; a schedule that is not paused keeps its time."""
-    statement = sa.update(schedules).where(schedules.c.id == number)
-    if next_due is not None:
-        statement = statement.where(schedules.c.next_due.is_(None))
-    session.execute(statement.values(next_due=next_due))
-    return fetch(session, number, None)
+def edit(
+    session: Session, number: int, changes: ScheduleEdit, following: Callable[[ScheduleRecord], datetime | None]
+) -> ScheduleRecord | None:
+    """Change a schedule; its next time changes if it is paused or resumed, or if its times change.
+
+    Args:
+        number: of the schedule.
+        changes: to be made.
+        following: the next time of a schedule; None for never.
+
+    Returns:
+        The schedule as changed; None if it does not exist.
+    """
+    row = session.execute(_LOCK, {"number": number}).one_or_none()
+    if row is None:
+        return None
+    found = _record(row)
+    edited = evolve(
+        found,
+        recurrence=changes.recurrence or found.recurrence,
+        timezone=changes.timezone or found.timezone,
+        submission=found.submission if changes.submission is None else changes.submission,
+    )
+    is_paused = found.next_due is None if changes.paused is None else changes.paused
+    has_same_times = (edited.recurrence, edited.timezone) == (found.recurrence, found.timezone)
+    if is_paused:
+        edited = evolve(edited, next_due=None)
+    elif found.next_due is None or not has_same_times:
+        edited = evolve(edited, next_due=following(edited))
+    values = {
+        "recurrence": edited.recurrence,
+        "timezone": edited.timezone,
+        "submission": dict(edited.submission),
+        "next_due": edited.next_due,
+    }
+    session.execute(sa.update(schedules).where(schedules.c.id == number).values(values))
+    return edited
 
 
 def remove(session: Session, number: int) -> None:
@@ -173,7 +204,7 @@ def make_run(
     """Make the run of a schedule that is due.
 
     Args:
-        seen: the schedule as it was read; if it has changed since, another daemon has made the run, or it was paused.
+        seen: the schedule as it was read; if it has changed since, another daemon has made the run, or it was edited.
         planned: what to submit.
         following: when the schedule is due again; None for never.
 
@@ -181,7 +212,7 @@ def make_run(
         None if nothing was made.
     """
     row = session.execute(_LOCK, {"number": seen.id}).one_or_none()
-    if row is None or seen.next_due is None or row.next_due != seen.next_due:
+    if row is None or seen.next_due is None or _record(row) != seen:
         return None
     session.execute(sa.update(schedules).where(schedules.c.id == seen.id).values(next_due=following))
     if session.execute(_RUN_AT, {"number": seen.id, "at": seen.next_due}).first() is not None:

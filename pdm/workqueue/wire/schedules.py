@@ -29,10 +29,17 @@ class NewScheduleBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     job: Annotated[SubmitJob, Meta(description="The body of ``POST /jobs``.")]
 
 
-class ScheduleChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is to be changed."""
+class ScheduleChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is to be changed; null, or left out, for what stays."""
 
-    paused: Annotated[bool, Meta(description="Whether it stops to run; times that pass meanwhile are not made up for.")]
+    paused: Annotated[
+        bool | None, Meta(description="Whether it stops to run; times that pass meanwhile are not made up for.")
+    ] = None
+    recurrence: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=200)] | None, Meta(description="Of cron, or an interval.")
+    ] = None
+    timezone: Annotated[Annotated[str, Meta(min_length=1, max_length=64)] | None, Meta(description="Its zone.")] = None
+    job: Annotated[SubmitJob | None, Meta(description="The whole body of ``POST /jobs``, of the next runs.")] = None
 
 
 class ScheduleRunView(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import msgspec
 from attrs import evolve
 from msgspec import UNSET
 
 from pdm.workqueue.domain.jobs import NewJob
-from pdm.workqueue.domain.schedules import NewSchedule, ScheduleRecord, ScheduleRun
+from pdm.workqueue.domain.schedules import NewSchedule, ScheduleEdit, ScheduleRecord, ScheduleRun
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.recurrence import Recurrence, recurrence
 from pdm.workqueue.http import transactions
-from pdm.workqueue.http.access import Caller
+from pdm.workqueue.http.access import AccessList, Caller
 from pdm.workqueue.http.context import ApiContext, endpoint
 from pdm.workqueue.http.decoding import job_from_request, stored_sites
 from pdm.workqueue.http.problems import (
     ConflictError,
+    ForbiddenError,
     IdempotencyKeyReusedError,
     InvalidInputError,
     NotFoundError,
@@ -32,11 +35,14 @@ from pdm.workqueue.wire.schedules import NewScheduleBody, ScheduleChanges, Sched
 _LARGEST_JOB = 16384
 
 
-def planned_run(api: ApiContext, schedule: ScheduleRecord) -> PlannedRun:
+def planned_run(api: ApiContext, schedule: ScheduleRecord, owner: str, access: AccessList) -> PlannedRun:
     """What a schedule submits now: its submission is validated again, for much may have changed since.
 
     A credential that is missing or has expired is no reason against it: the job is HELD until it is renewed.
+    ``owner``: subject of its user, whom ``access`` must still admit.
     """
+    if access.role_of(owner) is None:
+        return PlannedRun(None, message=f"{owner} is not a user of this service any more")
     try:
         submission = msgspec.convert(schedule.submission, SubmitJob)
         new = job_from_request(api, schedule.user_id, submission)
@@ -85,15 +91,7 @@ async def create_schedule(
     now = api.clock()
     timezone = body.timezone or "UTC"
     times = _recurrence(body.recurrence, timezone)
-    if len(msgspec.json.encode(body.job)) > _LARGEST_JOB:
-        raise InvalidInputError(f"the job of a schedule has at most {_LARGEST_JOB} bytes of JSON", "$.job")
-    try:
-        job_from_request(api, caller.user_id, body.job)
-    except InvalidInputError as error:
-        pointer = (error.pointer or "$").removeprefix("$")
-        raise InvalidInputError(error.detail, f"$.job{pointer}") from error
-    if body.job.after is not None:
-        raise InvalidInputError("a schedule cannot wait for other jobs: leave it out", "$.job.after")
+    _check_job(api, caller, body.job)
     first = times.after(now, now)
     if first is None:
         raise InvalidInputError("it would never run", "$.recurrence")
@@ -117,6 +115,18 @@ async def create_schedule(
     return _view(record, None)
 
 
+def _check_job(api: ApiContext, caller: Caller, job: SubmitJob) -> None:
+    if len(msgspec.json.encode(job)) > _LARGEST_JOB:
+        raise InvalidInputError(f"the job of a schedule has at most {_LARGEST_JOB} bytes of JSON", "$.job")
+    try:
+        job_from_request(api, caller.user_id, job)
+    except InvalidInputError as error:
+        pointer = (error.pointer or "$").removeprefix("$")
+        raise InvalidInputError(error.detail, f"$.job{pointer}") from error
+    if job.after is not None:
+        raise InvalidInputError("a schedule cannot wait for other jobs: leave it out", "$.job.after")
+
+
 def _recurrence(text: str, timezone: str) -> Recurrence:
     try:
         return recurrence(text, timezone)
@@ -138,23 +148,46 @@ async def get_schedule(api: ApiContext, caller: Caller, schedule_id: int) -> Sch
 @endpoint(
     "PATCH",
     "/schedules/{schedule_id}",
-    summary="Pause or resume a schedule",
+    summary="Change, pause or resume a schedule",
     body=ScheduleChanges,
     result=ScheduleView,
-    errors=(InvalidInputError, NotFoundError),
+    errors=(InvalidInputError, ForbiddenError, NotFoundError),
 )
 async def change_schedule(api: ApiContext, caller: Caller, schedule_id: int, body: ScheduleChanges) -> ScheduleView:
-    """A resumed schedule continues with the next of its times. The jobs of its runs are not changed."""
+    """A resumed schedule, and one with other times, continues with the next of them; ``every`` counts as before.
+
+    The jobs of its runs are not changed. An operator can pause and resume the schedules of others, and no more.
+    """
     found = await api.database.read("fetch a schedule", transactions.fetch_schedule, schedule_id, caller.scope)
-    record, next_due = found.schedule, None
-    if not body.paused:
-        next_due = recurrence(record.recurrence, record.timezone).after(api.clock(), record.created_at)
+    record, now = found.schedule, api.clock()
+    times = None
+    if body.recurrence is not None or body.timezone is not None or body.job is not None:
+        if record.user_id != caller.user_id:
+            raise ForbiddenError("only its user changes what a schedule submits, and when")
+        times = _recurrence(body.recurrence or record.recurrence, body.timezone or record.timezone)
+    elif body.paused is None:
+        raise InvalidInputError("nothing is to be changed: give paused, recurrence, timezone or job", "$")
+    if body.job is not None:
+        _check_job(api, caller, body.job)
+
+    def following(changed: ScheduleRecord) -> datetime | None:
+        due = _recurrence(changed.recurrence, changed.timezone).after(now, changed.created_at)
+        if due is None:
+            raise InvalidInputError("it would never run", "$.recurrence")
+        return due
+
+    changes = ScheduleEdit(
+        recurrence=None if times is None else times.text,
+        timezone=body.timezone,
+        submission=None if body.job is None else msgspec.to_builtins(body.job),
+        paused=body.paused,
+    )
 
     def then(_changed: ScheduleRecord) -> None:
         api.schedules_changed()
 
     changed = await api.commit(
-        "change a schedule", transactions.change_schedule, schedule_id, caller.scope, next_due, then=then
+        "change a schedule", transactions.change_schedule, schedule_id, caller.scope, changes, following, then=then
     )
     return _view(changed, found.runs[0] if found.runs else None)
 
