@@ -25,7 +25,11 @@ class View:
     user: str | None = "alice"
 
 
-VIEWS = (View("jobs", lambda site: "/"),)
+VIEWS = (
+    View("jobs", lambda site: "/"),
+    View("no-certificate", lambda site: "/", user=None),
+    View("files", lambda site: f"/web/files?site=1:FILE&path=/data&job={site.jobs['list']}&to_site=2:FILE"),
+)
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)

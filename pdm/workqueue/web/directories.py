@@ -54,6 +54,11 @@ def _in_order(entries: Sequence[ListedEntry]) -> list[ListedEntry]:
     return sorted(entries, key=lambda entry: (entry.type != "directory", natural_key(entry.path)))
 
 
+def _children(entries: Sequence[ListedEntry]) -> list[ListedEntry]:
+    """What is in the listed directory itself: a listing may have several levels."""
+    return [entry for entry in entries if entry.path and "/" not in entry.path]
+
+
 class Directories:
     """Reads the listings of LIST jobs that are DONE, and keeps the latest ones."""
 
@@ -75,7 +80,7 @@ class Directories:
         if len(found) == 1 and not found[0].path and found[0].type != "directory":
             parent, name = posixpath.split(path.rstrip("/"))
             return DirectoryPage(parent or "/", [found[0]._replace(path=name)], 1, 1, 1, 0)
-        children = [entry for entry in found if entry.path]
+        children = _children(found)
         shown = children if hidden else [entry for entry in children if not entry.path.startswith(".")]
         pages = max(1, -(-len(shown) // PAGE_SIZE))
         number = min(number, pages)
@@ -93,7 +98,7 @@ class Directories:
     ) -> DirectoryPage:
         number = min(number, len(chunks))
         entries = await api.database.read("chunk of a listing", listings.chunk, job_id, 0, chunks[number - 1])
-        children = [entry for entry in entries if entry.path]
+        children = _children(entries)
         shown = children if hidden else [entry for entry in children if not entry.path.startswith(".")]
         left_out = len(children) - len(shown)
         return DirectoryPage(path, shown, number, len(chunks), None, left_out, is_sorted=False)

@@ -94,7 +94,12 @@ class Panes:
         state = attrs.evolve(self, **changes)
         fields: list[tuple[str, object]] = []
         for prefix, pane in (("", state.left), ("to_", state.right)):
-            values = {"site": pane.site, "path": pane.path, "job": pane.job, "page": None if pane.page == 1 else pane.page}
+            values = {
+                "site": pane.site,
+                "path": pane.path,
+                "job": pane.job,
+                "page": None if pane.page == 1 else pane.page,
+            }
             fields += [(prefix + name, value) for name, value in values.items() if value is not None]
         fields += [("act", act) for act in state.acts]
         if state.hidden:
@@ -200,7 +205,9 @@ def place_of(visit: Visit, word: str) -> tuple[Site, JobProtocol]:
     if protocol:
         known = [each for each in known if each.name == protocol]
     if not known:
-        raise InvalidInputError(f"site {site.name} cannot be listed{' by ' + protocol[:20] if protocol else ''}", "site")
+        raise InvalidInputError(
+            f"site {site.name} cannot be listed{' by ' + protocol[:20] if protocol else ''}", "site"
+        )
     return site, known[0]
 
 
@@ -277,7 +284,9 @@ async def _act_jobs(visit: Visit, numbers: Sequence[int]) -> list[JobRecord]:
     return [await visit.api.job(number, visit.caller.scope) for number in numbers[:MOST_PREDECESSORS]]
 
 
-async def files_page(visit: Visit, panes: Panes, *, problem: ApiError | None = None, renaming: tuple[Side, str] | None = None) -> Page:
+async def files_page(
+    visit: Visit, panes: Panes, *, problem: ApiError | None = None, renaming: tuple[Side, str] | None = None
+) -> Page:
     """The view; `renaming` is the entry whose name can be edited."""
     views = [await pane_view(visit, panes, side) for side in ("left", "right") if visit.wants(side, "panes")]
     context = {
@@ -289,7 +298,9 @@ async def files_page(visit: Visit, panes: Panes, *, problem: ApiError | None = N
         "encoded": encoded_path,
         "field_text": field_text,
     }
-    return Page(template="files.html", context=context, status=200 if problem is None else problem.status, problem=problem)
+    return Page(
+        template="files.html", context=context, status=200 if problem is None else problem.status, problem=problem
+    )
 
 
 @page("GET", URL, query=FilesQuery)
@@ -350,7 +361,9 @@ def _new_name(text: str | None) -> str:
     return text
 
 
-async def _listed(visit: Visit, form: FilesForm, at: ActPlace, path: str, acts: Sequence[int], message: str) -> Redirect:
+async def _listed(
+    visit: Visit, form: FilesForm, at: ActPlace, path: str, acts: Sequence[int], message: str
+) -> Redirect:
     """Register the listing of a directory, after the jobs that change it, and show it."""
     body = SubmitList(
         **at.fields(path),
@@ -368,7 +381,6 @@ async def _listed(visit: Visit, form: FilesForm, at: ActPlace, path: str, acts: 
 @page("POST", f"{URL}/list", form=FilesForm)
 async def list_directory(visit: Visit, form: FilesForm) -> Page | Redirect:
     """Open a directory."""
-
     if form.open is None:
         form = msgspec.structs.replace(form, site=form.place, path=_path_to_list(form))
     return await in_view(visit, form, _open)
