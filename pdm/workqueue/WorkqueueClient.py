@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,13 @@ from twisted.web.iweb import IPolicyForHTTPS
 from pdm.workqueue.certificates.tls_client import ClientCredentialError, WeakCredentialError, client_policy
 from pdm.workqueue.client.connection import Connection, DelegationClient, JobPoller, Query, encode_query
 from pdm.workqueue.client.errors import CredentialError, JobFailedError, SettingsError, UnexpectedAnswerError
+from pdm.workqueue.client.events import EventReader, JobFollower
 from pdm.workqueue.client.inspection import ServerFacts, inspect_server
 from pdm.workqueue.client.settings import ClientSettings, find_settings
 from pdm.workqueue.client.sites import choose_protocol, find_site
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.events import EventKind
+from pdm.workqueue.wire.events import EventView
 from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
 from pdm.workqueue.wire.responses import (
     CredentialView,
@@ -543,18 +546,67 @@ class WorkqueueClient:
             JobTimeoutError: the job did not end in time; it continues.
             JobFailedError: with `check`.
         """
+        show = on_progress or (lambda job: None)
+        # For an earlier version of the service, which has no events.
         poller = JobPoller(
             self._reactor,
             fetch_job=lambda seconds: self.job(job_id, wait=seconds),
-            on_progress=on_progress or (lambda job: None),
+            on_progress=show,
             outage_s=patience_s,
         )
 
         async def ended() -> JobView:
-            job = await poller.until_end(job_id, timeout)
+            job = await self._followed_end(job_id, timeout, show, patience_s)
+            job = job or await poller.until_end(job_id, timeout)
             return await self._check_end(job) if check else job
 
         return Deferred.fromCoroutine(ended())
+
+    def events_page(
+        self,
+        job_id: int | None = None,
+        *,
+        kinds: Sequence[EventKind | str] = (),
+        after: int | None = None,
+        limit: int | None = None,
+    ) -> Deferred[Sequence[EventView]]:
+        """Stored events, the oldest first, of a job or of all jobs of the caller (of all users, for operators).
+
+        Args:
+            job_id: None for all jobs.
+            kinds: only these.
+            after: id of the last event of the page before.
+            limit: how many at most; by default 100.
+        """
+        query = [*_kinds_query(kinds), *encode_query(after=after, limit=limit)]
+        return self._fetch(tuple[EventView, ...], "GET", _events_path(job_id), query)
+
+    async def events(
+        self,
+        job_id: int | None = None,
+        *,
+        kinds: Sequence[EventKind | str] = (),
+        after: int | None = None,
+        patience_s: float = 120.0,
+    ) -> AsyncGenerator[EventView]:
+        """Follow events as they happen, of a job or of all jobs of the caller (of all users, for operators).
+
+        It does not end by itself. After an interruption, such as a restart of the service, it continues with the next
+        event: none is lost or repeated, except for progress.
+
+        Args:
+            job_id: None for all jobs.
+            kinds: only these; by default all, progress only of one job.
+            after: id of the event after which it begins, 0 for the oldest that is stored; None for events from now on.
+            patience_s: for how many seconds the service may be unreachable meanwhile.
+        """
+        reader = self._event_reader(job_id, kinds, after, patience_s)
+        try:
+            while True:
+                for event in await reader.take():
+                    yield event
+        finally:
+            reader.close()
 
     def cancel(self, job_id: int) -> Deferred[JobView]:
         """Cancel a job; a job that has ended is not changed."""
@@ -740,6 +792,33 @@ class WorkqueueClient:
     async def _site_number(self, site: int | str) -> int:
         return site if isinstance(site, int) else find_site(await self.sites(), site).id
 
+    def _event_reader(
+        self, job_id: int | None, kinds: Sequence[EventKind | str], after: int | None, outage_s: float
+    ) -> EventReader:
+        return EventReader(
+            self._reactor,
+            self._connection,
+            path=_events_path(job_id),
+            query=_kinds_query(kinds),
+            after=after,
+            outage_s=outage_s,
+        )
+
+    async def _followed_end(
+        self, job_id: int, timeout_s: float | None, on_progress: Callable[[JobView], object], outage_s: float
+    ) -> JobView | None:
+        """The ended job, by its events; None if the service gives out none."""
+        job = await self.job(job_id)
+        on_progress(job)
+        if JobStatus.parse(job.status).is_final:
+            return job
+        # From the begin: what happens between the two requests is not missed.
+        events = self._event_reader(job_id, (), 0, outage_s)
+        follower = JobFollower(
+            self._reactor, fetch_job=lambda: self.job(job_id), events=events, on_progress=on_progress
+        )
+        return await follower.until_end(job, timeout_s)
+
     async def _check_end(self, job: JobView) -> JobView:
         """The ended job.
 
@@ -824,6 +903,14 @@ class WorkqueueClient:
             if len(found) < _PAGE_SIZE:
                 return
             selection[bound] = found[-1].id
+
+
+def _events_path(job_id: int | None) -> str:
+    return "/events" if job_id is None else f"/jobs/{job_id:d}/events"
+
+
+def _kinds_query(kinds: Sequence[EventKind | str]) -> Query:
+    return [("kinds", EventKind(kind).value) for kind in kinds]
 
 
 def _deadline_text(deadline: datetime | timedelta | str) -> str:

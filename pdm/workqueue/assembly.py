@@ -49,6 +49,7 @@ from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.http.access import AccessList, LogonThrottle
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoints.schedules import planned_run
+from pdm.workqueue.http.waiting import progress_event
 from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance, worker_name
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
@@ -183,7 +184,7 @@ class Assembly:
             idle_s=agents.idle_s,
             unused=credentials.remove_unused,
         )
-        self.feed = EventFeed(reactor=reactor, database=self.database)
+        self.feed = EventFeed(reactor=reactor, database=self.database, running=self.board.running)
         self.streams = Streams(limits=stream_limits(settings), sites=self.sites, clock=MonotonicUtc())
         access = helper_access(settings)
         offered = OfferedMovers(movers, access)
@@ -295,6 +296,7 @@ class Assembly:
             trust=lambda: self.tls.trust,
             myproxy=MyProxyLogons(reactor, settings.credentials.trust_dir, trust=trust_directory),
             site_directory=self.site_directory,
+            feed=self.feed,
             check_site=site_check.check,
             service_name=lambda: service_name(self.tls.identity),
             sign=lambda payload: run_in_thread(sign_detached, self.tls.identity, payload),
@@ -309,6 +311,7 @@ class Assembly:
             faults=lambda: self.service_health.faults,
             may_claim=lambda: self.service_health.may_claim,
         )
+        self.feed.progress_of = partial(progress_event, self.context)
         write_page = AccessPage().write
         self.api = WorkqueueService(self.context, self.users, make_pages=page_routes, write_access_page=write_page)
         self.lag = ReactorLag(reactor)

@@ -56,6 +56,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "ban": (1, "abuse"),
     "unban": (1,),
     "audit": (),
+    "events_page": (),
     "wait": (1,),
     "cancel": (1,),
     "retry": (1,),
@@ -78,7 +79,10 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "log_off": (1,),
 }
 #: Methods that call others, or nothing.
-HELPERS = {"from_settings", "from_environment", "close", "pause", "iterate_jobs", "iterate_elements", "iterate_skipped"}
+HELPERS = {
+    *("from_settings", "from_environment", "close", "pause", "events"),
+    *("iterate_jobs", "iterate_elements", "iterate_skipped"),
+}
 
 
 class Recorder:
@@ -109,6 +113,7 @@ def asked(pki: Path, result_of: Callable[[Deferred[Any]], Any]) -> list[str]:
         before = len(recorder.asked)
         getattr(client, name)(*arguments).addErrback(lambda failure: failure.trap(NotFoundError))
         assert len(recorder.asked) > before, f"{name} asked nothing"
+    client.events_page(1).addErrback(lambda failure: failure.trap(NotFoundError))
     client.element_output(1, 0, -1).addErrback(lambda failure: failure.trap(NotFoundError))
     return recorder.asked
 

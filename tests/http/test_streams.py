@@ -78,14 +78,14 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Deferred[None]:
 def paused(monkeypatch: pytest.MonkeyPatch) -> Deferred[None]:
     """Fires when an answer first has to wait for its client."""
     fired: Deferred[None] = Deferred()
-    pause = request._FlowControl.pauseProducing
+    pause = request.FlowControl.pauseProducing
 
     def observe(flow: Any) -> None:
         pause(flow)
         if not fired.called:
             fired.callback(None)
 
-    monkeypatch.setattr(request._FlowControl, "pauseProducing", observe)
+    monkeypatch.setattr(request.FlowControl, "pauseProducing", observe)
     return fired
 
 

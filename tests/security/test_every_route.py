@@ -26,7 +26,7 @@ _FOR_OPERATORS = {"drain_site", "resume_site", "list_users", "ban_user", "unban_
 _WITHOUT_AN_OWNER = {
     "list_jobs", "submit_job", "submit_list", "submit_copy", "submit_remove", "submit_rename", "submit_mkdir",
     "list_sites", "create_site", "list_routes", "list_credentials", "add_credential", "whoami", "get_openapi",
-    "health", "list_schedules", "create_schedule",
+    "health", "list_events", "list_schedules", "create_schedule",
 }  # fmt: skip
 _OF_SITES = [each for each in ENDPOINTS if "site_id" in each.parameters]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -121,6 +122,7 @@ class Connection:
         content_type: str = "application/json",
         key: str | None = None,
         accept: str = "application/json",
+        headers: Mapping[str, str] = MappingProxyType({}),
         write: Callable[[bytes], object] | None = None,
     ) -> bytes:
         """Send a request for a path below the root of the API, and return the body of the response.
@@ -135,16 +137,16 @@ class Connection:
         Raises:
             WorkqueueClientError: the request failed; its class and text say how.
         """
-        headers = Headers({"Accept": [accept]})
+        sent = Headers({"Accept": [accept], **{name: [value] for name, value in headers.items()}})
         if body is not None:
-            headers.setRawHeaders("Content-Type", [content_type])
+            sent.setRawHeaders("Content-Type", [content_type])
         if key is not None:
-            headers.setRawHeaders("Idempotency-Key", [key])
+            sent.setRawHeaders("Idempotency-Key", [key])
         sent_before = timed_out = False
         may_repeat = write is None and (key is not None or method != "POST")
         for pause in self._pauses_s if may_repeat else ():
             try:
-                return await self._send(method, path, query, body, headers)
+                return await self._send(method, path, query, body, sent)
             except NoAnswerError as error:
                 if key is None:
                     raise
@@ -164,7 +166,7 @@ class Connection:
                 if not sent_before:
                     raise
                 await self.pause(pause)
-        return await self._send(method, path, query, body, headers, write)
+        return await self._send(method, path, query, body, sent, write)
 
     async def _send(
         self,

@@ -26,6 +26,18 @@ class EventKind(enum.StrEnum):
     #: Bytes and files of a running job. Never stored, so it has no id and is not repeated.
     PROGRESS = "progress"
 
+    @classmethod
+    def parse(cls, text: str) -> EventKind:
+        """The kind with this name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        try:
+            return cls(text.lower())
+        except ValueError:
+            raise ValueError(f"{text[:40]!r} is no kind of event: {', '.join(cls)}") from None
+
 
 #: What the database has.
 STORED_KINDS = frozenset(EventKind) - {EventKind.PROGRESS}

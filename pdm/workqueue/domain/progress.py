@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import JobRecord
@@ -61,6 +61,40 @@ class SmoothedRate:
         over_s = max(SMOOTHED_OVER_S, _SMOOTHED_EVENTS * self._gap_s)
         kept = math.exp(-passed_s / over_s)
         return self._amount * kept, self._span_s * kept + over_s * (1 - kept)
+
+
+#: Columns of a history, and seconds of one at first.
+_MOST_COLUMNS, _FIRST_COLUMN_S = 120, 1.0
+
+
+@define(eq=False)
+class RateHistory:
+    """Amounts over time in at most `_MOST_COLUMNS` columns: when they are full, each two become one.
+
+    Attributes:
+        begun_s: seconds on some clock, where the first column begins.
+        column_s: seconds of a column.
+    """
+
+    begun_s: float
+    column_s: float = _FIRST_COLUMN_S
+    _amounts: list[float] = field(factory=list)
+
+    def add(self, amount: float, now_s: float) -> None:
+        """Record an amount; in constant time, amortized."""
+        column = int((now_s - self.begun_s) / self.column_s)
+        amounts = self._amounts
+        if column >= len(amounts):
+            while column >= _MOST_COLUMNS:
+                amounts[:] = [sum(amounts[at : at + 2]) for at in range(0, len(amounts), 2)]
+                self.column_s *= 2
+                column //= 2
+            amounts.extend([0.0] * (column + 1 - len(amounts)))
+        amounts[max(column, 0)] += amount
+
+    def rates(self) -> list[float]:
+        """Amount per second of each column until the last one with an amount."""
+        return [amount / self.column_s for amount in self._amounts]
 
 
 @frozen

@@ -50,11 +50,13 @@ class Subscription:
     Attributes:
         wanted: which.
         after: id of the last event that was given out, or of the one after which it begins; None before `start`.
+        on_end: called when it gives out no more.
     """
 
     wanted: EventFilter
     after: int | None
     _feed: EventFeed
+    on_end: Callable[[], None] = lambda: None
     _order: tuple[int, int] = (0, 0)
     _queue: deque[Event] = field(factory=deque)
     #: Job → its newest progress.
@@ -134,6 +136,7 @@ class Subscription:
             self._progress.clear()
             self._feed.forget(self)
             self._wake()
+            self.on_end()
 
     # --
 

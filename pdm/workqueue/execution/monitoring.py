@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
-from pdm.workqueue.domain.progress import Moving, SmoothedRate
+from pdm.workqueue.domain.progress import Moving, RateHistory, SmoothedRate
 from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Periodic
 
@@ -191,6 +191,8 @@ _KEPT_IDLE_S = 60.0
 _MOST_IDLE = 1000
 #: Seconds without a byte after which the rate of a transfer is shown as 0.
 _STALLED_AFTER_S = 15.0
+#: Jobs whose rates over time are kept at most; each has some kilobytes.
+_MOST_HISTORIES = 1000
 #: Jobs that are known as listed at most.
 _MOST_LISTED = 10_000
 
@@ -223,10 +225,25 @@ class _RunningElement:
     reported: ReportedProgress | None = None
 
 
+@frozen
+class JobHistory:
+    """What a job has moved over time, in this daemon: bytes, and elements that have ended.
+
+    Attributes:
+        begun_at: when the first columns begin, seconds since 1970 UTC.
+    """
+
+    begun_at: float
+    bytes: RateHistory
+    files: RateHistory
+
+
 @define(eq=False)
 class _WatchedJob:
     bytes_rate: SmoothedRate
     files_rate: SmoothedRate
+    #: Bytes and ended elements over time, kept for long.
+    history: JobHistory
     elements: dict[int, _RunningElement] = field(factory=dict)
     #: Sum over the running elements.
     moving: int = 0
@@ -246,6 +263,7 @@ class ProgressBoard:
         self._jobs: dict[int, _WatchedJob] = {}
         self._idle: OrderedDict[int, float] = OrderedDict()
         self._listed: OrderedDict[int, int] = OrderedDict()
+        self._histories: OrderedDict[int, JobHistory] = OrderedDict()
 
     # -- called by attempts; ``now_s``: result of `clock`, read once for many elements; by default it is read here
 
@@ -266,6 +284,7 @@ class ProgressBoard:
         if more > 0:
             element.changed_s = now_s
             job.bytes_rate.add(more, now_s)
+            job.history.bytes.add(more, now_s)
         element.transferred = progress.transferred
         element.reported = progress
 
@@ -291,11 +310,13 @@ class ProgressBoard:
         job.moving -= element.transferred
         if proven > element.transferred:
             job.bytes_rate.add(proven - element.transferred, now_s)
+            job.history.bytes.add(proven - element.transferred, now_s)
         elif proven < element.transferred:
             # These bytes must be moved again, so the shown progress of the job may go back.
             job.reported = 0
         if finished:
             job.files_rate.add(1, now_s)
+            job.history.files.add(1, now_s)
         if not job.elements:
             self._idle[job_id] = now_s
             self._forget_idle(now_s)
@@ -330,6 +351,14 @@ class ProgressBoard:
         job.reported = max(job.reported, proven + job.moving)
         return Moving(max(job.reported - proven, 0), job.bytes_rate.at(now_s), job.files_rate.at(now_s))
 
+    def running(self) -> list[int]:
+        """Numbers of the jobs that have running elements here."""
+        return [job_id for job_id, job in self._jobs.items() if job.elements]
+
+    def history_of(self, job_id: int) -> JobHistory | None:
+        """What a job has moved over time; None if nothing of it has run here lately."""
+        return self._histories.get(job_id)
+
     def remember_listed(self, job_id: int, elements: int) -> None:
         """Record that the first listing of a job is done, and its number of elements."""
         self._listed[job_id] = elements
@@ -345,10 +374,21 @@ class ProgressBoard:
     def _watched(self, job_id: int, now_s: float) -> _WatchedJob:
         job = self._jobs.get(job_id)
         if job is None:
-            job = self._jobs[job_id] = _WatchedJob(SmoothedRate(now_s), SmoothedRate(now_s))
+            history = self._history(job_id, now_s)
+            job = self._jobs[job_id] = _WatchedJob(SmoothedRate(now_s), SmoothedRate(now_s), history)
         elif not job.elements:
             self._idle.pop(job_id, None)
         return job
+
+    def _history(self, job_id: int, now_s: float) -> JobHistory:
+        found = self._histories.pop(job_id, None)
+        if found is None:
+            found = JobHistory(time.time(), RateHistory(now_s), RateHistory(now_s))
+        # Reinserted at the end: the job that was begun longest ago leaves first.
+        self._histories[job_id] = found
+        if len(self._histories) > _MOST_HISTORIES:
+            self._histories.popitem(last=False)
+        return found
 
     def _forget_idle(self, now_s: float) -> None:
         """Drop jobs that are idle for long; amortized constant time."""

@@ -28,6 +28,7 @@ from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.http.access import Authenticator, Caller
 from pdm.workqueue.http.context import PATH_PARAMETERS, Allow, ApiContext, Endpoint, JsonStream, Parameter, PlainText
 from pdm.workqueue.http.decoding import decode_json, decode_query, idempotency_key
+from pdm.workqueue.http.event_streams import EventStream, write_events
 from pdm.workqueue.http.problems import (
     ApiError,
     DatabaseOutageError,
@@ -42,6 +43,7 @@ from pdm.workqueue.http.problems import (
 from pdm.workqueue.http.request import TEXT, ApiRequest, write_problem, write_response, write_stream
 from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
 from pdm.workqueue.telemetry.logging import log_context, log_incident
+from pdm.workqueue.wire.events import EVENT_STREAM
 from pdm.workqueue.wire.requests import LARGEST_ID
 
 
@@ -229,6 +231,8 @@ class _RouteHandler:
             )
         if endpoint.media_types:
             arguments["media_type"] = _accepted_media_type(header_values(request, "Accept"), endpoint.media_types)
+        if EVENT_STREAM in endpoint.media_types:
+            arguments["last_event_id"] = next(iter(header_values(request, "Last-Event-ID")), None)
         if endpoint.method == "POST":
             route = f"{endpoint.method} {request.path.decode('ascii', 'replace')}"
             keys = header_values(request, "Idempotency-Key")
@@ -239,6 +243,8 @@ class _RouteHandler:
         status = self.endpoint.status
         if isinstance(result, JsonStream):
             await write_stream(request, status, result)
+        elif isinstance(result, EventStream):
+            await write_events(request, status, result)
         elif isinstance(result, PlainText):
             write_response(request, status, result.text.encode("ascii"), TEXT)
         else:

@@ -234,6 +234,10 @@ class ApiChannel(HTTPChannel):
         self.connections.answering(self)
         super().allContentReceived()
 
+    def streaming(self) -> None:
+        """The response has no end: the connection may be closed like an idle one, to make room for another."""
+        self.connections.idle(self)
+
     def when_read(self, begin: Callable[[], None]) -> None:
         """Call `begin` now, or once the client has read enough of the earlier responses."""
         if self._waitingForTransport:

@@ -26,6 +26,7 @@ from pdm.workqueue.domain.credentials import CandidateOfKind, CredentialKind, Cr
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import Counters, JobRecord
 from pdm.workqueue.execution.endpoint_checks import EndpointCheck
+from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.monitoring import PartFault, ProgressBoard
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import RouteState
@@ -144,6 +145,7 @@ class ApiContext:
     trust: Callable[[], Trust]
     myproxy: MyProxyLogons
     site_directory: SiteDirectory
+    feed: EventFeed
     #: Checks the endpoints of a site with a user's credential.
     check_site: Callable[[int, Site], Awaitable[Sequence[EndpointCheck]]]
     #: Host name in the service's certificate.
@@ -273,8 +275,8 @@ def _ignore_cancellation(failure: Failure) -> None:
 
 
 #: A handler: gets the context, the caller (unless open to everybody), and as keywords the path parameters, ``body``,
-#: ``query``, ``key`` (`IdempotencyKey` of a POST) and
-#: ``media_type`` (where the endpoint has several). Returns a value of the result type, or a `JsonStream` of one.
+#: ``query``, ``key`` (`IdempotencyKey` of a POST), ``media_type`` (where the endpoint has several) and
+#: ``last_event_id`` (where it gives out events). Returns a value of the result type, or a `JsonStream` of one.
 Handler = Callable[..., Awaitable[object]]
 
 

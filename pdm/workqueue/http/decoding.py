@@ -19,6 +19,7 @@ import msgspec
 
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
+from pdm.workqueue.domain.events import EventKind
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.job_plans import first_element
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob, Predecessors
@@ -37,7 +38,7 @@ from pdm.workqueue.wire.options import OPTIONS, CopyOptions, read_options
 from pdm.workqueue.wire.requests import LARGEST_ID, PATTERN_WORDS, SubmitJob
 
 _S = TypeVar("_S", bound=msgspec.Struct)
-_QueryEnum = TypeVar("_QueryEnum", JobType, JobStatus)
+_QueryEnum = TypeVar("_QueryEnum", JobType, JobStatus, EventKind)
 
 #: msgspec writes this between the message and the path.
 _PLACE_SEPARATOR = " - at `$"

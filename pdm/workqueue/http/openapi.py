@@ -142,7 +142,10 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
 def _responses(endpoint: Endpoint, schema_of: Mapping[str, Any]) -> dict[str, Any]:
     success: dict[str, Any] = {"description": HTTPStatus(endpoint.status).phrase}
     if endpoint.media_types:
-        success["content"] = {each: {"schema": {"type": "string"}} for each in endpoint.media_types}
+        success["content"] = {
+            each: {"schema": schema_of[repr(endpoint.result)] if each == "application/json" else {"type": "string"}}
+            for each in endpoint.media_types
+        }
     elif endpoint.result is str:
         success["content"] = {"text/plain": {"schema": {"type": "string"}}}
     elif endpoint.result is not None:

@@ -191,9 +191,9 @@ async def receipt_pieces(api: ApiContext, page: ReceiptPage, media_type: str) ->
     def written(lines: Sequence[ReceiptLine]) -> bytes:
         return tally.add(lines, form.encode(lines))
 
-    yield written([_first_line(api, page)])
+    yield written([first_line(api, page)])
     while page.elements:
-        yield written([_element_line(page, element) for element in page.elements])
+        yield written([element_line(page, element) for element in page.elements])
         if len(page.elements) < PAGE_SIZE:
             break
         page = await api.database.read(
@@ -217,7 +217,8 @@ async def receipt_pieces(api: ApiContext, page: ReceiptPage, media_type: str) ->
     yield await form.end(api, end)
 
 
-def _first_line(api: ApiContext, page: ReceiptPage) -> ReceiptJob:
+def first_line(api: ApiContext, page: ReceiptPage) -> ReceiptJob:
+    """What was asked, by whom and when."""
     job = page.job
     return ReceiptJob(
         receipt=RECEIPT_VERSION,
@@ -247,7 +248,8 @@ def _entry_line(entry: Skipped) -> ReceiptEntry:
     )
 
 
-def _element_line(page: ReceiptPage, element: ElementRecord) -> ReceiptElement:
+def element_line(page: ReceiptPage, element: ElementRecord) -> ReceiptElement:
+    """What has become of an element of the page."""
     start, end = page.times.get(element.id, (None, None))
     failure = None if element.status is JobStatus.DONE else element.failure
     planned = element.planned

@@ -84,7 +84,7 @@ async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> 
     """
     collected: list[bytes] = []
     size = 0
-    flow: _FlowControl | None = None
+    flow: FlowControl | None = None
     media_type = stream.media_type.encode("ascii")
     try:
         async with aclosing(stream.pieces) as source:
@@ -98,7 +98,7 @@ async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> 
                         break
                     request.setResponseCode(status)
                     request.setHeader(b"Content-Type", media_type)
-                    flow = _FlowControl()
+                    flow = FlowControl()
                     request.registerProducer(flow, True)
                 request.write(b"".join(collected))
                 collected, size = [], 0
@@ -121,13 +121,18 @@ async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> 
 
 
 @implementer(IPushProducer)
-class _FlowControl:
+class FlowControl:
     """Suspends a writer while the client does not read."""
 
     def __init__(self) -> None:
         self._paused: Deferred[None] | None = None
 
+    @property
+    def is_paused(self) -> bool:
+        return self._paused is not None
+
     async def open(self) -> None:
+        """Wait until the client reads."""
         while self._paused is not None:
             await self._paused
 

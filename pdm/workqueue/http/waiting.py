@@ -1,16 +1,19 @@
-"""Why a job waits: its sites, the jobs that it waits for, the next try of an element, its place in the queue."""
+"""The progress of a job, and why it waits: sites, other jobs, the next try of an element, its place in the queue."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+import msgspec
+
 from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.events import Event, EventKind
 from pdm.workqueue.domain.jobs import JobRecord, Predecessors
 from pdm.workqueue.domain.progress import JobProgress, job_progress, listing_status
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.views import NAMED_AHEAD
+from pdm.workqueue.http.views import NAMED_AHEAD, job_progress_view
 from pdm.workqueue.store import chains, claim_queries
 from pdm.workqueue.store.chains import AwaitedJob
 from pdm.workqueue.store.claim_queries import MOST_COUNTED, QueuePosition, WaitReason
@@ -38,6 +41,16 @@ async def with_progress(api: ApiContext, job: JobRecord) -> tuple[JobRecord, Job
         awaited = await api.database.read("find awaited jobs", chains.awaited_jobs, job.id)
         waits = [*_chain_sentences(job.after, awaited), *waits]
     return job, progress, waits
+
+
+async def progress_event(api: ApiContext, job_id: int) -> Event | None:
+    """The progress of a job as an event; None if there is no such job."""
+    job = await api.database.job(job_id)
+    if job is None:
+        return None
+    job, progress, _ = await with_progress(api, job)
+    data = msgspec.to_builtins(job_progress_view(progress))
+    return Event(id=None, at=api.clock(), kind=EventKind.PROGRESS, job=job.id, owner=job.user_id, data=data)
 
 
 def _chain_sentences(after: Predecessors, awaited: Sequence[AwaitedJob]) -> list[str]:

@@ -29,6 +29,8 @@ _LONGEST_LINE_BYTES = 512 * 1024
 #: Notes and last lines come on top of head and tail.
 _READ_MARGIN_BYTES = 512 * 1024
 _KEY_OF_LINE = re.compile(rb"^[^\n]{%d} (\d+\.\d+) [^\n]*" % (STAMP_BYTES - 1), re.MULTILINE)
+#: Bytes of a file in which the last lines of an attempt are looked for.
+_LONGEST_WINDOW_BYTES = 32 * 1024**2
 _NEWLINE = ord("\n")
 
 #: The callback of a Deferred and its result (a `Failure` fails it).
@@ -52,6 +54,21 @@ class LogPiece:
     text: str | None
     end: int
     is_last: bool
+
+
+@frozen
+class LogTail:
+    """The end of a log.
+
+    Attributes:
+        text: whole lines.
+        end: position in the file where it ends, for a `LogPiece` after it.
+        is_cut: whether earlier lines are left out.
+    """
+
+    text: str
+    end: int
+    is_cut: bool
 
 
 @frozen
@@ -172,6 +189,32 @@ class LogReader:
         text = None if from_the_first and not taken else b"".join(taken).decode("utf-8", "replace")
         return LogPiece(text, end, is_last)
 
+    def read_tail(self, ref: LogRef, name: str, region: Region | None, most: int) -> LogTail:
+        """The last lines of a log, of at most ``most`` bytes in total, but at least one line if there is one.
+
+        Raises:
+            LogMissingError: the file is not on disk.
+        """
+        # Other attempts write into the same file: where few of the last lines are of this one, more are read.
+        window = most
+        while True:
+            with _opened(self._directory, ref, name, region, 0, half_line=False) as lines:
+                begin, end = lines.passed, lines.size
+                lines.passed = max(begin, end - window)
+                is_cut = lines.passed > begin
+                taken: deque[bytes] = deque()
+                size = 0
+                for line in lines:
+                    taken.append(line)
+                    size += len(line)
+                    while size > most and len(taken) > 1:
+                        size -= len(taken.popleft())
+                        is_cut = True
+                end = lines.passed
+            if size >= most // 2 or not is_cut or window >= _LONGEST_WINDOW_BYTES:
+                return LogTail(b"".join(taken).decode("utf-8", "replace"), end, is_cut)
+            window *= 8
+
 
 def begun_attempts(directory: str, name: str, refs: Collection[LogRef]) -> set[LogRef]:
     """Which of some attempts at a job have a line on disk; blocks while it reads the whole file.
@@ -216,6 +259,11 @@ class _Lines:
         self._key = key
         self._end = end
         self.passed = begin
+
+    @property
+    def size(self) -> int:
+        """Position of the end."""
+        return os.fstat(self._fd).st_size if self._end is None else self._end
 
     def __iter__(self) -> Iterator[bytes]:
         for data, position in whole_lines(self._fd, self.passed, self._end):

@@ -20,7 +20,7 @@ from twisted.logger import Logger
 
 from pdm.workqueue.domain.jobs import LogSpan
 from pdm.workqueue.logstore.attempt_log import LogRef, log_name
-from pdm.workqueue.logstore.reader import Answer, LogMissingError, LogPiece, LogReader, Region, begun_attempts
+from pdm.workqueue.logstore.reader import Answer, LogMissingError, LogPiece, LogReader, LogTail, Region, begun_attempts
 from pdm.workqueue.logstore.writer import ClosedLog, LogWriter, Operation
 
 #: Most characters that wait for a disk that hangs; further ones are counted and omitted.
@@ -179,6 +179,17 @@ class LogStore:
         """
         name = self._name_of(worker)
         return self._have_read(ref, span, lambda reader, region: reader.read_piece(ref, name, region, offset, most))
+
+    def read_tail(
+        self, ref: LogRef, most: int, worker: str | None = None, span: LogSpan | None = None
+    ) -> Deferred[LogTail]:
+        """The last lines of a log that may still grow, at most ``most`` bytes.
+
+        Returns:
+            Fires with the lines; fails with `LogMissingError` if the file does not exist.
+        """
+        name = self._name_of(worker)
+        return self._have_read(ref, span, lambda reader, region: reader.read_tail(ref, name, region, most))
 
     def _name_of(self, worker: str | None) -> str:
         return log_name(self._worker if self._worker is None or worker is None else worker)

@@ -15,7 +15,7 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
 from pdm.workqueue.store.events import note_submitted
 from pdm.workqueue.store.records import (
@@ -191,6 +191,9 @@ class ElementFilter:
         after: only ids above.
         with_attempts: only elements that were started at least once.
         codes: only elements whose last attempt failed with one of these codes.
+        scopes: only elements whose last attempt failed with one of these scopes.
+        name_part: any part of the path at the source or the destination, in any case of ASCII letters.
+        until: only ids up to this one.
     """
 
     statuses: Collection[JobStatus] | None = None
@@ -199,6 +202,9 @@ class ElementFilter:
     after: int | None = None
     with_attempts: bool = False
     codes: Collection[FailureCode] | None = None
+    scopes: Collection[FailureScope] | None = None
+    name_part: str | None = None
+    until: int | None = None
 
 
 _FETCH = sa.select(*JOB_COLUMNS).where(jobs.c.id == bindparam("number"))
@@ -364,6 +370,16 @@ def elements_statement(job_id: int, wanted: ElementFilter) -> sa.Select[Any]:
         statement = statement.where(
             elements.c.failure_code.in_([code.value for code in wanted.codes]), elements.c.status != JobStatus.DONE
         )
+    if wanted.scopes:
+        statement = statement.where(elements.c.failure_scope.in_([scope.value for scope in wanted.scopes]))
+    if wanted.name_part is not None:
+        found = (
+            column.icontains(wanted.name_part, autoescape=True)
+            for column in (elements.c.src_filepath, elements.c.dst_filepath)
+        )
+        statement = statement.where(sa.or_(*found))
+    if wanted.until is not None:
+        statement = statement.where(elements.c.id <= wanted.until)
     if wanted.with_attempts:
         statement = statement.where(elements.c.attempts > 0)
     return statement

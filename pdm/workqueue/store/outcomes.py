@@ -89,3 +89,19 @@ def failure_groups(session: Session, job_id: int) -> Sequence[FailureGroup]:
             )
         )
     return groups
+
+
+_SIZES_SET_ASIDE = (
+    sa.select(elements.c.status, sa.func.sum(elements.c.size))
+    .where(
+        elements.c.job_id == bindparam("of_job"),
+        sa.text(IS_SET_ASIDE),
+        elements.c.status.in_([JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.HELD]),
+    )
+    .group_by(elements.c.status)
+)
+
+
+def sizes_set_aside(session: Session, job_id: int) -> Mapping[JobStatus, int]:
+    """Bytes of the elements of a job that are FAILED, CANCELLED or HELD, by status."""
+    return {status: int(size or 0) for status, size in session.execute(_SIZES_SET_ASIDE, {"of_job": job_id})}

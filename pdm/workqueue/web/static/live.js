@@ -97,4 +97,6 @@ function watch() {
   });
 }
 
+document.documentElement.classList.add("scripts");
 if (main.dataset.events) watch();
+if (document.getElementById("log")) import("/web/static/log.js");
