@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -45,7 +44,7 @@ async def _job(service: Service, answer: Answer, field: str = "job") -> JobRecor
     return await service.job(int(number[1]))
 
 
-def _state(page: str, side: str = "left") -> dict[str, str]:
+def _state(page: str, side: str = "left") -> dict[str, Any]:
     """The hidden fields of a pane."""
     form = page.partition(f'data-pane="{side}"')[2].partition('<div class="acts">')[0]
     return {name: html.unescape(value) for name, value in re.findall(r'name="(\w+)" value="([^"]*)"', form)}
@@ -121,7 +120,7 @@ async def test_acts_are_jobs_after_which_the_directory_is_listed_again(service: 
     _, page = await _open(service, "ann", "/data", ListedEntry("old", "file"), ListedEntry("x", "file"))
     state = _state(page)
 
-    async def acted(path: str, form: Mapping[str, Any]) -> JobRecord:
+    async def acted(path: str, form: dict[str, Any]) -> JobRecord:
         answer = await service.act("ann", path, state | form)
         assert answer.status == 303, answer.body
         job, listing = await _job(service, answer, "act"), await _job(service, answer)
