@@ -46,7 +46,7 @@ VIEWS = (
     View("operators", lambda site: "/web/operators", "admin", has_picture=True),
     View("queue", lambda site: "/web/operators/queue", "admin"),
     View("routes", lambda site: "/web/operators/routes", "admin"),
-    View("users", lambda site: "/web/operators/users", "admin", has_picture=True),
+    View("users", lambda site: "/web/operators/users", "admin"),
     View("audit", lambda site: "/web/operators/audit", "admin"),
 )
 
