@@ -46,6 +46,15 @@ VIEWS = (
     View("missing", _of("bob")),
     View("no-certificate", lambda site: "/", None, has_picture=True),
     View("files", _files, has_picture=True),
+    View("sites", lambda site: "/web/sites", has_picture=True),
+    View("site", lambda site: "/web/sites/1", "admin"),
+    View("site-add", lambda site: "/web/sites/add"),
+    View("credentials", lambda site: "/web/credentials", has_picture=True),
+    View("operators", lambda site: "/web/operators", "admin", has_picture=True),
+    View("queue", lambda site: "/web/operators/queue", "admin"),
+    View("routes", lambda site: "/web/operators/routes", "admin"),
+    View("users", lambda site: "/web/operators/users", "admin"),
+    View("audit", lambda site: "/web/operators/audit", "admin"),
 )
 
 

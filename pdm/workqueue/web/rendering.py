@@ -30,7 +30,13 @@ from pdm.workqueue.http.problems import InvalidInputError
 
 _PACKAGE = "pdm.workqueue.web"
 #: Address and name of each view that the head of a page links to; the last one is for operators.
-NAVIGATION: Sequence[tuple[str, str]] = (("/", "Jobs"), ("/web/files", "Files"))
+NAVIGATION: Sequence[tuple[str, str]] = (
+    ("/", "Jobs"),
+    ("/web/files", "Files"),
+    ("/web/sites", "Sites"),
+    ("/web/credentials", "Credentials"),
+    ("/web/operators", "Operators"),
+)
 #: Mark of each status, so that colour is not the only difference.
 _MARKS: Mapping[JobStatus, str] = {
     JobStatus.NEW: "○",
