@@ -85,7 +85,7 @@ def test_keyboard_alone(site: Site, chromium: Chromium) -> None:
     def tab_to(label: str) -> None:
         for _ in range(40):
             press("Tab")
-            found = page.evaluate("(document.activeElement.labels?.[0] ?? document.activeElement).innerText")
+            found = page.evaluate("document.activeElement.labels?.[0]?.innerText ?? ''")
             if label in found:
                 return
         pytest.fail(f"{label} cannot be reached")
