@@ -16,6 +16,7 @@ from pdm.workqueue.http.endpoints.sites import require_operator
 from pdm.workqueue.http.problems import JobNotFoundError
 from pdm.workqueue.http.views import whole_seconds
 from pdm.workqueue.http.waiting import waiting_reasons, with_progress
+from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store import activity, queue
 from pdm.workqueue.store.activity import Ended, RouteActivity, TimeBuckets
 from pdm.workqueue.store.queue import MOST_OPEN_JOBS, QueueShare
@@ -154,8 +155,8 @@ async def list_site_activity(api: ApiContext, caller: Caller) -> list[SiteActivi
                 active_out=sum(
                     each.running for each in streams if each.route.destination and each.route.source == site.id
                 ),
-                limit_in=site.limit_in or limits.site_limit_in,
-                limit_out=site.limit_out or limits.site_limit_out,
+                limit_in=_limit(site, site.limit_in, limits.site_limit_in),
+                limit_out=_limit(site, site.limit_out, limits.site_limit_out),
                 running=sum(share.running for share in at_site),
                 queued=sum(share.waiting for share in at_site),
                 done=round(sum(each.done for each in ended)),
@@ -163,6 +164,11 @@ async def list_site_activity(api: ApiContext, caller: Caller) -> list[SiteActivi
             )
         )
     return views
+
+
+def _limit(site: Site, own: int | None, usual: int) -> int:
+    # Users may lower the limits of their own sites, not raise them.
+    return usual if own is None else own if site.owner_id is None else min(own, usual)
 
 
 def _changed_site(route: Route) -> int:
