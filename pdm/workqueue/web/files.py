@@ -30,9 +30,8 @@ from pdm.workqueue.web.jobs import Number
 from pdm.workqueue.web.pages import Page, Redirect, Visit, page
 from pdm.workqueue.wire.requests import SubmitList, SubmitMkdir, SubmitRemove, SubmitRename
 
-URL = "/web/files"
-#: Label of the jobs that panes start.
-LABEL = "files"
+#: Address of the view, and label of the jobs that it starts.
+URL, LABEL = "/web/files", "files"
 #: Seconds that a page waits for its listings.
 _WAIT_S = 3.0
 _directories = Directories()
@@ -280,10 +279,6 @@ async def pane_view(visit: Visit, panes: Panes, side: Side) -> PaneView:
     return attrs.evolve(view, message="" if view.is_pending else f"the listing is {job.status.name}")
 
 
-async def _act_jobs(visit: Visit, numbers: Sequence[int]) -> list[JobRecord]:
-    return [await visit.api.job(number, visit.caller.scope) for number in numbers[:MOST_PREDECESSORS]]
-
-
 async def files_page(
     visit: Visit, panes: Panes, *, problem: ApiError | None = None, renaming: tuple[Side, str] | None = None
 ) -> Page:
@@ -292,7 +287,7 @@ async def files_page(
     context = {
         "panes": panes,
         "views": views,
-        "acts": await _act_jobs(visit, panes.acts),
+        "acts": [await visit.api.job(each, visit.caller.scope) for each in panes.acts[:MOST_PREDECESSORS]],
         "renaming": renaming,
         "is_live": any(view.is_pending for view in views),
         "encoded": encoded_path,
@@ -309,9 +304,6 @@ async def show_files(visit: Visit, query: FilesQuery) -> Page:
     return await files_page(visit, query.panes)
 
 
-Act = Callable[[Visit, FilesForm, "ActPlace"], Awaitable[Page | Redirect]]
-
-
 @frozen
 class ActPlace:
     """Where an act happens: the site, protocol and directory of the pane that was used."""
@@ -325,7 +317,9 @@ class ActPlace:
         return {"src_siteid": self.site.id, "src_filepath": path, "protocol": self.protocol.name, "label": LABEL}
 
 
-async def in_view(visit: Visit, form: FilesForm, act: Act) -> Page | Redirect:
+async def in_view(
+    visit: Visit, form: FilesForm, act: Callable[[Visit, FilesForm, ActPlace], Awaitable[Page | Redirect]]
+) -> Page | Redirect:
     """Carry out an act; its error is shown in the view."""
     try:
         if form.site is None:
@@ -373,8 +367,7 @@ async def _listed(
         after_any=True if acts else None,
     )
     job: Any = await jobs.submit_list.handler(visit.api, visit.caller, body=body, key=None)
-    word = Place(at.site.id, at.protocol.name).word
-    panes = form.panes.changed(form.side, site=word, path=path, job=job.id, page=1)
+    panes = form.panes.changed(form.side, site=f"{at.site.id}:{at.protocol.name}", path=path, job=job.id, page=1)
     return Redirect(panes.url(acts=tuple(acts)), message)
 
 
