@@ -146,8 +146,10 @@ class HelperProcess:
 
     # -- the requests of most tests
 
-    def list(self, url: str, depth: int | None = None, *, follow: bool = True, **limits: Any) -> list[wire.AgentEvent]:
-        return self.run(wire.ListRequest(self.new_id(), 0, url, depth, _limits(limits), follow=follow))
+    def list(
+        self, url: str, depth: int | None = None, *, follow: bool = True, owners: bool = False, **limits: Any
+    ) -> list[wire.AgentEvent]:
+        return self.run(wire.ListRequest(self.new_id(), 0, url, depth, _limits(limits), follow=follow, owners=owners))
 
     def list_both(self, source: str, destination: str) -> Sequence[wire.AgentEvent]:
         return self.run(wire.ListRequest(self.new_id(), 0, source, None, LIMITS, destination=destination))
