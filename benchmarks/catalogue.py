@@ -226,6 +226,16 @@ _ALL = (
         ),
     ),
     Benchmark(
+        "web_job_page",
+        "The page of a job of 100,000 elements, and of one that runs",
+        "web_job_page",
+        (),
+        (
+            Bar("first view under 300 ms", "first view (ms)/median", most=300.0),
+            Bar("first view under 200 KB", "KB of a first view", most=200.0),
+        ),
+    ),
+    Benchmark(
         "idle_connections",
         "Latency of a client while others hold 2,000 idle TLS connections and 50 send a body by the byte",
         "idle_connections",

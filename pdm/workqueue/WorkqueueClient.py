@@ -38,6 +38,7 @@ from pdm.workqueue.client.settings import ClientSettings, find_settings
 from pdm.workqueue.client.sites import choose_protocol, find_site
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.events import EventKind
+from pdm.workqueue.wire.activity import ActivityView, NodeView, QueueSummaryView, RateView, SiteActivityView
 from pdm.workqueue.wire.events import EventView
 from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
 from pdm.workqueue.wire.responses import (
@@ -454,6 +455,10 @@ class WorkqueueClient:
         """The failures of a job by code and scope, the most frequent first."""
         return self._fetch(tuple[ErrorGroupView, ...], "GET", f"/jobs/{job_id:d}/errors")
 
+    def rate(self, job_id: int) -> Deferred[RateView]:
+        """What a job has done over time."""
+        return self._fetch(RateView, "GET", f"/jobs/{job_id:d}/rate")
+
     def inspect_server(self) -> Deferred[ServerFacts]:
         """Version and health of the service, the end of its certificate, and how its clock differs from this one."""
         return Deferred.fromCoroutine(inspect_server(self._reactor, self._url, self._policy, self._connection))
@@ -469,6 +474,22 @@ class WorkqueueClient:
     def routes(self) -> Deferred[Sequence[RouteView]]:
         """Streams between sites, their limits, and the reasons for these."""
         return self._fetch(tuple[RouteView, ...], "GET", "/routes")
+
+    def route_activity(self) -> Deferred[ActivityView]:
+        """What ended on all routes in the last 24 hours, and the most frequent failures; for operators."""
+        return self._fetch(ActivityView, "GET", "/routes/activity")
+
+    def site_activity(self) -> Deferred[Sequence[SiteActivityView]]:
+        """Streams, queue and success of the last hour at each site."""
+        return self._fetch(tuple[SiteActivityView, ...], "GET", "/sites/activity")
+
+    def queue(self) -> Deferred[QueueSummaryView]:
+        """Who works and waits, and what has waited longest; for operators."""
+        return self._fetch(QueueSummaryView, "GET", "/queue")
+
+    def nodes(self) -> Deferred[Sequence[NodeView]]:
+        """The daemons that work on the queue; for operators."""
+        return self._fetch(tuple[NodeView, ...], "GET", "/nodes")
 
     def site(self, site: int | str) -> Deferred[SiteView]:
         """One site, with the health of its endpoints."""

@@ -29,6 +29,7 @@ from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.filters import load_pattern_libraries
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
 from pdm.workqueue.execution.batch import Ending
@@ -276,6 +277,7 @@ class Assembly:
             plan=lambda schedule, owner: planned_run(self.context, schedule, owner, self.users),
             on_job=self._job_added,
         )
+        load_pattern_libraries()
         self.users = AccessList.read(settings.users)
         logons = LogonThrottle()
         self.context = ApiContext(

@@ -58,6 +58,12 @@ def test_the_help_names_each_command_and_imports_none() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, "starting pdm imports what --help does not need"
     assert all(f"  {name} " in done.stdout for name in _COMMANDS)
+    code = (
+        "import sys; from pdm.workqueue.cli import checks, receipts, schedules, submission;"
+        "sys.exit(any(name.partition('.')[0] in {'re2', 'pathspec', 'joserfc'} for name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, "a command imports what only filters and signatures need"
 
 
 def test_pages(run: Run) -> None:

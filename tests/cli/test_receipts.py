@@ -56,9 +56,10 @@ def test_what_is_no_valid_receipt_is_told(service: TestService, directory: Path,
         (content.replace("/one", "/eno"), "a line was changed"),
         (content.replace(content.splitlines(keepends=True)[2], ""), "1 lines are missing"),
         (content[:-5], "truncated"),
+        (content.replace("\n", "\r\n"), "line 1 ends with CR LF"),
         (pdm(service, "receipt", str(number), "--format", "csv").stdout, "only that form is signed"),
     ):
-        (tmp_path / "changed").write_text(change)
+        (tmp_path / "changed").write_text(change, newline="")
         done = pdm(service, "receipt", "--verify", tmp_path / "changed", code=1)
         assert "changed is not valid: " in done.stderr
         assert words in done.stderr

@@ -48,7 +48,7 @@ def run(
     there: Iterable[ListedEntry] = (),
     *,
     unreadable: Iterable[str] = (),
-    extra_known: bool = True,
+    incomplete: FailureScope | None = None,
 ) -> Planned:
     """All that is planned, from listings in one piece."""
     entries = list(entries)
@@ -56,7 +56,7 @@ def run(
     places = made.places(entries)
     first = made.take(entries, {path: at[path] for path in places if path in at})
     extra = [entry for path, entry in at.items() if path not in places]
-    found = [first, *made.end(unreadable, extra, extra_known=extra_known)]
+    found = [first, *made.end(unreadable, extra, incomplete=incomplete)]
     assert all(piece.failure is None for piece in found[:-1])
     return Planned(
         tuple(element for piece in found for element in piece.elements),
@@ -252,11 +252,14 @@ def test_nothing_is_removed_if_it_would_be_too_much_or_a_listing_is_incomplete()
     assert failure.code is FailureCode.TOO_MANY_DELETIONS
     assert "3 entries" in failure.message
     assert list(actions(run(plan(some), [file("new")], there))) == ["/d/new"]
-    for incomplete in (
-        run(plan(MIRROR), [file("new")], there, extra_known=False),
-        run(plan(MIRROR), [file("new"), directory("closed")], there, unreadable=["closed"]),
+    for incomplete, scope in (
+        (run(plan(MIRROR), [file("new")], there, incomplete=FailureScope.DESTINATION), FailureScope.DESTINATION),
+        (run(plan(MIRROR), [file("new")], there, incomplete=FailureScope.SOURCE), FailureScope.SOURCE),
+        (run(plan(MIRROR), [file("new"), directory("closed")], there, unreadable=["closed"]), FailureScope.SOURCE),
     ):
-        assert refused(incomplete).code is FailureCode.INCOMPLETE_LISTING
+        failure = refused(incomplete)
+        assert (failure.code, failure.scope) == (FailureCode.INCOMPLETE_LISTING, scope)
+        assert failure.message.startswith(f"directories of the {scope} could not be listed")
         assert list(actions(incomplete)) == ["/d/new"]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import Counters, JobRecord
-from pdm.workqueue.domain.progress import Moving, SmoothedRate, job_progress, listing_status, time_left
+from pdm.workqueue.domain.progress import Moving, RateHistory, SmoothedRate, job_progress, listing_status, time_left
 from tests.support.records import job_record
 
 _S = JobStatus
@@ -190,3 +190,14 @@ def test_numbers_may_tell_where_the_listing_stands(
     status: JobStatus, type_: JobType, counters: Counters, expected: JobStatus | None
 ) -> None:
     assert listing_status(job(status, type_, counters)) is expected
+
+
+@given(st.lists(st.tuples(st.floats(0, 5000), st.integers(0, 1000)), max_size=60))
+def test_a_history_has_all_amounts_in_a_bounded_number_of_columns(added: list[tuple[float, int]]) -> None:
+    history, now_s = RateHistory(0.0), 0.0
+    for pause_s, amount in added:
+        now_s += pause_s
+        history.add(amount, now_s)
+    rates = history.rates()
+    assert len(rates) <= 120
+    assert sum(rates) * history.column_s == pytest.approx(sum(amount for _, amount in added))

@@ -95,10 +95,17 @@ def test_the_destination_of_a_copy_is_listed_first(shared: HelperProcess, sites:
     assert entries(shared.list_both(sites.url(sites.a), sites.url(sites.b / "missing")), destination=True) == {}
 
 
+def test_a_server_looks_for_the_names_of_owners_only_where_they_are_shown(shared: HelperProcess, sites: Sites) -> None:
+    file = sites.put(sites.a / "tree" / "f")
+    names, state = (file.owner(), file.group()), file.stat()
+    for owners, expected in ((True, names), (False, (str(state.st_uid), str(state.st_gid)))):
+        listed = entries(shared.list(sites.url(sites.a / "tree"), owners=owners))["f"]
+        assert (listed.owner, listed.group) == expected
+
+
 def test_what_was_planned_is_removed_if_it_is_as_listed(shared: HelperProcess, sites: Sites) -> None:
     files = [sites.put(sites.a / "tree" / name) for name in ("same", "changed")]
     listed = entries(shared.list(sites.url(sites.a / "tree")))
-    assert (listed["same"].owner, listed["same"].group) == (files[0].owner(), files[0].group())
     files[1].write_bytes(b"other content")
     items = [
         wire.PathItem(

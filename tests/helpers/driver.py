@@ -18,11 +18,11 @@ from typing import Any, Self
 import msgspec
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
-from pdm.workqueue.domain.failures import FailureScope
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.wire import agent_messages as wire
 
 #: Generous for tests that are not about time.
-LIMITS = wire.TimeLimits(stall_s=60.0, total_s=120.0, least_rate=500_000.0)
+LIMITS = wire.TimeLimits(stall_s=25.0, total_s=120.0, least_rate=500_000.0)
 _EVENT_TIMEOUT_S = 60.0
 _UID = "0123456789abcdef"
 #: Names that are legal, and have each broken some tool.
@@ -146,8 +146,10 @@ class HelperProcess:
 
     # -- the requests of most tests
 
-    def list(self, url: str, depth: int | None = None, *, follow: bool = True, **limits: Any) -> list[wire.AgentEvent]:
-        return self.run(wire.ListRequest(self.new_id(), 0, url, depth, _limits(limits), follow=follow))
+    def list(
+        self, url: str, depth: int | None = None, *, follow: bool = True, owners: bool = False, **limits: Any
+    ) -> list[wire.AgentEvent]:
+        return self.run(wire.ListRequest(self.new_id(), 0, url, depth, _limits(limits), follow=follow, owners=owners))
 
     def list_both(self, source: str, destination: str) -> Sequence[wire.AgentEvent]:
         return self.run(wire.ListRequest(self.new_id(), 0, source, None, LIMITS, destination=destination))
@@ -168,9 +170,20 @@ class HelperProcess:
         checksum: ChecksumAlgorithm = ChecksumAlgorithm.ADLER32,
         **limits: Any,
     ) -> dict[int, wire.AgentEvent]:
-        """Copy; the outcome of each key."""
-        request = wire.CopyRequest(self.new_id(), list(items), overwrite, verify, _limits(limits), checksum)  # type: ignore[arg-type]
-        return outcomes(self.run(request))
+        """Copy; the outcome of each key.
+
+        What has stalled is copied again, as by the service: a busy XRootD 5.5 forgets requests, also those of the
+        server that reads from it.
+        """
+        found: dict[int, wire.AgentEvent] = {}
+        left = list(items)
+        for is_last in (False, True):
+            request = wire.CopyRequest(self.new_id(), left, overwrite, verify, _limits(limits), checksum)  # type: ignore[arg-type]
+            found |= outcomes(self.run(request))
+            left = [_next_attempt(item) for item in items if _has_stalled(found.get(item.key))]
+            if is_last or limits or not left:
+                break
+        return found
 
     def check(
         self,
@@ -196,6 +209,14 @@ class HelperProcess:
     def make(self, *urls: str, parents: bool = False) -> dict[int, wire.AgentEvent]:
         items = [wire.PathItem(number, url, directory=True) for number, url in enumerate(urls)]
         return outcomes(self.run(wire.MkdirRequest(self.new_id(), items, parents, LIMITS)))
+
+
+def _has_stalled(event: wire.AgentEvent | None) -> bool:
+    return isinstance(event, wire.FailedEvent) and event.fault.code == FailureCode.STALLED
+
+
+def _next_attempt(item: wire.CopyItem) -> wire.CopyItem:
+    return msgspec.structs.replace(item, temporary=f"{item.temporary}.part", stale=[*item.stale, item.temporary])
 
 
 def _limits(changes: Mapping[str, Any]) -> wire.TimeLimits:

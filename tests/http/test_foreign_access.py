@@ -38,7 +38,7 @@ async def _values(service: Service, owner: str) -> dict[str, Any]:
 
 
 def test_the_table_has_what_it_should() -> None:
-    assert len(PRIVATE) == 22
+    assert len(PRIVATE) == 23
 
 
 @pytest_twisted.ensureDeferred

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pdm.workqueue.logstore.attempt_log import LogRef
-from pdm.workqueue.logstore.reader import LogMissingError, LogPiece
+from pdm.workqueue.logstore.reader import LogMissingError, LogPiece, LogTail
 
 Logs = Any  # the classes of conftest.py, which tests cannot import
 MakeLogs = Any
@@ -93,3 +93,41 @@ def test_there_is_no_piece_of_no_log(logs: Logs) -> None:
     logs.reactor.wait(logs.store.stop())
     with pytest.raises(LogMissingError, match="stopped"):
         logs.reactor.wait(logs.store.read_piece(LogRef("abcdef0123", 7, 1), 0, 10))
+
+
+def tail(logs: Logs, most: int) -> LogTail:
+    found = logs.reactor.wait(logs.store.read_tail(logs.ref, most))
+    assert isinstance(found, LogTail)
+    return found
+
+
+def test_the_end_of_a_log_is_followed_by_its_next_piece(logs: Logs) -> None:
+    logs.store.open(logs.ref, "first")
+    for number in range(100):
+        logs.store.write(logs.ref, f"line {number}")
+    logs.flush()
+    whole = tail(logs, 100_000)
+    assert whole.text.count("\n") == 101
+    assert not whole.is_cut
+    end = tail(logs, 200)
+    assert end.is_cut
+    assert whole.text.endswith(end.text)
+    assert 0 < len(end.text) <= 200
+    logs.store.write(logs.ref, "more")
+    logs.flush()
+    assert [line.partition("Z ")[2] for line in (piece(logs, end.end).text or "").splitlines()] == ["more"]
+
+
+def test_the_end_of_a_log_is_found_before_the_lines_of_others(logs: Logs) -> None:
+    logs.store.open(logs.ref, "of this attempt")
+    logs.flush()
+    other = LogRef(logs.ref.log_uid, 8, 1)
+    logs.store.open(other, "first")
+    for number in range(200):
+        logs.store.write(other, f"line {number}")
+    logs.store.write(logs.ref, "the last one")
+    logs.flush()
+    end = tail(logs, 1000)
+    assert "of this attempt" in end.text
+    assert "the last one" in end.text
+    assert "line 7" not in end.text

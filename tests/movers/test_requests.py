@@ -120,7 +120,9 @@ def test_the_temporary_file_lies_beside_the_final_one(destination: str, temporar
 def test_listings(type_: JobType, options: dict[str, Any], depth: int | None, follow: bool) -> None:
     made = request(batch(type_, element(0, "/from"), element_type=JobType.LIST, **options))
     space_at = "gsiftp://site2:2811/to" if type_ is JobType.COPY else None
-    assert made == wire.ListRequest(9, 0, "gsiftp://site1:2811/from", depth, LIMITS, follow, space_at=space_at)
+    owners = type_ is JobType.LIST
+    expected = wire.ListRequest(9, 0, "gsiftp://site1:2811/from", depth, LIMITS, follow, None, space_at, owners)
+    assert made == expected
 
 
 def test_removals() -> None:

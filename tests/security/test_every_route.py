@@ -22,11 +22,12 @@ _BODIES: dict[str, dict[str, Any]] = {
     "ban_user": {"message": "out"},
 }
 _FOR_OPERATORS = {"drain_site", "resume_site", "list_users", "ban_user", "unban_user", "list_audit"}
+_FOR_OPERATORS |= {"get_activity", "get_queue", "list_nodes"}
 #: They take or tell what is the caller's own, or what everybody may know; sites in bodies have tests of their own.
 _WITHOUT_AN_OWNER = {
     "list_jobs", "submit_job", "submit_list", "submit_copy", "submit_remove", "submit_rename", "submit_mkdir",
-    "list_sites", "create_site", "list_routes", "list_credentials", "add_credential", "whoami", "get_openapi",
-    "health", "list_events", "list_schedules", "create_schedule",
+    "list_sites", "list_site_activity", "create_site", "list_routes", "list_credentials", "add_credential", "whoami",
+    "get_openapi", "health", "list_events", "list_schedules", "create_schedule",
 }  # fmt: skip
 _OF_SITES = [each for each in ENDPOINTS if "site_id" in each.parameters]
 

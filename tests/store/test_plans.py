@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,7 +18,18 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType, PlannedA
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.domain.limits import ClaimExclusions, LimitKey, LimitKind, Route, StreamQuota
 from pdm.workqueue.domain.sites import Actor, NewSite
-from pdm.workqueue.store import claim_queries, estimates, job_changes, jobs, leases, planned_elements, results, sites
+from pdm.workqueue.store import (
+    activity,
+    claim_queries,
+    estimates,
+    job_changes,
+    jobs,
+    leases,
+    planned_elements,
+    queue,
+    results,
+    sites,
+)
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from tests.store.stores import LEASE_S, MISSING, Store, done, ended, name_of, token_of
 from tests.support.records import verdict
@@ -66,7 +78,8 @@ class Explained:
         prefix = "EXPLAIN QUERY PLAN "
         if self._engine.dialect.name == "postgresql":
             # Of a table this small it would read all; the question is what it can do when it is large.
-            asking.execute("SET LOCAL enable_seqscan = off")
+            for way in ("seqscan", "hashjoin", "mergejoin"):
+                asking.execute(f"SET LOCAL enable_{way} = off")
             prefix = "EXPLAIN "
         asking.execute(prefix + statement, parameters[0] if many else parameters)
         rows = asking.fetchall()
@@ -83,7 +96,7 @@ class Explained:
 
 
 #: Indexes that may be read whole: "workers" has a row for each daemon, "predecessors" only rows of jobs that wait.
-_SHORT = frozenset({"pk_workers", "pk_predecessors"})
+_SHORT = frozenset({"pk_workers", "uq_workers_name", "pk_predecessors"})
 #: Names of tables and indexes that a plan reads from end to end.
 _READ_WHOLE = re.compile(
     r"SCAN (jobs|job_elements|attempts)(?! USING)\b(?! USING)"
@@ -162,6 +175,27 @@ def test_what_an_estimate_is_taken_from(busy: Store, explained: Explained) -> No
     busy.run(estimates.estimate_basis, large, busy.now)
     (plan,) = [plan for statement, plan in explained.plans if "jobs" in statement and "listing_notes" not in statement]
     assert "ix_jobs_user" in plan, plan
+    explained.assert_indexed()
+
+
+def test_pictures(busy: Store, explained: Explained) -> None:
+    (large,) = [job for job in busy.run(jobs.page, JobFilter(limit=500)) if job.counters.elements > _FILES]
+    for _ in range(12):
+        busy.settle(ended(JobStatus.FAILED, *busy.claim(batches=1, batch_elements=100), failure=MISSING))
+    busy.run(lambda session: session.execute(sa.text("ANALYZE")))
+    large = busy.job(large.id)
+    # Of few rows all would be read for many blocks: there are few blocks, of the job that has not ended.
+    later = activity.TimeBuckets.until(busy.now + timedelta(hours=2), timedelta(hours=1), 4)
+    for limit in (200, 64):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(activity, "MOST_ELEMENTS", limit)
+            explained.plans.clear()
+            busy.run(activity.job_rate, large, busy.now, 60)
+            busy.run(activity.route_activity, later)
+            explained.assert_indexed()
+    explained.plans.clear()
+    busy.run(queue.queue_shares)
+    busy.run(queue.worker_states)
     explained.assert_indexed()
 
 

@@ -111,8 +111,12 @@ def _screen(text: str) -> str:
 
 
 def comparable(session: str) -> list[str]:
-    """The commands with what they print, without what differs from run to run: line ends, places, times and rates."""
-    steps = re.sub(r"\S*/instance/storage", "DIRECTORY", session).split("\n$ ")
+    """The commands with what they print, without what differs from run to run.
+
+    That are line ends, places, owners, times and rates.
+    """
+    owned = re.sub(r"^([dl-][rwx-]{9})  \S+  \S+", r"\1  OWNER  GROUP", session, flags=re.MULTILINE)
+    steps = re.sub(r"\S*/instance/storage", "DIRECTORY", owned).split("\n$ ")
     words = (re.sub(r"\d[\d.:-]*( [KMG]iB| B| [smhd]\b)*(/s)?", "N", step) for step in steps)
     return [" ".join(re.sub(r"\s+N(?= failed|$)", "", each).split()) for each in words]
 

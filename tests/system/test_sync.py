@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import time
@@ -288,6 +289,10 @@ def test_a_move_through_two_doors_to_one_directory_keeps_the_only_copy(
     waited = service.pdm("admin", "wait", str(job["id"]))
     assert waited.returncode == ExitCode.PARTIAL
     assert "kept" in waited.stderr
+    receipt = service.pdm("admin", "receipt", str(job["id"])).stdout
+    (kept,) = [line for line in map(json.loads, receipt.splitlines()) if "source_kept" in line]
+    assert kept["source"].endswith("/d/only")
+    assert kept["source_kept"].startswith("the source is kept: the destination had this file before")
 
 
 def test_a_move_leaves_what_is_not_proven(trees: Trees) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 from attrs import field, frozen
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from pdm.testgrid.service import TestService, service_environment
 
@@ -41,6 +41,14 @@ id = 2
 default_folder = /
 file = file://{root}/south
 dummy = dummy://south
+
+[east]
+id = 3
+dummy = dummy://east
+
+[west]
+id = 4
+dummy = dummy://west
 """
 
 
@@ -95,10 +103,12 @@ def running_site(directory: Path) -> Iterator[Site]:
 
 def _submit_jobs(site: Site) -> None:
     """One job for each thing that a page shows."""
+    # Those that never end have sites of their own, where they delay no other.
+    away: dict[str, Any] = {"src_siteid": 3, "dst_siteid": 4}
     site.jobs["hostile"] = site.submit("copy", label="<b>run7</b>")
     site.jobs["failed"] = site.submit("copy", dummy={"files": 30, "size": 1000, "fail": "PERMISSION_DENIED"})
-    site.jobs["running"] = site.submit("copy", label="run8", dummy={"files": 500, "size": 10**6, "delay": 1.0})
-    site.jobs["hanging"] = site.submit("copy", dummy={"files": 3, "size": 10**9, "hang": True})
+    site.jobs["running"] = site.submit("copy", label="run8", dummy={"files": 500, "size": 10**6, "delay": 1.0}, **away)
+    site.jobs["hanging"] = site.submit("copy", dummy={"files": 3, "size": 10**9, "hang": True}, **away)
     site.jobs["list"] = site.submit("list")
     site.jobs["mkdir"] = site.submit("mkdir", src_filepath="/new")
     site.jobs["bob"] = site.submit("list", user="bob")
@@ -158,6 +168,7 @@ def running_chromium(site: Site) -> Iterator[Chromium]:
         if os.environ.get("CI") == "true":
             pytest.fail(text, pytrace=False)
         pytest.skip(text)
+    expect.set_options(timeout=15_000)
     with sync_playwright() as playwright:
         # The sandbox needs an account other than root.
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

@@ -38,9 +38,7 @@ async def _failed(service: Service, user: str, *names: str) -> int:
 async def test_a_job_shows_its_parts(service: Service) -> None:
     number = await _failed(service, "ada", "fine", _HOSTILE, "two")
     page = (await service.browse("ada", f"/web/jobs/{number}")).body.decode()
-    assert (
-        "Partly done: 1 of 3 files done; 2 failed – PERMISSION_DENIED at the destination: 550 &lt;denied&gt;." in page
-    )
+    assert "Partly done: 1 of 3 files done; 2 failed – PERMISSION_DENIED (destination): 550 &lt;denied&gt;." in page
     for part in ("Retry failed", "Receipt", "pdm cp", "Copy list", "Retry these", "Timeline", "NORTH"):
         assert part in page, part
     assert "Cancel</button>" not in page

@@ -29,6 +29,11 @@ def _of(job: str, rest: str = "") -> Callable[[Site], str]:
     return lambda site: f"/web/jobs/{site.jobs[job]}{rest}"
 
 
+def _files(site: Site) -> str:
+    listing = site.jobs["list"]
+    return f"/web/files?site=1:FILE&path=/data&job={listing}&to_site=1:FILE&to_path=/data&to_job={listing}"
+
+
 VIEWS = (
     View("jobs", lambda site: "/", has_picture=True),
     View("job", _of("running"), has_picture=True),
@@ -39,6 +44,17 @@ VIEWS = (
     View("log", _of("failed", "/elements/1/log"), has_picture=True),
     View("receipt", _of("hostile", "/receipt"), has_picture=True),
     View("missing", _of("bob")),
+    View("no-certificate", lambda site: "/", None, has_picture=True),
+    View("files", _files, has_picture=True),
+    View("sites", lambda site: "/web/sites", has_picture=True),
+    View("site", lambda site: "/web/sites/1", "admin"),
+    View("site-add", lambda site: "/web/sites/add"),
+    View("credentials", lambda site: "/web/credentials", has_picture=True),
+    View("operators", lambda site: "/web/operators", "admin", has_picture=True),
+    View("queue", lambda site: "/web/operators/queue", "admin"),
+    View("routes", lambda site: "/web/operators/routes", "admin"),
+    View("users", lambda site: "/web/operators/users", "admin"),
+    View("audit", lambda site: "/web/operators/audit", "admin"),
 )
 
 

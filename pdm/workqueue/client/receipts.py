@@ -7,13 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 from attrs import define, field, frozen
 
-from pdm.workqueue.certificates.signatures import SignatureInvalidError, Signer, verify_detached
-from pdm.workqueue.certificates.trust import Trust, read_trust
 from pdm.workqueue.wire.receipts import (
     ALREADY_THERE,
     DONE,
@@ -26,6 +24,11 @@ from pdm.workqueue.wire.receipts import (
     ReceiptJob,
     ReceiptLine,
 )
+
+if TYPE_CHECKING:
+    # Imported where they are used: commands that verify nothing start sooner.
+    from pdm.workqueue.certificates.signatures import Signer
+    from pdm.workqueue.certificates.trust import Trust
 
 
 class ReceiptInvalidError(Exception):
@@ -47,6 +50,8 @@ def receipt_trust(path: Path) -> Trust:
     Raises:
         CertificateFilesError: nothing there can be trusted.
     """
+    from pdm.workqueue.certificates.trust import read_trust
+
     # Lists are looked into, but not asked to be current: see `verify_detached`.
     return read_trust(path, "off")
 
@@ -62,6 +67,8 @@ def verify_receipt(file: BinaryIO, trust: Trust, now: datetime | None = None) ->
     Raises:
         ReceiptInvalidError: what is wrong.
     """
+    from pdm.workqueue.certificates.signatures import SignatureInvalidError, verify_detached
+
     reader = _Reader(file)
     for _ in reader.lines():
         pass
@@ -124,6 +131,11 @@ class _Reader:
                 raise ReceiptInvalidError(f"line {number + 1} comes after the signed last line: it was added")
             if len(raw) > LONGEST_LINE:
                 raise ReceiptInvalidError(f"line {number} is longer than any of a receipt")
+            if raw.endswith(b"\r\n"):
+                raise ReceiptInvalidError(
+                    f"line {number} ends with CR LF: the line ends were converted, most likely by an editor or a"
+                    " transfer in text mode; verify the file as 'pdm receipt -o FILE' has written it"
+                )
             if not raw.endswith(b"\n"):
                 raise ReceiptInvalidError(f"the file is truncated: it ends in the middle of line {number}")
             line = self._decoded(raw, number)

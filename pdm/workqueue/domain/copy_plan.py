@@ -253,7 +253,7 @@ class CopyPlan:
         return False
 
     def end(
-        self, unreadable: Iterable[str], extra: Iterable[ListedEntry] = (), *, extra_known: bool = True
+        self, unreadable: Iterable[str], extra: Iterable[ListedEntry] = (), *, incomplete: FailureScope | None = None
     ) -> Iterator[Planned]:
         if self._failure is not None:
             yield Planned(failure=self._failure)
@@ -271,7 +271,9 @@ class CopyPlan:
                 uncompared=self._uncompared,
                 is_done=self._rules.dry_run,
             )
-            failure = extras.refusal(extra, self._rules.max_delete, is_known=extra_known and not closed)
+            failure = extras.refusal(
+                extra, self._rules.max_delete, incomplete=FailureScope.SOURCE if closed else incomplete
+            )
             if failure is None:
                 yield from extras.removals(extra)
         if self._rules.move and not self._rules.dry_run and not self._is_file:

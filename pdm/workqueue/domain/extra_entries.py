@@ -34,20 +34,22 @@ class ExtraEntries:
     #: Directories in which something stays.
     _kept: set[str] = Factory(set)
 
-    def refusal(self, extra: Iterable[ListedEntry], max_delete: int, *, is_known: bool) -> AttemptFailure | None:
+    def refusal(
+        self, extra: Iterable[ListedEntry], max_delete: int, *, incomplete: FailureScope | None
+    ) -> AttemptFailure | None:
         """Why nothing may be removed; None if all may be.
 
         Args:
             extra: entries of the destination that the source does not have.
             max_delete: number of entries that may be removed.
-            is_known: whether the listings of both sides were complete.
+            incomplete: the end whose listing is not complete; None if both are.
 
         Raises:
             BadListingError: an entry that no honest server gives.
         """
-        if not is_known:
-            message = "some directories could not be listed: nothing was removed at the destination"
-            return AttemptFailure(FailureScope.DESTINATION, FailureCode.INCOMPLETE_LISTING, message)
+        if incomplete is not None:
+            message = f"directories of the {incomplete} could not be listed: nothing was removed at the destination"
+            return AttemptFailure(incomplete, FailureCode.INCOMPLETE_LISTING, message)
         count = 0
         for entry in checked_entries(extra):
             if not entry.path:

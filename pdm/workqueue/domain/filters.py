@@ -1,6 +1,7 @@
 """Which files of a listing a COPY takes: by pattern, size and time.
 
-Patterns come from users. RE2 matches them in linear time; Python's ``re`` would backtrack.
+Patterns come from users. RE2 matches them in linear time; Python's ``re`` would backtrack. Both libraries are imported
+when the first pattern is used: the commands of users, which import this module for its types, start sooner.
 """
 
 from __future__ import annotations
@@ -13,10 +14,7 @@ from datetime import datetime
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
-import re2
 from attrs import frozen
-from pathspec.patterns.gitignore import GitIgnorePatternError
-from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from pdm.workqueue.domain.jobs import ListedEntry
 from pdm.workqueue.domain.paths import InvalidPathError, bytes_from_text
@@ -88,8 +86,16 @@ def time_from_text(text: str, submitted: float) -> float:
     return parsed.timestamp()
 
 
+def load_pattern_libraries() -> None:
+    """Import what patterns need, so that the first one takes no longer than others."""
+    _compiled([_expression("*")])
+
+
 def _expression(pattern: str) -> str:
     """A regular expression that is searched for in a path; that of a directory ends with a slash."""
+    from pathspec.patterns.gitignore import GitIgnorePatternError
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+
     try:
         bytes_from_text(pattern)
     except InvalidPathError as error:
@@ -116,6 +122,8 @@ def _expression(pattern: str) -> str:
 
 
 def _compiled(expressions: Sequence[str]) -> _Matcher:
+    import re2
+
     options = re2.Options()
     options.log_errors = False
     options.max_mem = _MOST_MEMORY

@@ -82,7 +82,7 @@ class RemovePlan:
         return Planned(tuple(elements))
 
     def end(
-        self, unreadable: Iterable[str], extra: Iterable[ListedEntry] = (), *, extra_known: bool = True
+        self, unreadable: Iterable[str], extra: Iterable[ListedEntry] = (), *, incomplete: FailureScope | None = None
     ) -> Iterator[Planned]:
         if not self._is_directory:
             return

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from attrs import frozen
 
-from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.domain.failures import AttemptFailure, FailureScope
 from pdm.workqueue.domain.jobs import ListedEntry, NewElement
 from pdm.workqueue.domain.paths import is_safe_path
 
@@ -143,7 +143,7 @@ class Plan(Protocol):
         ...
 
     def end(
-        self, unreadable: Iterable[str], extra: Iterable[ListedEntry] = (), *, extra_known: bool = True
+        self, unreadable: Iterable[str], extra: Iterable[ListedEntry] = (), *, incomplete: FailureScope | None = None
     ) -> Iterator[Planned]:
         """Plan the rest once the listing is complete, in pieces; only the last one has a failure, if any.
 
@@ -151,7 +151,7 @@ class Plan(Protocol):
             unreadable: directories of the source that could not be listed.
             extra: what the destination's listing has that no entry of the source was compared with; gone through more
                 than once, so no iterator.
-            extra_known: whether both listings were complete, so that ``extra`` can be believed.
+            incomplete: the end whose listing is not complete, so that ``extra`` cannot be believed; None if both are.
         """
         ...
 

@@ -154,7 +154,7 @@ class ListingIntake:
         self._notes: list[Skipped] = []
         #: Paths only, for planning; the failures are in notes.
         self._unreadable: list[str] = []
-        self._is_complete = True
+        self._incomplete: FailureScope | None = None
         self._closed: _Unreadable | None = None
         self._not_seen: _Unreadable | None = None
 
@@ -189,7 +189,7 @@ class ListingIntake:
     def unreadable(self, event: UnreadableEvent, failure: AttemptFailure) -> None:
         """Note a directory that could not be listed."""
         name = decoded(event.path)
-        self._is_complete = False
+        self._note_incomplete(event.destination)
         if not event.destination:
             self._unreadable.append(name)
             self._closed = self._closed or _Unreadable(failure)
@@ -201,8 +201,15 @@ class ListingIntake:
 
     def unnamed(self, event: UnnamedEvent) -> None:
         """Note entries of a directory that its server counts but does not name."""
-        self._is_complete = False
+        self._note_incomplete(event.destination)
         self._note(unnamed(joined(self._root(event.destination), decoded(event.path)), event.count))
+
+    def _note_incomplete(self, at_destination: bool) -> None:
+        # If both ends are, the source is named: most often it is the user's own.
+        if not at_destination:
+            self._incomplete = FailureScope.SOURCE
+        elif self._incomplete is None:
+            self._incomplete = FailureScope.DESTINATION
 
     def _root(self, at_destination: bool) -> str:
         return self._destination if at_destination else self._source
@@ -260,7 +267,7 @@ class ListingIntake:
         """Add what follows from the end of both listings, piece by piece."""
         index, failure = self._index, None
         extra = () if index is None else index.extra()
-        pieces = plan.end(self._unreadable, extra, extra_known=self._is_complete)
+        pieces = plan.end(self._unreadable, extra, incomplete=self._incomplete)
         while True:
             # In a thread if the plan reads what is extra from the file.
             planned = next(pieces, None) if index is None else await deferToThread(next, pieces, None)

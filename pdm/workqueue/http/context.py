@@ -177,6 +177,8 @@ class ApiContext:
     plans: dict[int, tuple[datetime, PlanView]] = field(factory=dict)
     #: Job → when it was read, and what its estimate is taken from.
     estimates: dict[int, tuple[datetime, EstimateBasis]] = field(factory=dict)
+    #: What was read of rates, routes and the queue → when, and the result.
+    activity: dict[object, tuple[datetime, Any]] = field(factory=dict)
     logons: LogonThrottle = field(factory=LogonThrottle)
 
     @property

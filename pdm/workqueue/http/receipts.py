@@ -21,12 +21,13 @@ from msgspec import UNSET
 from pdm.workqueue import __version__
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
-from pdm.workqueue.domain.planning import Skipped
+from pdm.workqueue.domain.planning import SKIP_REASONS, SkipCode, Skipped
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.transactions import PAGE_SIZE, ReceiptPage
 from pdm.workqueue.http.views import failure_view, job_view
 from pdm.workqueue.store import jobs, listings
+from pdm.workqueue.store.planned_elements import is_moved
 from pdm.workqueue.wire.receipts import (
     ALREADY_THERE,
     CSV,
@@ -90,7 +91,7 @@ class _JsonLines:
 
 _COLUMNS = (
     *("line", "number", "type", "source", "destination", "size", "checksum", "planned", "outcome", "attempts"),
-    *("not_preserved", "start", "end"),
+    *("not_preserved", "source_kept", "start", "end"),
     *("code", "scope", "count", "message", "hint"),
 )
 #: A cell that begins with one of these is a formula for spreadsheets.
@@ -143,7 +144,9 @@ def _csv_row(line: ReceiptLine) -> dict[str, object]:
         }
     if isinstance(line, ReceiptElement):
         row = {name: getattr(line, name) for name in ("type", "source", "destination", "size")}
-        row |= {name: getattr(line, name) for name in ("checksum", "planned", "not_preserved", "outcome")}
+        row |= {
+            name: getattr(line, name) for name in ("checksum", "planned", "not_preserved", "source_kept", "outcome")
+        }
         row |= {"line": "element", "number": line.element, "attempts": line.attempts}
         row |= {"start": line.start, "end": line.end}
         if line.failure is not None:
@@ -257,6 +260,14 @@ def element_line(page: ReceiptPage, element: ElementRecord) -> ReceiptElement:
         outcome = _PLANNED_OUTCOMES[planned]
     else:
         outcome = ALREADY_THERE if element.already_there else _OUTCOMES[element.status]
+    is_kept = (
+        page.job.moves
+        and element.type is JobType.COPY
+        and element.status is JobStatus.DONE
+        and not is_moved(
+            page.job, already_there=element.already_there, attempt=element.attempts, planned=element.planned
+        )
+    )
     return ReceiptElement(
         element=element.id,
         type=element.type.name,
@@ -268,6 +279,7 @@ def element_line(page: ReceiptPage, element: ElementRecord) -> ReceiptElement:
         not_preserved=element.not_preserved,
         outcome=outcome,
         attempts=element.attempts,
+        source_kept=SKIP_REASONS[SkipCode.KEPT] if is_kept else None,
         start=start,
         end=end,
         failure=None if failure is None else failure_view(failure, page.job.type),

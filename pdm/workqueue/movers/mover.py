@@ -361,7 +361,8 @@ def _list(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, req
         return BuiltRequest(None, {0: error.failure})
     # The removal of a link must not empty the directory that it leads to.
     follow = job.type is not JobType.REMOVE
-    return BuiltRequest(ListRequest(request_id, 0, url, depth, limits, follow, destination, space_at))
+    owners = job.type is JobType.LIST
+    return BuiltRequest(ListRequest(request_id, 0, url, depth, limits, follow, destination, space_at, owners))
 
 
 def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> CopyItem:

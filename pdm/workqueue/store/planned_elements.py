@@ -14,7 +14,7 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
-from pdm.workqueue.domain.jobs import ClaimToken, JobRecord, NewElement, Verdict
+from pdm.workqueue.domain.jobs import ClaimToken, JobRecord, NewElement
 from pdm.workqueue.store.locks import LockedJob, lock_job, save_jobs
 from pdm.workqueue.store.records import columns_of, elements, insert_elements, matched
 from pdm.workqueue.store.row_statements import RowStatement
@@ -36,7 +36,7 @@ _COPIED = RowStatement(
 )
 
 
-def is_moved(job: JobRecord, verdict: Verdict, *, attempt: int, planned: str | None) -> bool:
+def is_moved(job: JobRecord, *, already_there: bool, attempt: int, planned: str | None) -> bool:
     """Whether the source of a copy that is DONE is removed.
 
     What the destination had before stays at the source, whatever its checksum: both sites may show one storage,
@@ -45,7 +45,7 @@ def is_moved(job: JobRecord, verdict: Verdict, *, attempt: int, planned: str | N
     """
     if not job.moves:
         return False
-    return not verdict.already_there or (attempt > 1 and planned == PlannedAction.COPY)
+    return not already_there or (attempt > 1 and planned == PlannedAction.COPY)
 
 
 def add_source_removals(session: Session, job: LockedJob, copied: Sequence[int], now: datetime) -> None:

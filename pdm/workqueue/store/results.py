@@ -142,7 +142,9 @@ def settle(
             if not row.size and verdict.transferred and job.record.has_items:
                 job.grow_bytes(_clamped(verdict.transferred))
                 measured.append({"of_job": job.id, "number": token.element_id, "size": _clamped(verdict.transferred)})
-            if row.type is JobType.COPY and is_moved(job.record, verdict, attempt=row.attempt, planned=row.planned):
+            if row.type is JobType.COPY and is_moved(
+                job.record, already_there=verdict.already_there, attempt=row.attempt, planned=row.planned
+            ):
                 moved.setdefault(job.id, []).append(row.element_id)
         else:
             others.append(_element_change(verdict, status, row))

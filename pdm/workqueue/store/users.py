@@ -97,3 +97,11 @@ def page_audit(session: Session, after: int, limit: int) -> list[AuditRecord]:
     """Audit records with ids above ``after``, the oldest first."""
     rows = session.execute(sa.select(*_AUDIT_COLUMNS).where(audit.c.id > after).order_by(audit.c.id).limit(limit))
     return [AuditRecord(**row._mapping) for row in rows]
+
+
+def newest_audit(session: Session, before: int, limit: int) -> list[AuditRecord]:
+    """Audit records with ids below ``before``, the newest first."""
+    rows = session.execute(
+        sa.select(*_AUDIT_COLUMNS).where(audit.c.id < before).order_by(audit.c.id.desc()).limit(limit)
+    )
+    return [AuditRecord(**row._mapping) for row in rows]

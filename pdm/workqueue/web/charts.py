@@ -266,7 +266,8 @@ def waterfall(rows: Sequence[WaterfallRow], *, key: str, title: str) -> Markup:
     ]
     return Markup(
         '<table class="chart waterfall"><caption>{}</caption><thead><tr><th scope="col">Route</th>'
-        '<th scope="col">{}</th><th scope="col">Done</th><th scope="col">Failed</th></tr></thead>'
+        '<th scope="col">{}</th><th scope="col" class="number">Done</th>'
+        '<th scope="col" class="number">Failed</th></tr></thead>'
         "<tbody>{}</tbody></table>"
     ).format(display_line(title), _span(rows), _joined(lines))
 

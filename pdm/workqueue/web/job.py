@@ -108,7 +108,7 @@ def job_sentence(job: JobView, groups: Sequence[ErrorGroupView]) -> str:
     if job.num_failed:
         failed = f"; {count(job.num_failed)} failed"
         if groups:
-            failed += f" – {groups[0].code} at the {groups[0].scope}: {display_line(groups[0].message)[:200]}"
+            failed += f" – {groups[0].code} ({groups[0].scope}): {display_line(groups[0].message)[:200]}"
     if job.status == JobStatus.DONE.name:
         took = "" if progress is None or progress.elapsed is None else f" in {display_duration(progress.elapsed)}"
         left_out = f"; {count(job.skipped, 'entry', 'entries')} left out" if job.skipped else ""
@@ -229,7 +229,7 @@ def _event_words(event: Event) -> tuple[str, str, str]:
             words += f": {display_line(str(reason.get('message', reason)))}"
         return str(data.get("status", "")), words if data.get("before") else "registered", ""
     if event.kind is EventKind.FAILURE:
-        words = f"{data.get('code')} at the {data.get('scope')}, {count(data.get('count', 1), 'time')} so far; "
+        words = f"{data.get('code')} ({data.get('scope')}), {count(data.get('count', 1), 'time')} so far; "
         words += f"element {data.get('element')}, {display_name(str(data.get('path', '')))}: {data.get('message', '')}"
         return "failure", display_line(words), str(data.get("hint", ""))
     words = display_line(str(data.get("reason", "")))

@@ -22,6 +22,7 @@ from pdm.workqueue.domain.formatting import (
     display_duration,
     display_name,
     display_text,
+    display_time,
     display_timestamp,
 )
 from pdm.workqueue.http.endpoints import ROOT
@@ -29,7 +30,13 @@ from pdm.workqueue.http.problems import InvalidInputError
 
 _PACKAGE = "pdm.workqueue.web"
 #: Address and name of each view that the head of a page links to; the last one is for operators.
-NAVIGATION: Sequence[tuple[str, str]] = (("/", "Jobs"),)
+NAVIGATION: Sequence[tuple[str, str]] = (
+    ("/", "Jobs"),
+    ("/web/files", "Files"),
+    ("/web/sites", "Sites"),
+    ("/web/credentials", "Credentials"),
+    ("/web/operators", "Operators"),
+)
 #: Mark of each status, so that colour is not the only difference.
 _MARKS: Mapping[JobStatus, str] = {
     JobStatus.NEW: "○",
@@ -128,6 +135,7 @@ class Renderer:
             bytes=display_bytes,
             count=count,
             duration=display_duration,
+            file_time=display_time,
             name=display_name,
             text=display_text,
             when=when,

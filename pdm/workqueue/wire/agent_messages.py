@@ -1,8 +1,8 @@
 """Messages between the daemon and a helper process (agent): JSON in UTF-8, one message a line.
 
 The daemon writes requests to the agent's standard input; the agent writes events to its file descriptor 3. An agent
-works on one batch at a time, in the order of arrival; the next one, and ``cancel``, may come at any time. Paths are in
-percent-encoded URLs, as are names in listings. When its standard input ends, it kills what it has started, and exits.
+works on one batch at a time, in the order of arrival; the next one, and ``cancel``, may come at any time. Paths and
+names are percent-encoded. When its standard input ends, it kills what it has started, and exits.
 
 Order of events of a batch: for each key ``started``, any number of ``log`` and ``progress``, then exactly one of
 ``done``, ``failed`` and ``cancelled``; after the last key, ``finished``.
@@ -142,7 +142,7 @@ class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
     ``destination``: URL to which a copy goes: it is listed first, down to all levels, and its events have
     ``destination`` set. If the source is a file, only the place that it goes to is shown. What is missing has no entry.
     ``space_at``: URL to which a copy goes: if much is listed, or ``destination`` is set, the server is asked how many
-    bytes are free there (`DoneEvent.free`).
+    bytes are free there (`DoneEvent.free`). ``owners``: whether names of owners are worth a look-up of the server.
     """
 
     id: int
@@ -153,6 +153,7 @@ class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
     follow: bool = True
     destination: str | None = None
     space_at: str | None = None
+    owners: bool = False
 
 
 class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
@@ -316,7 +317,7 @@ class RawEntry(msgspec.Struct, array_like=True, frozen=True):
 
     ``type`` is ``file``, ``directory``, ``link`` or ``other``. The entry with an empty path is the listed URL itself,
     if it is no directory or a link to one. ``target`` of a link is an absolute percent-encoded path. ``owner`` and
-    ``group`` are names, or numbers where the server reports only these.
+    ``group`` are names, or else numbers.
     """
 
     path: str

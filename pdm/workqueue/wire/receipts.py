@@ -77,6 +77,7 @@ class ReceiptElement(_Line, frozen=True, kw_only=True, tag="element"):
         outcome: ``done``, ``already there``, ``failed``, ``cancelled``, ``held``, ``running`` or ``waiting``; of a dry
             run ``would copy``, ``would overwrite``, ``same``, ``would delete`` or ``would remove``.
         attempts: number of attempts begun.
+        source_kept: of a move: why the source of a file that counts as copied was not removed.
         start: of the first attempt.
         end: of the last one that has ended.
         failure: why the last attempt failed, unless the element is done.
@@ -92,6 +93,7 @@ class ReceiptElement(_Line, frozen=True, kw_only=True, tag="element"):
     not_preserved: str | None = None
     outcome: str
     attempts: int
+    source_kept: str | None = None
     start: datetime | None = None
     end: datetime | None = None
     failure: FailureView | None = field(name="reason", default=None)

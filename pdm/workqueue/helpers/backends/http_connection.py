@@ -158,8 +158,8 @@ _MIN_RECORD = 4 * 1024
 #: Seconds for an answer where a new connection can be tried: a busy XRootD 5.5 forgets some handshakes, and some
 #: requests on kept connections.
 _ANSWER_S = 10.0
-#: Methods of requests that may be sent again while the first one may still be carried out.
-_HURRIED = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND"})
+#: Methods of requests that may be sent again while the first one may still be carried out; POST asks for a macaroon.
+_HURRIED = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PROPFIND"})
 #: Maximum bytes of a response's head.
 _MAX_HEAD = 64 * 1024
 _MAX_INTERIM_RESPONSES = 50

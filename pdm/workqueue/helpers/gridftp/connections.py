@@ -22,8 +22,9 @@ from pdm.workqueue.helpers.storage import StoppedError
 
 #: Seconds for which a server that lacks a feature is not tried again.
 _UNFIT_S = 30.0
-#: Facts that listings and MLST request.
-_FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.owner;UNIX.group;UNIX.uid;UNIX.gid;UNIX.slink;X.count;"
+#: Facts that listings and MLST request; for names of owners, servers ask their account database at each entry.
+FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.uid;UNIX.gid;UNIX.slink;X.count;"
+FACTS_WITH_OWNERS = FACTS + b"UNIX.owner;UNIX.group;"
 #: Seconds between performance markers of a large transfer, the servers' default.
 _MARKERS_EVERY_S = 5
 #: Data connections of a large file, and the round trip in seconds from which a server gets that many.
@@ -195,7 +196,7 @@ class ChannelPool:
             try:
                 channel.open()
                 if "MLST" in channel.features:
-                    _accepted(channel, _FACTS)
+                    _accepted(channel, FACTS)
             except SilentServerError as error:
                 # No more is known about it.
                 errors.insert(0, error)

@@ -15,6 +15,8 @@ from msgspec.structs import replace
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.gridftp.connections import (
+    FACTS,
+    FACTS_WITH_OWNERS,
     BrokenError,
     ChannelPool,
     SilenceError,
@@ -226,21 +228,27 @@ def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool
     tree = _PipelinedListing(batch, request, channel)
     try:
         looks: list[Reply] = []
+        if request.owners:
+            channel.send(FACTS_WITH_OWNERS, lambda _: None)
         channel.send(b"MLST " + root, looks.append)
         tree.carry_on(waker)
         there = file_stat_in(looks[0])
-        if not looks[0].good or there is None or not is_listed(request, there):
-            return None
-        batch.root(request.key, there.target)
-        tree.begin("")
-        tree.carry_on(waker)
+        is_tree = looks[0].good and there is not None and is_listed(request, there)
+        if there is not None and is_tree:
+            batch.root(request.key, there.target)
+            tree.begin("")
+            tree.carry_on(waker)
+        if request.owners:
+            # The channel is kept for copies, too, which need no names.
+            channel.send(FACTS, lambda _: None)
+            tree.carry_on(waker)
     except (ChannelError, BrokenError, SilenceError) as error:
         connections.drop(channel)
         return tree.broken(str(error))
     except BaseException:
         connections.drop(channel)
         raise
-    return tree.left
+    return tree.left if is_tree else None
 
 
 class _PipelinedListing:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from types import ModuleType
 
 from pdm.workqueue.http.context import Endpoint
-from pdm.workqueue.http.endpoints import credentials, elements, events, jobs, receipts, schedules, service, sites
+from pdm.workqueue.http.endpoints import (
+    activity,
+    credentials,
+    elements,
+    events,
+    jobs,
+    receipts,
+    schedules,
+    service,
+    sites,
+)
 
 #: Common prefix of all paths.
 ROOT = "/workqueue/api/v1.0"
@@ -17,6 +27,6 @@ def _of(module: ModuleType) -> list[Endpoint]:
 
 ENDPOINTS: tuple[Endpoint, ...] = tuple(
     endpoint
-    for module in (jobs, elements, receipts, events, schedules, sites, credentials, service)
+    for module in (jobs, elements, receipts, events, schedules, sites, credentials, activity, service)
     for endpoint in _of(module)
 )

@@ -1,0 +1,61 @@
+"""The caller's credentials: until when they are valid, and the commands that renew them."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from attrs import frozen
+
+from pdm.workqueue.domain.credentials import CredentialKind
+from pdm.workqueue.http.endpoints.credentials import delete_credential, list_credentials
+from pdm.workqueue.http.endpoints.service import whoami
+from pdm.workqueue.web.jobs import site_label
+from pdm.workqueue.web.pages import Page, Redirect, Visit, page
+from pdm.workqueue.wire.responses import CredentialView
+
+#: The secret of a credential never passes through a browser: it is made by the command.
+_COMMANDS = {
+    CredentialKind.PROXY: "pdm delegate",
+    CredentialKind.SSH_KEY: "pdm ssh-key",
+    CredentialKind.TOKEN: "pdm token",
+}
+
+
+def command_of(kind: str, site: str | None) -> str:
+    """The command that stores a credential of a kind for a site, or with None for all."""
+    known = CredentialKind(kind)
+    if site is None:
+        return _COMMANDS[known]
+    return f"{'pdm login' if known is CredentialKind.PROXY else _COMMANDS[known]} {shlex.quote(site)}"
+
+
+@frozen
+class ListedCredential:
+    """A credential in the list; ``site`` is a name, None for every site."""
+
+    credential: CredentialView
+    site: str | None
+    is_valid: bool
+    command: str
+
+
+@page("GET", "/web/credentials")
+async def show_credentials(visit: Visit) -> Page:
+    """What the service holds for the caller."""
+    me: Any = await whoami.handler(visit.api, visit.caller)
+    found: Any = await list_credentials.handler(visit.api, visit.caller)
+    now, rows = visit.api.clock(), []
+    for each in found:
+        site = None if each.site is None else site_label(visit.api, visit, each.site).name
+        is_valid = each.valid_until is None or each.valid_until > now
+        rows.append(ListedCredential(each, site, is_valid, command_of(each.kind, site)))
+    has_proxy = any(row.credential.kind == CredentialKind.PROXY and row.is_valid for row in rows)
+    return Page(template="credentials.html", context={"me": me, "rows": rows, "has_proxy": has_proxy})
+
+
+@page("POST", "/web/credentials/<number:credential_id>/remove")
+async def remove_credential(visit: Visit, credential_id: int) -> Redirect:
+    """Remove a credential from the service."""
+    await delete_credential.handler(visit.api, visit.caller, credential_id=credential_id)
+    return Redirect("/web/credentials", f"Credential {credential_id} is removed; jobs that need it wait for another.")

@@ -1,0 +1,104 @@
+"""What happened over time, and who waits now. Times are UTC; numbers may be estimated from a sample."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+
+class RateView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job has done since its start, in parts of equal length; the listing is left out."""
+
+    since: Annotated[datetime | None, Meta(description="Start of the job; null before it.")]
+    seconds: Annotated[float, Meta(description="Length of each part.")]
+    files: Annotated[list[int], Meta(description="Elements that were done in each part.")]
+    bytes: Annotated[list[int], Meta(description="Bytes that these transferred.")]
+    failed: Annotated[list[int], Meta(description="Attempts that failed in each part.")]
+    sampled: Annotated[bool, Meta(description="Whether the numbers are estimated from a part of the elements.")]
+
+
+class RouteActivityView(msgspec.Struct, frozen=True, kw_only=True):
+    """What ended on a route, in parts of equal length."""
+
+    source: Annotated[int, Meta(description="Number of a site.")]
+    destination: Annotated[int | None, Meta(description="Number of a site; null where only the source is used.")]
+    done: Annotated[list[int], Meta(description="Attempts that succeeded in each part, listings included.")]
+    failed: Annotated[list[int], Meta(description="Attempts that failed in each part.")]
+    bytes: Annotated[list[int], Meta(description="Bytes that were transferred by those that succeeded.")]
+
+
+class FailureCountView(msgspec.Struct, frozen=True, kw_only=True):
+    """How many attempts failed for one reason."""
+
+    scope: str
+    code: str
+    hint: str
+    count: int
+
+
+class ActivityView(msgspec.Struct, frozen=True, kw_only=True):
+    """What ended on all routes in the last 24 hours."""
+
+    since: datetime
+    seconds: Annotated[float, Meta(description="Length of each part.")]
+    routes: Annotated[list[RouteActivityView], Meta(description="Those with the most attempts first.")]
+    errors: Annotated[list[FailureCountView], Meta(description="The most frequent first.")]
+    sampled: Annotated[bool, Meta(description="Whether the numbers are estimated from a part of jobs or elements.")]
+
+
+class SiteActivityView(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens at a site now, for all users together."""
+
+    site: Annotated[int, Meta(description="Number of a site.")]
+    active_in: Annotated[int, Meta(description="Streams into it, of this daemon.")]
+    active_out: Annotated[int, Meta(description="Streams out of it, of this daemon.")]
+    limit_in: Annotated[int, Meta(description="Streams that there may be into it.")]
+    limit_out: Annotated[int, Meta(description="Streams that there may be out of it.")]
+    running: Annotated[int, Meta(description="Elements that run with this site as an end.")]
+    queued: Annotated[int, Meta(description="Elements that wait.")]
+    done: Annotated[int, Meta(description="Attempts that succeeded in the last hour.")]
+    failed: Annotated[int, Meta(description="Attempts that failed in the last hour, whatever was at fault.")]
+
+
+class QueueShareView(msgspec.Struct, frozen=True, kw_only=True):
+    """Unfinished jobs of one user on one route; waiting, running and held are elements."""
+
+    user_id: int
+    subject: str
+    source: Annotated[int, Meta(description="Number of a site.")]
+    destination: Annotated[int | None, Meta(description="Number of a site; null where only the source is used.")]
+    jobs: int
+    waiting: int
+    running: int
+    held: int
+
+
+class WaitingJobView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job of which nothing runs, and why."""
+
+    job: Annotated[int, Meta(description="Number of the job.")]
+    user_id: int
+    subject: str
+    since: Annotated[datetime, Meta(description="When it was registered.")]
+    reasons: Annotated[list[str], Meta(description="Sentences, as in ``waiting`` of the job.")]
+
+
+class QueueSummaryView(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole queue: who works and waits, and what has waited longest."""
+
+    shares: Annotated[list[QueueShareView], Meta(description="By user and route, the oldest job first.")]
+    oldest: Annotated[list[WaitingJobView], Meta(description="Of each user and route at most one; at most ten.")]
+    complete: Annotated[bool, Meta(description="Whether all unfinished jobs are counted; 100,000 are at most.")]
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A daemon that works on the queue."""
+
+    name: str
+    host: str | None
+    alive: Annotated[bool, Meta(description="Whether its lease is valid.")]
+    lease_until: datetime | None
+    running: Annotated[int, Meta(description="Elements that it runs.")]
