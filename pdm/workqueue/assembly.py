@@ -185,7 +185,8 @@ class Assembly:
             idle_s=agents.idle_s,
             unused=credentials.remove_unused,
         )
-        self.feed = EventFeed(reactor=reactor, database=self.database, running=self.board.running)
+        self.feed = EventFeed(reactor=reactor, database=self.database, clock=clock, running=self.board.running)
+        health.on_state = self.feed.site_changed
         self.streams = Streams(limits=stream_limits(settings), sites=self.sites, clock=MonotonicUtc())
         access = helper_access(settings)
         offered = OfferedMovers(movers, access)

@@ -60,6 +60,18 @@ def test_a_listing_in_one_command(service: TestService, directory: Path) -> None
     assert "two\nlines" in names
 
 
+def test_the_events_of_a_job_and_how_they_are_followed(service: TestService, directory: Path) -> None:
+    (directory / "file").write_bytes(b"12345")
+    number = submitted(service, "cp", f"1:/{directory.name}/file", f"2:/{directory.name}-events")
+    followed = pdm(service, "events", "-f", str(number)).stdout.splitlines()
+    assert re.match(rf"\S+ \S+ UTC job {number} SUBMITTED: 0 of 1 done", followed[0])
+    assert re.search(r"RUNNING -> DONE: 2 of 2 done, 5 B$", followed[-1])
+    stored = [json.loads(line) for line in pdm(service, "-F", "json", "events", str(number)).stdout.splitlines()]
+    assert [event["data"]["status"] for event in stored] == ["SUBMITTED", "RUNNING", "DONE"]
+    assert len(pdm(service, "events", "-n", "2", "--kind", "job").stdout.splitlines()) == 2
+    assert "no job 999999" in pdm(service, "events", "999999", code=3).stderr
+
+
 def test_a_file_lists_itself(service: TestService, directory: Path) -> None:
     (directory / "one").write_bytes(b"1")
     assert pdm(service, "ls", f"1:/{directory.name}/one").stdout == "one\n"

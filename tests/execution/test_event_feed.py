@@ -12,8 +12,12 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.events import Event, EventFilter, EventKind
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.pacing import BreakerPolicy
 from pdm.workqueue.execution import event_feed
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.event_feed import EventFeed, SlowReaderError, Subscription, SubscriptionEndedError
 from pdm.workqueue.store import jobs, users
 from pdm.workqueue.store.database import Database
@@ -33,7 +37,7 @@ def database(url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def feed(database: Database) -> Iterator[EventFeed]:
-    made = EventFeed(reactor=reactor, database=database)
+    made = EventFeed(reactor=reactor, database=database, clock=lambda: NOW)
     made.start()
     yield made
     pytest_twisted.blockon(Deferred.fromCoroutine(made.stop()))
@@ -156,6 +160,21 @@ async def test_the_newest_progress_replaces_an_older_one(database: Database, fee
     assert event.data["moved"] >= first + 2
     assert event.id is None
     silent.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_sites_are_told_once_when_they_go_and_once_when_they_return(database: Database, feed: EventFeed) -> None:
+    health = SiteHealth(policy=BreakerPolicy(), on_state=feed.site_changed)
+    endpoint = SiteEndpoint(7, JobProtocol.DUMMY, "dummy://h")
+    away = AttemptFailure(FailureScope.SOURCE, FailureCode.CONNECTION, "refused", unreachable=True)
+    listener = feed.subscribe(EventFilter(), 0)
+    for minutes in range(0, 60, 10):
+        health.probe_ended(endpoint, away, reachable=False, now=NOW + timedelta(minutes=minutes))
+    down = (await take(listener, 1))[0].data
+    assert (down["site"], down["state"], down["url"]) == (7, "down", "dummy://h")
+    assert down["reason"] == "CONNECTION: refused"
+    health.worked([endpoint], NOW + timedelta(hours=2))
+    assert [event.data["state"] for event in await take(listener, 1)] == ["up"]
 
 
 @pytest_twisted.ensureDeferred

@@ -72,11 +72,13 @@ class SiteHealth:
     Attributes:
         patience_s: seconds after which failures count for elements again, so that jobs end.
         on_change: called when an endpoint is paused, or reachable again.
+        on_state: called with an endpoint that does not work, and why, or that works again, for which that is None.
     """
 
     policy: BreakerPolicy = field(factory=BreakerPolicy)
     patience_s: float = 86400.0
     on_change: Callable[[], None] = lambda: None
+    on_state: Callable[[SiteEndpoint, str | None], None] = lambda endpoint, reason: None
     #: Starts a probe of an endpoint with the credential of a user.
     probe: Callable[[SiteEndpoint, int], None] | None = None
     #: Called when an endpoint is paused, with the end of the pause.
@@ -240,6 +242,7 @@ class SiteHealth:
             self._inconclusive.discard(endpoint)
             if breaker is not None and breaker.open_until is not None:
                 _log.info("site {site}: {url} can be reached again", site=endpoint.site_id, url=endpoint.url)
+                self.on_state(endpoint, None)
                 self.on_change()
 
     def failed(
@@ -363,6 +366,8 @@ class SiteHealth:
                 reason=self._reasons[endpoint],
             )
             self._inconclusive.discard(endpoint)
+            if before.open_until is None:
+                self.on_state(endpoint, self._reasons[endpoint])
             self.on_pause(endpoint, after.open_until)
             self.on_change()
 

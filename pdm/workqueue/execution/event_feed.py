@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import datetime
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
@@ -17,9 +18,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from pdm.workqueue.domain.events import Event, EventFilter, EventKind
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.store import events
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.telemetry.background import DueTimer, Periodic
+from pdm.workqueue.telemetry.background import Background, DueTimer, Periodic
 
 #: Seconds for which commits are gathered before they are read.
 _GATHERED_S = 0.02
@@ -181,6 +183,7 @@ class EventFeed:
 
     reactor: IReactorTime
     database: Database
+    clock: Callable[[], datetime]
     progress_of: Callable[[int], Awaitable[Event | None]] | None = None
     running: Callable[[], Sequence[int]] = lambda: ()
     _subscriptions: set[Subscription] = field(factory=set)
@@ -194,6 +197,7 @@ class EventFeed:
     _timer: DueTimer | None = None
     _progress: Periodic | None = None
     _last_progress: dict[int, Event] = field(factory=dict)
+    _background: Background = field(factory=Background)
     _stopping: bool = False
 
     def start(self) -> None:
@@ -218,6 +222,7 @@ class EventFeed:
         if self._timer is not None and self._progress is not None:
             await self._timer.stop()
             await self._progress.stop()
+        await self._background.over()
 
     def subscribe(self, wanted: EventFilter, after: int | None = None) -> Subscription:
         """A new subscription, which its listener must close.
@@ -238,6 +243,20 @@ class EventFeed:
     def listeners(self) -> int:
         """Number of subscriptions."""
         return len(self._subscriptions)
+
+    def site_changed(self, endpoint: SiteEndpoint, reason: str | None) -> None:
+        """Store that an endpoint of a site does not work, and why, or that it works again (None)."""
+        data = {
+            "site": endpoint.site_id,
+            "state": "up" if reason is None else "down",
+            "protocol": endpoint.protocol.name,
+            "url": endpoint.url,
+            "reason": reason or "it can be reached again",
+        }
+        if not self._stopping:
+            self._background.start(
+                "event of a site", self.database.run("note an event of a site", events.note_site, self.clock(), data)
+            )
 
     # -- called by subscriptions
 
