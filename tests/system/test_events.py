@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import socket
 import ssl
@@ -79,6 +80,15 @@ def _ask(service: TestService, context: ssl.SSLContext, path: str, accept: str) 
     return connection
 
 
+def _submit_hanging(service: TestService, context: ssl.SSLContext) -> int:
+    parts = urlsplit(service.url or "")
+    with contextlib.closing(http.client.HTTPSConnection("localhost", parts.port, context=context)) as connection:
+        body = {"src_siteid": 1, "src_filepath": "/x", "protocol": "DUMMY", "extra_opts": {"dummy": {"hang": True}}}
+        connection.request("POST", "/workqueue/api/v1.0/list", json.dumps(body), {"Content-Type": "application/json"})
+        number: int = json.load(connection.getresponse())["id"]
+        return number
+
+
 def _rest(connection: ssl.SSLSocket) -> bytes:
     received = b""
     with contextlib.suppress(ssl.SSLEOFError, ConnectionResetError):
@@ -93,13 +103,9 @@ def test_listeners_and_waiting_requests_do_not_delay_the_stop(tmp_path: Path) ->
     service = TestService(tmp_path / "instance")
     service.init()
     with service.running(), contextlib.ExitStack() as stack:
-        hanging = service.pdm(
-            "admin", "-F", "json", "ls", "1:/x", "--no-wait", "--protocol", "DUMMY", "--opt", "dummy.hang=true"
-        )
-        assert hanging.returncode == 0, hanging.stderr
-        job = json.loads(hanging.stdout)["id"]
         context = ssl.create_default_context(cafile=str(service.directory / "certificates" / "ca.crt"))
         context.load_cert_chain(*service.credentials("admin"))
+        job = _submit_hanging(service, context)
         streams = [
             stack.enter_context(_ask(service, context, "/events", "text/event-stream")) for _ in range(_LISTENERS)
         ]
