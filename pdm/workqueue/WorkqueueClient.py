@@ -40,6 +40,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.events import EventKind
 from pdm.workqueue.wire.activity import ActivityView, NodeView, QueueSummaryView, RateView, SiteActivityView
 from pdm.workqueue.wire.events import EventView
+from pdm.workqueue.wire.notifications import MailView, WebhookTestView, WebhookView
 from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
 from pdm.workqueue.wire.responses import (
     CredentialView,
@@ -694,6 +695,56 @@ class WorkqueueClient:
     def remove_schedule(self, schedule_id: int) -> Deferred[None]:
         """Remove a schedule; the jobs of its runs stay."""
         return self._send("DELETE", f"/schedules/{schedule_id:d}")
+
+    # Notifications
+
+    def webhooks(self) -> Deferred[Sequence[WebhookView]]:
+        """The caller's webhooks."""
+        return self._fetch(tuple[WebhookView, ...], "GET", "/webhooks")
+
+    def webhook(self, webhook_id: int) -> Deferred[WebhookView]:
+        """A webhook with its last 100 deliveries."""
+        return self._fetch(WebhookView, "GET", f"/webhooks/{webhook_id:d}")
+
+    def add_webhook(self, url: str, kinds: Sequence[str], *, job: int | None = None) -> Deferred[WebhookView]:
+        """Send events to a URL; the result has the secret with which they are signed.
+
+        Args:
+            kinds: of events: ``job``, ``failure``, ``held``, ``resumed``, ``site``.
+            job: only events of this job.
+        """
+        body = msgspec.json.encode({"url": url, "kinds": list(kinds), "job": job})
+        return self._fetch(WebhookView, "POST", "/webhooks", body=body, key=_new_key())
+
+    def test_webhook(self, webhook_id: int) -> Deferred[WebhookTestView]:
+        """Send a test message to a webhook, and wait for the answer."""
+        return self._fetch(WebhookTestView, "POST", f"/webhooks/{webhook_id:d}/test", key=_new_key())
+
+    def remove_webhook(self, webhook_id: int) -> Deferred[None]:
+        """Remove a webhook."""
+        return self._send("DELETE", f"/webhooks/{webhook_id:d}")
+
+    def mail(self) -> Deferred[MailView]:
+        """What is mailed to the caller."""
+        return self._fetch(MailView, "GET", "/mail")
+
+    def set_mail(self, address: str, notify: Sequence[str], *, per: str = "job") -> Deferred[MailView]:
+        """Set the caller's mail address, to which a code is sent first.
+
+        Args:
+            notify: of ``ended``, ``failed``, ``held``.
+            per: ``job`` or ``day``.
+        """
+        body = msgspec.json.encode({"address": address, "notify": list(notify), "per": per})
+        return self._fetch(MailView, "PUT", "/mail", body=body)
+
+    def confirm_mail(self, code: str) -> Deferred[MailView]:
+        """Confirm the caller's mail address by the code that was sent to it."""
+        return self._fetch(MailView, "POST", "/mail/confirm", body=msgspec.json.encode({"code": code}), key=_new_key())
+
+    def stop_mail(self) -> Deferred[None]:
+        """Get no more mail."""
+        return self._send("DELETE", "/mail")
 
     # Credentials
 

@@ -45,6 +45,11 @@ __all__ = [
     "SiteVersionRow",
     "EventRow",
     "FailureCountRow",
+    "WebhookRow",
+    "DeliveryRow",
+    "MailSubscriptionRow",
+    "MailNoticeRow",
+    "NotifiedRow",
 ]
 
 #: ``due_at`` of an element that was never postponed: it sorts before all that were.
@@ -138,6 +143,7 @@ HAS_RUNNING = "num_running > 0"
 HAS_HELD = "num_held > 0"
 HAS_OPEN_DEADLINE = "deadline IS NOT NULL AND finished_at IS NULL"
 IS_DUE = "next_due IS NOT NULL"
+IS_UNDELIVERED = "due_at IS NOT NULL"
 
 
 def _partial(name: str, condition: str, *columns: str) -> Index:
@@ -624,3 +630,147 @@ class FailureCountRow(Base):
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     code: Mapped[str] = mapped_column(String(32), primary_key=True)
     count: Mapped[int]
+
+
+class WebhookRow(Base):
+    """A URL to which events are sent; ``secret`` is encrypted.
+
+    Attributes:
+        uid: random; part of the ids of its messages.
+        kinds: of events.
+        job_id: the only job whose events are sent; null for all of the user's. It may have been removed.
+        after_event: only later events are sent.
+        request_key: the ``Idempotency-Key`` of the request that has created it.
+        fingerprint: of that request.
+        failing_since: null after a success.
+        failures: deliveries in a row that got no answer.
+        rests_until: nothing is sent before.
+        leased_by: incarnation of the daemon that sends; null if none does.
+    """
+
+    __tablename__ = "webhooks"
+    __table_args__ = (
+        Index("ix_webhooks_user", "user_id", "id"),
+        sa.UniqueConstraint("user_id", "request_key"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    uid: Mapped[str] = mapped_column(String(32))
+    url: Mapped[str]
+    kinds: Mapped[list[Any]] = mapped_column(sa.JSON)
+    job_id: Mapped[int | None]
+    secret: Mapped[bytes]
+    created_at: Mapped[datetime]
+    after_event: Mapped[int]
+    request_key: Mapped[str | None]
+    fingerprint: Mapped[str | None]
+    failing_since: Mapped[datetime | None]
+    failures: Mapped[int] = mapped_column(Integer)
+    rests_until: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
+    disabled_why: Mapped[str | None] = mapped_column(UntrustedText)
+    leased_by: Mapped[str | None] = mapped_column(String(64))
+    leased_until: Mapped[datetime | None]
+
+
+class DeliveryRow(Base):
+    """One event for one webhook; the last ones that ended are kept.
+
+    Attributes:
+        event_id: 0 for a test.
+        job_id: 0 for events that belong to no job; those of one job are sent in order.
+        body: JSON text.
+        due_at: the next try; null if it has ended.
+        status: of HTTP, of the last try.
+    """
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        _partial("ix_deliveries_due", IS_UNDELIVERED, "webhook_id", "job_id", "id", "due_at"),
+        Index("ix_deliveries_webhook", "webhook_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    webhook_id: Mapped[int] = mapped_column(ForeignKey("webhooks.id"))
+    event_id: Mapped[int]
+    job_id: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(16))
+    body: Mapped[str]
+    created_at: Mapped[datetime]
+    attempts: Mapped[int] = mapped_column(Integer)
+    first_tried_at: Mapped[datetime | None]
+    due_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    state: Mapped[str] = mapped_column(String(16))
+    status: Mapped[int | None] = mapped_column(Integer)
+    error: Mapped[str | None] = mapped_column(UntrustedText)
+
+
+class MailSubscriptionRow(Base):
+    """A user's mail address, and what is sent to it.
+
+    Attributes:
+        notify: names of what the user is notified of.
+        per: ``job`` or ``day``.
+        after_event: only later events are notified.
+        code_digest: SHA-256 of the code that confirms the address; null if none is awaited.
+        confirmations: codes that were sent since ``confirmations_since``.
+        due_at: when the next mail is sent; null if there is nothing to say.
+        leased_by: incarnation of the daemon that sends; null if none does.
+    """
+
+    __tablename__ = "mail_subscriptions"
+    __table_args__ = (_partial("ix_mail_subscriptions_due", IS_UNDELIVERED, "due_at"),)
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True, autoincrement=False)
+    address: Mapped[str]
+    notify: Mapped[list[Any]] = mapped_column(sa.JSON)
+    per: Mapped[str] = mapped_column(String(8))
+    after_event: Mapped[int]
+    confirmed_at: Mapped[datetime | None]
+    code_digest: Mapped[str | None] = mapped_column(String(64))
+    code_sent_at: Mapped[datetime | None]
+    wrong_codes: Mapped[int] = mapped_column(Integer)
+    confirmations: Mapped[int] = mapped_column(Integer)
+    confirmations_since: Mapped[datetime | None]
+    due_at: Mapped[datetime | None]
+    sent_at: Mapped[datetime | None]
+    failures: Mapped[int] = mapped_column(Integer)
+    error: Mapped[str | None] = mapped_column(UntrustedText)
+    leased_by: Mapped[str | None] = mapped_column(String(64))
+    leased_until: Mapped[datetime | None]
+
+
+class MailNoticeRow(Base):
+    """Something that the next mail to a user says.
+
+    Attributes:
+        job_id: 0 for a confirmation code, which ``details`` has then.
+        what: ``ended``, ``failed`` or ``held``; ``code`` for a confirmation.
+        details: JSON text of the event.
+    """
+
+    __tablename__ = "mail_notices"
+    __table_args__ = (
+        Index("ix_mail_notices_user", "user_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("mail_subscriptions.user_id"))
+    job_id: Mapped[int]
+    what: Mapped[str] = mapped_column(String(8))
+    at: Mapped[datetime]
+    details: Mapped[str]
+
+
+class NotifiedRow(Base):
+    """One row: the last event that was entered for webhooks and mail; locked while events are entered."""
+
+    __tablename__ = "notified"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
+    event_id: Mapped[int]

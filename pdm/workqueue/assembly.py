@@ -62,6 +62,7 @@ from pdm.workqueue.policies import (
     execution_limits,
     helper_access,
     helper_command,
+    notifications,
     retry_policy,
     server_tls,
     stream_limits,
@@ -277,6 +278,16 @@ class Assembly:
             plan=lambda schedule, owner: planned_run(self.context, schedule, owner, self.users),
             on_job=self._job_added,
         )
+        self.notifications = notifications(
+            reactor=reactor,
+            settings=settings,
+            database=self.database,
+            clock=clock,
+            vault=self.vault,
+            incarnation=incarnation,
+            file_sites=lambda: [site.id for site in self.sites.all() if self.sites.is_of_file(site.id)],
+        )
+        self.feed.on_written = self.notifications.events_written
         load_pattern_libraries()
         self.users = AccessList.read(settings.users)
         logons = LogonThrottle()
@@ -301,6 +312,7 @@ class Assembly:
             site_directory=self.site_directory,
             feed=self.feed,
             check_site=site_check.check,
+            notifications=self.notifications,
             service_name=lambda: service_name(self.tls.identity),
             sign=lambda payload: run_in_thread(sign_detached, self.tls.identity, payload),
             relays_to=offered.relays_to,
@@ -360,6 +372,7 @@ class Assembly:
         # The daemon starts it when all is ready: the duration of the start is no latency.
         services.add("reactor lag", stop=self.lag.stop)
         services.add("events", start=self.feed.start, stop=self.feed.stop)
+        services.add("notifications", start=self.notifications.start, stop=self.notifications.stop)
         services.add("listener", start=self._listen, stop=self._close)
 
     # -- start and stop

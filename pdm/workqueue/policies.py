@@ -1,22 +1,37 @@
-"""Convert settings into the limits, policies and TLS of the parts that they configure."""
+"""Convert settings into the limits, policies and TLS of the parts that they configure, and into notifications."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Collection
+from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+from twisted.web.iweb import IPolicyForHTTPS
 
 import pdm
+from pdm.workqueue import __version__
 from pdm.workqueue.agents.pool import AgentKind
 from pdm.workqueue.agents.process import AgentCommand
 from pdm.workqueue.certificates.pem import CertificateFilesError
+from pdm.workqueue.certificates.tls_client import ClientCredentialError, client_policy
 from pdm.workqueue.certificates.tls_server import ServerTls
+from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.lifecycle import RetryPolicy
+from pdm.workqueue.domain.mail import check_address
 from pdm.workqueue.domain.pacing import BreakerPolicy
+from pdm.workqueue.domain.webhooks import DeliveryPolicy
 from pdm.workqueue.execution.executor import ExecutionLimits
+from pdm.workqueue.execution.mail import MailSender, Smarthost
+from pdm.workqueue.execution.notifications import Notifications
+from pdm.workqueue.execution.receivers import AddressPolicy, Receivers
 from pdm.workqueue.execution.streams import StreamLimits
+from pdm.workqueue.execution.webhooks import WebhookSender
 from pdm.workqueue.movers.mover import Access
+from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.engines import DatabaseTimeouts
 from pdm.workqueue.wire.agent_messages import TimeLimits
 
@@ -91,6 +106,99 @@ def time_limits(settings: Settings) -> TimeLimits:
     """When a helper gives up an element."""
     queue = settings.queue
     return TimeLimits(stall_s=queue.stall_s, total_s=queue.total_s, least_rate=float(queue.least_rate_bytes))
+
+
+def receiver_addresses(settings: Settings) -> AddressPolicy:
+    """Addresses to which webhooks may lead."""
+    webhooks = settings.webhooks
+    return AddressPolicy(allowed=webhooks.allowed, refused=webhooks.refused, plain_http=webhooks.plain_http)
+
+
+def receiver_tls(settings: Settings) -> IPolicyForHTTPS:
+    """TLS of the requests to receivers of webhooks.
+
+    Raises:
+        ConfigError: the file of authorities is missing or wrong.
+    """
+    return _client_tls(settings, "webhooks", settings.webhooks.ca)
+
+
+def smarthost(settings: Settings) -> Smarthost | None:
+    """The server that takes mail; None if none is configured.
+
+    Raises:
+        ConfigError: the sender or the password is missing, or a file is wrong.
+    """
+    mail = settings.mail
+    if not mail.smarthost:
+        return None
+    where = f"{settings.source}: [mail]"
+    try:
+        sender = check_address(mail.sender)
+        host = mail.smarthost.encode("ascii").decode()
+        password = None if mail.password_file is None else mail.password_file.read_text(encoding="ascii").strip()
+    except UnicodeError as error:
+        raise ConfigError(f"{where}: smarthost and password must be ASCII") from error
+    except ValueError as error:
+        raise ConfigError(f"{where} sender: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{where} password_file: {mail.password_file} cannot be read: {error.strerror}") from error
+    if mail.user and not password:
+        raise ConfigError(f"{where}: user needs a password_file")
+    if mail.user and mail.tls == "none":
+        raise ConfigError(f"{where}: user needs tls = starttls or tls, for the password is sent")
+    return Smarthost(
+        host=host,
+        port=mail.port,
+        sender=sender,
+        tls=mail.tls,
+        policy=_client_tls(settings, "mail", mail.ca),
+        user=mail.user or None,
+        password=password if mail.user else None,
+    )
+
+
+def _client_tls(settings: Settings, section: str, ca: Path | None) -> IPolicyForHTTPS:
+    try:
+        return client_policy(ca)
+    except ClientCredentialError as error:
+        raise ConfigError(f"{settings.source}: [{section}] ca: {error}") from error
+
+
+def notifications(
+    *,
+    reactor: Any,
+    settings: Settings,
+    database: Database,
+    clock: Callable[[], datetime],
+    vault: Vault,
+    incarnation: str,
+    file_sites: Callable[[], Collection[int]],
+) -> Notifications:
+    """Webhooks and mail."""
+    options = settings.webhooks
+    receivers = Receivers(
+        reactor=reactor,
+        addresses=receiver_addresses(settings),
+        tls=receiver_tls(settings),
+        timeout_s=options.timeout_s,
+        user_agent=f"pdm-workqueue/{__version__}",
+    )
+    sender = WebhookSender(
+        reactor=reactor,
+        database=database,
+        clock=clock,
+        vault=vault,
+        receivers=receivers,
+        policy=DeliveryPolicy(give_up_s=options.give_up_s, disable_s=options.disable_s),
+        incarnation=incarnation,
+    )
+    mail = MailSender(
+        reactor=reactor, database=database, clock=clock, smarthost=smarthost(settings), incarnation=incarnation
+    )
+    return Notifications(
+        reactor=reactor, database=database, clock=clock, file_sites=file_sites, webhooks=sender, mail=mail
+    )
 
 
 def helper_access(settings: Settings) -> Access:

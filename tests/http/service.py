@@ -188,6 +188,7 @@ class Service:
         events: how often handlers woke the claimer or told of a cancellation.
         routes: what ``GET /routes`` is to tell.
         skip: makes the service's clock fast.
+        configuration: further sections of workqueue.conf.
     """
 
     directory: Path
@@ -196,6 +197,7 @@ class Service:
     events: Counter[str] = field(factory=Counter)
     monotonic: Callable[[], float] = time.monotonic
     skip: list[timedelta] = field(factory=lambda: [timedelta()])
+    configuration: str = ""
     routes: list[RouteState] = field(factory=list)
     _parts: dict[str, Any] = field(factory=dict)
     _clients: dict[str, HTTPClient] = field(factory=dict)
@@ -209,9 +211,9 @@ class Service:
         self.certificates.host.write_certificate(directory / "host.crt")
         self.certificates.host.write_key(directory / "host.key")
         self.certificates.authority.write_trust(directory / "trust")
-        (directory / "sites.d").mkdir()
+        (directory / "sites.d").mkdir(exist_ok=True)
         (directory / "sites.d" / "sites.conf").write_text(_SITES)
-        (directory / "workqueue.conf").write_text(_CONFIGURATION)
+        (directory / "workqueue.conf").write_text(_CONFIGURATION + self.configuration)
         ready: Deferred[None] = Deferred()
         services = OrderedServices(on_ready=lambda: ready.callback(None), on_failed=ready.errback)
         assembly = Assembly(

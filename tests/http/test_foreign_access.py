@@ -12,11 +12,17 @@ from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import Answer, Service
 
 #: Routes that name something which belongs to one user.
-_OWNED = {"job_id", "delegation_id", "credential_id", "schedule_id"}
+_OWNED = {"job_id", "delegation_id", "credential_id", "schedule_id", "webhook_id"}
 PRIVATE = [each for each in ENDPOINTS if _OWNED & set(each.parameters)]
 
 
-_MISSING = {"job_id": 999_999, "delegation_id": "f" * 16, "credential_id": 999_999, "schedule_id": 999_999}
+_MISSING = {
+    "job_id": 999_999,
+    "delegation_id": "f" * 16,
+    "credential_id": 999_999,
+    "schedule_id": 999_999,
+    "webhook_id": 999_999,
+}
 
 
 async def _call(service: Service, user: str, endpoint: Endpoint, values: dict[str, Any]) -> Answer:
@@ -33,12 +39,14 @@ async def _values(service: Service, owner: str) -> dict[str, Any]:
     token = (await service.call(owner, "POST", "/credentials", {"kind": "token", "secret": "abc"})).json
     job = {"type": "LIST", "src_siteid": 1, "src_filepath": "data", "protocol": "DUMMY"}
     schedule = (await service.call(owner, "POST", "/schedules", {"recurrence": "0 3 1 1 *", "job": job})).json
+    hook = {"url": "https://receiver.invalid/", "kinds": ["held"]}
+    webhook = (await service.call(owner, "POST", "/webhooks", hook)).json
     ids = {"delegation_id": me["delegation_id"], "credential_id": token["id"], "schedule_id": schedule["id"]}
-    return {"job_id": job_id, "element_id": 1, "attempt": 1, **ids}
+    return {"job_id": job_id, "element_id": 1, "attempt": 1, "webhook_id": webhook["id"], **ids}
 
 
 def test_the_table_has_what_it_should() -> None:
-    assert len(PRIVATE) == 23
+    assert len(PRIVATE) == 26
 
 
 @pytest_twisted.ensureDeferred

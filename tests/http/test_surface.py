@@ -32,6 +32,7 @@ _VALUES = {
     "delegation_id": "0123456789abcdef",
     "credential_id": "1",
     "schedule_id": "1",
+    "webhook_id": "1",
 }
 
 

@@ -28,6 +28,7 @@ _WITHOUT_AN_OWNER = {
     "list_jobs", "submit_job", "submit_list", "submit_copy", "submit_remove", "submit_rename", "submit_mkdir",
     "list_sites", "list_site_activity", "create_site", "list_routes", "list_credentials", "add_credential", "whoami",
     "get_openapi", "health", "list_events", "list_schedules", "create_schedule",
+    "list_webhooks", "create_webhook", "get_mail", "set_mail", "confirm_mail", "delete_mail",
 }  # fmt: skip
 _OF_SITES = [each for each in ENDPOINTS if "site_id" in each.parameters]
 

@@ -88,6 +88,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "cancel": ("jobs:cancel", "Cancel jobs."),
     "retry": ("jobs:retry", "Retry failed and cancelled elements of jobs."),
     "schedule": ("schedules:schedule", "Submit a job again and again; list, show, pause and remove schedules."),
+    "webhook": ("notifications:webhook", "Send events to a URL; add, list, show, test and remove webhooks."),
+    "mail": ("notifications:mail", "Get mail when jobs end, fail or wait."),
     "delegate": ("credentials:delegate", "Delegate a proxy to the service."),
     "credentials": ("credentials:credentials", "Show the credentials that the service holds for me."),
     "login": ("credentials:login", "Log on at a site's MyProxy server."),

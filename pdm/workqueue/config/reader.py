@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import FieldInfo, fields, replace
 
 from pdm.workqueue.config.settings import SECTIONS, Settings
+from pdm.workqueue.domain.addresses import AddressRange
 from pdm.workqueue.domain.subjects import normal_subject
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -127,6 +128,15 @@ def weights(text: str) -> dict[str, float]:
     return found
 
 
+def addresses(text: str) -> tuple[AddressRange, ...]:
+    """Addresses and networks, one a line.
+
+    Raises:
+        ValueError: a line is neither.
+    """
+    return tuple(AddressRange.parse(line.strip()) for line in text.splitlines() if line.strip())
+
+
 def one_line(text: str) -> str:
     """The text itself.
 
@@ -168,6 +178,7 @@ def readers(directory: Path) -> dict[str, Callable[[str], Any]]:
         "optional-path": optional_path_below(directory),
         "subjects": subjects,
         "weights": weights,
+        "addresses": addresses,
         "int": whole,
         "bool": yes_or_no,
         "str": one_line,

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, field
 
+from pdm.workqueue.domain.addresses import AddressRange
+
 
 def _kind(name: str, **limits: Any) -> Meta:
     """Marks how `pdm.workqueue.config.reader` reads the text of a key."""
@@ -36,6 +38,9 @@ StatePath = Annotated[Path, _kind("state-path")]
 OptionalPath = Annotated[Path | None, _kind("optional-path")]
 #: Certificate subjects, one a line, in slash form: ``/C=XX/O=Grid/CN=Name``.
 Subjects = Annotated[tuple[str, ...], _kind("subjects")]
+
+#: Addresses and networks, one a line: ``10.0.0.0/8``, ``127.0.0.1:8080``, ``[::1]:8080``.
+AddressRanges = Annotated[tuple[AddressRange, ...], _kind("addresses")]
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -276,6 +281,50 @@ class SshSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user: str = ""
 
 
+class WebhookSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How events are sent to the webhooks of users.
+
+    Attributes:
+        plain_http: whether receivers may have ``http`` URLs.
+        allowed: addresses, networks and ports of receivers, although they are of this machine or its link.
+        refused: other networks to which nothing is sent.
+        ca: PEM file or hashed directory of the authorities of receivers; those of the system without it.
+        timeout_s: for one message, from the resolution of the name to the end of the answer.
+        give_up_s: for how long an event is tried that is not accepted.
+        disable_s: a webhook that accepts nothing for so long is disabled.
+    """
+
+    plain_http: bool = False
+    allowed: AddressRanges = ()
+    refused: AddressRanges = ()
+    ca: OptionalPath = None
+    timeout_s: Annotated[float, _kind("duration", gt=0, le=120)] = field(default=15.0, name="timeout")
+    give_up_s: Duration = field(default=_DAY, name="give_up")
+    disable_s: Duration = field(default=3 * _DAY, name="disable")
+
+
+class MailSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How mail is sent to users.
+
+    Attributes:
+        smarthost: name of the server that takes mail; empty: no mail is sent.
+        port: of it.
+        sender: address from which mail comes; needed with a smarthost.
+        tls: ``starttls``, ``tls`` (from the first byte), or ``none``.
+        ca: PEM file or hashed directory of its authority; those of the system without it.
+        user: to log in with; empty for none.
+        password_file: with the password of that user.
+    """
+
+    smarthost: str = ""
+    port: Annotated[int, Meta(ge=1, le=65535)] = 587
+    sender: str = ""
+    tls: Literal["starttls", "tls", "none"] = "starttls"
+    ca: OptionalPath = None
+    user: str = ""
+    password_file: OptionalPath = None
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration; every path is absolute once read.
 
@@ -295,6 +344,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue: QueueSettings = QueueSettings()
     credentials: CredentialSettings = CredentialSettings()
     ssh: SshSettings = SshSettings()
+    webhooks: WebhookSettings = WebhookSettings()
+    mail: MailSettings = MailSettings()
 
 
 #: Section name → its struct.
@@ -310,4 +361,6 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "queue": QueueSettings,
     "credentials": CredentialSettings,
     "ssh": SshSettings,
+    "webhooks": WebhookSettings,
+    "mail": MailSettings,
 }

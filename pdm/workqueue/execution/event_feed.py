@@ -179,6 +179,7 @@ class EventFeed:
     Attributes:
         progress_of: the progress of a job that runs here as an event; None if it does not.
         running: numbers of the jobs that run here.
+        on_written: called after each commit of this daemon that has written events.
     """
 
     reactor: IReactorTime
@@ -186,6 +187,7 @@ class EventFeed:
     clock: Callable[[], datetime]
     progress_of: Callable[[int], Awaitable[Event | None]] | None = None
     running: Callable[[], Sequence[int]] = lambda: ()
+    on_written: Callable[[], None] = lambda: None
     _subscriptions: set[Subscription] = field(factory=set)
     #: Those that name a job or an owner; all others hear everything.
     _of_job: dict[int, set[Subscription]] = field(factory=dict)
@@ -300,6 +302,7 @@ class EventFeed:
         return self._of_all
 
     def _written(self) -> None:
+        self.on_written()
         if self._subscriptions and self._timer is not None:
             self._timer.wake()
 

@@ -28,6 +28,7 @@ from pdm.workqueue.domain.jobs import Counters, JobRecord
 from pdm.workqueue.execution.endpoint_checks import EndpointCheck
 from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.monitoring import PartFault, ProgressBoard
+from pdm.workqueue.execution.notifications import Notifications
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.access import LogonThrottle
@@ -148,6 +149,7 @@ class ApiContext:
     feed: EventFeed
     #: Checks the endpoints of a site with a user's credential.
     check_site: Callable[[int, Site], Awaitable[Sequence[EndpointCheck]]]
+    notifications: Notifications
     #: Host name in the service's certificate.
     service_name: Callable[[], str]
     #: Signs bytes with the host key, outside the reactor's thread; a detached JWS.
@@ -307,6 +309,7 @@ PATH_PARAMETERS: Mapping[str, tuple[Parameter, str]] = MappingProxyType(
         "attempt": (Parameter.SIGNED, "Number of an attempt, from 1; negative numbers count from the last."),
         "schedule_id": (Parameter.NUMBER, "Number of a schedule."),
         "site_id": (Parameter.NUMBER, "Number of a site."),
+        "webhook_id": (Parameter.NUMBER, "Number of a webhook."),
         "credential_id": (Parameter.NUMBER, "Number of a credential."),
         "user_id": (Parameter.NUMBER, "Number of a user."),
         "delegation_id": (Parameter.WORD, "The caller's delegation id, as given by GET /whoami."),

@@ -23,6 +23,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import AttemptRecord, Batch, ElementRecord, JobRecord, LogSpan, NewJob
 from pdm.workqueue.domain.schedules import ScheduleEdit, ScheduleRecord, ScheduleRun
+from pdm.workqueue.domain.webhooks import DeliveryRecord, WebhookRecord
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.context import CredentialExpiry, CredentialLifetimes, first_expiry
 from pdm.workqueue.http.problems import (
@@ -43,6 +44,7 @@ from pdm.workqueue.store import (
     selected_retries,
     sites,
     users,
+    webhooks,
 )
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.first_claims import FirstClaim
@@ -380,6 +382,23 @@ def change_schedule(
 def remove_schedule(session: Session, schedule_id: int, scope: int | None) -> None:
     fetch_schedule(session, schedule_id, scope)
     schedules.remove(session, schedule_id)
+
+
+def fetch_webhook(session: Session, webhook_id: int, user_id: int) -> tuple[WebhookRecord, list[DeliveryRecord]]:
+    """A webhook of a user with its latest deliveries.
+
+    Raises:
+        NotFoundError: it does not exist.
+    """
+    found = webhooks.fetch(session, webhook_id, user_id)
+    if found is None:
+        raise NotFoundError(f"there is no webhook {webhook_id}; GET /webhooks lists yours")
+    return found, webhooks.latest_deliveries(session, webhook_id)
+
+
+def remove_webhook(session: Session, webhook_id: int, user_id: int) -> None:
+    fetch_webhook(session, webhook_id, user_id)
+    webhooks.remove(session, webhook_id)
 
 
 def begin_delegation(session: Session, pending: PendingDelegation) -> PendingDelegation:

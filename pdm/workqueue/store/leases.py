@@ -114,7 +114,7 @@ def _is_shared(session: Session) -> bool:
     return session.get_bind().dialect.name == "postgresql"
 
 
-def _lease_clock(session: Session, now: datetime) -> datetime:
+def lease_clock(session: Session, now: datetime) -> datetime:
     """The present time of the clock that measures leases."""
     if not _is_shared(session):
         return now
@@ -145,7 +145,7 @@ def register_worker(
     number = session.scalar(sa.select(workers.c.id).where(workers.c.name == worker.name))
     if number is None:
         number = session.scalar(sa.insert(workers).values(name=worker.name).returning(workers.c.id))
-    timestamp = _lease_clock(session, now)
+    timestamp = lease_clock(session, now)
     # Do not wait: a hanging session of an earlier incarnation may have locked the row.
     row = session.execute(
         sa.select(workers).where(workers.c.id == number).with_for_update(skip_locked=True)

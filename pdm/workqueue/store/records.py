@@ -34,6 +34,7 @@ from pdm.workqueue.WorkqueueDB import (
     AuditRow,
     Base,
     CredentialRow,
+    DeliveryRow,
     EventRow,
     FailureCountRow,
     IdempotentRequest,
@@ -42,6 +43,9 @@ from pdm.workqueue.WorkqueueDB import (
     KeyCheck,
     ListingChunk,
     ListingNotes,
+    MailNoticeRow,
+    MailSubscriptionRow,
+    NotifiedRow,
     PendingDelegationRow,
     PredecessorRow,
     RestrictionRow,
@@ -50,6 +54,7 @@ from pdm.workqueue.WorkqueueDB import (
     SiteRow,
     SiteVersionRow,
     User,
+    WebhookRow,
     Worker,
 )
 
@@ -78,6 +83,11 @@ audit = _table(AuditRow)
 catalogue = _table(SiteVersionRow)
 events = _table(EventRow)
 failure_counts = _table(FailureCountRow)
+webhooks = _table(WebhookRow)
+deliveries = _table(DeliveryRow)
+mail_subscriptions = _table(MailSubscriptionRow)
+mail_notices = _table(MailNoticeRow)
+notified = _table(NotifiedRow)
 
 
 #: The row of the daemon that claims under an incarnation. The parameter has no column's name: UPDATE would set that.

@@ -11,6 +11,7 @@ from pdm.workqueue.http.endpoints import (
     elements,
     events,
     jobs,
+    notifications,
     receipts,
     schedules,
     service,
@@ -27,6 +28,6 @@ def _of(module: ModuleType) -> list[Endpoint]:
 
 ENDPOINTS: tuple[Endpoint, ...] = tuple(
     endpoint
-    for module in (jobs, elements, receipts, events, schedules, sites, credentials, activity, service)
+    for module in (jobs, elements, receipts, events, schedules, sites, credentials, notifications, activity, service)
     for endpoint in _of(module)
 )

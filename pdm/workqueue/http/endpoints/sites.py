@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ from twisted.logger import Logger
 
 from pdm.workqueue.certificates.files import read_authorities
 from pdm.workqueue.certificates.pem import to_pem
+from pdm.workqueue.domain.addresses import is_local_host
 from pdm.workqueue.domain.enums import JobProtocol, MoverKind
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.domain.sites import Actor, NewSite, RestrictionKind, SiteRecord
@@ -35,10 +35,6 @@ from pdm.workqueue.store.jobs import IdempotencyKey
 from pdm.workqueue.store.sites import NameTakenError, SiteInUseError, TooManySitesError
 from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.wire.sites import CheckView, Message, SiteBody, SiteChanges, SiteView
-
-#: Names of this machine in the usual /etc/hosts, and in resolvers.
-_LOCAL_NAMES = frozenset({"localhost", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"})
-_LOCAL_DOMAINS = (".localhost", ".localdomain", ".localdomain4", ".localdomain6")
 
 
 def site_from_body(caller: Caller, body: SiteBody, *, local: bool) -> NewSite:
@@ -113,21 +109,7 @@ def _check_not_local(address: str, pointer: str, *, local: bool) -> str:
 
 def _is_local(authority: str) -> bool:
     host = authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
-    host = host.rstrip(".").lower()
-    own = socket.gethostname().lower()
-    if host in _LOCAL_NAMES or host.endswith(_LOCAL_DOMAINS) or host in (own, own.partition(".")[0]):
-        return True
-    try:
-        found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host)
-    except ValueError:
-        try:
-            # Other notations that resolvers accept: 127.1, 0x7f000001.
-            found = ipaddress.IPv4Address(socket.inet_aton(host))
-        except OSError:
-            return False
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    return found.is_loopback or found.is_link_local or found.is_unspecified or found.is_multicast
+    return is_local_host(host, socket.gethostname())
 
 
 def _endpoints(

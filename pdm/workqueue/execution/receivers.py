@@ -1,0 +1,414 @@
+"""Requests to the receivers of webhooks: users choose the URLs, so nothing about a receiver is trusted.
+
+The address is checked for each connection, after the name was resolved, on the very address that is connected to: a
+name that resolves to something else a moment later leads nowhere else. Redirects are not followed; what is received is
+bounded in size and time, and none of it is shown to the user but the status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from io import BytesIO
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+from attrs import define, field, frozen
+from twisted.internet import error as connection_errors
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
+from twisted.internet.interfaces import (
+    IHostnameResolver,
+    IHostResolution,
+    IProtocol,
+    IProtocolFactory,
+    IReactorPluggableNameResolver,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Protocol
+from twisted.internet.threads import deferToThreadPool
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+from twisted.web.client import URI, Agent, FileBodyProducer, ResponseFailed, ResponseNeverReceived
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgentEndpointFactory, IPolicyForHTTPS
+from zope.interface import implementer
+
+from pdm.workqueue.certificates.tls_client import refusal_reason
+from pdm.workqueue.domain.addresses import AddressRange, IpAddress, embedded_address, is_local_address, is_local_host
+from pdm.workqueue.domain.webhooks import SendResult
+
+#: Bytes that a receiver may send, TLS not counted: a status and some headers.
+_MOST_RECEIVED = 64 * 1024
+#: Names that are resolved at the same time.
+_RESOLVER_THREADS = 32
+_LONGEST_URL = 2000
+_URL = re.compile(
+    r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:[/?][\x21\x22\x24-\x5b\x5d-\x7e]*)?"
+)
+_PORTS = {"https": 443, "http": 80}
+_BAD_CERTIFICATE = "its TLS certificate is not trusted: expired, of an unknown authority, or for another host"
+
+
+class RefusedAddressError(ConnectError):
+    """The address belongs to the service's own machine or its link, or the operator has excluded it."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(string=address)  # type: ignore[no-untyped-call]
+        self.address = address
+
+
+class _TooMuchReceivedError(Exception):
+    """The receiver has sent more than `_MOST_RECEIVED` bytes."""
+
+
+@frozen(kw_only=True)
+class AddressPolicy:
+    """Which addresses receivers may have.
+
+    Attributes:
+        allowed: although they are of this machine or its link.
+        refused: besides those.
+        plain_http: whether ``http`` URLs are accepted.
+    """
+
+    allowed: Sequence[AddressRange] = ()
+    refused: Sequence[AddressRange] = ()
+    plain_http: bool = False
+
+    def is_refused(self, address: IpAddress, port: int) -> bool:
+        """Whether nothing is sent to an address."""
+        found = embedded_address(address)
+        both = (address, found)
+        if any(each.has(one, port) for each in self.refused for one in both):
+            return True
+        if any(each.has(one, port) for each in self.allowed for one in both):
+            return False
+        return is_local_address(address) or _is_own(found)
+
+    def check_url(self, url: str) -> str:
+        """Validate the URL of a receiver, as far as it can be without resolving its name.
+
+        Raises:
+            ValueError: it is no URL that is accepted; the text says why.
+        """
+        if len(url) > _LONGEST_URL or not _URL.fullmatch(url):
+            raise ValueError(
+                "expected https://HOST[:PORT]/PATH in ASCII, without user name, password and fragment"
+                " (non-ASCII host names as xn--...)"
+            )
+        parts = urlsplit(url)
+        if parts.scheme != "https" and not self.plain_http:
+            raise ValueError("the URL must begin with https:// (the service does not send events unencrypted)")
+        host = parts.hostname or ""
+        try:
+            port = _PORTS[parts.scheme] if parts.port is None else parts.port
+            URI.fromBytes(url.encode("ascii"))
+        except ValueError as error:
+            raise ValueError("its port is not a number from 1 to 65535") from error
+        if not 0 < port <= 65535:
+            raise ValueError("its port is not a number from 1 to 65535")
+        if is_local_host(host, socket.gethostname()) and not self._is_allowed_host(host, port):
+            raise ValueError("addresses of the service's own machine or its link are not accepted")
+        return url
+
+    def _is_allowed_host(self, host: str, port: int) -> bool:
+        """Whether a local host, as written, may have an allowed address; that is checked at each connection."""
+        try:
+            return not self.is_refused(ipaddress.ip_address(host), port)
+        except ValueError:
+            return bool(self.allowed)
+
+
+def _is_own(address: IpAddress) -> bool:
+    """Whether an address is one of this machine: only those can be bound."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
+
+
+class _DaemonThread(Thread):
+    """A thread that does not keep the process alive."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, daemon=True)
+
+
+class _ResolverThreads(ThreadPool):
+    """Threads of their own, because name servers of users may hang: they use up none of the reactor's."""
+
+    threadFactory = _DaemonThread  # noqa: N815 - Twisted's name
+
+
+@implementer(IHostnameResolver)
+@frozen
+class _Resolver:
+    """Resolves names with getaddrinfo, in threads; a name that cannot be resolved has no addresses."""
+
+    _reactor: Any
+    _threads: ThreadPool
+    _look_up: Callable[..., Sequence[Any]]
+
+    def resolveHostName(
+        self, resolutionReceiver: Any, hostName: str, portNumber: int = 0, *_: object, **__: object
+    ) -> Any:
+        resolution = NameLookup(hostName)
+        resolutionReceiver.resolutionBegan(resolution)
+        looking = deferToThreadPool(
+            self._reactor, self._threads, self._look_up, hostName, portNumber, 0, socket.SOCK_STREAM
+        )
+
+        def found(results: Sequence[Any] | Failure) -> None:
+            for family, _, _, _, address in () if isinstance(results, Failure) else results:
+                type_ = {socket.AF_INET: IPv4Address, socket.AF_INET6: IPv6Address}.get(family)
+                if type_ is not None:
+                    resolutionReceiver.addressResolved(type_("TCP", *address))
+            resolutionReceiver.resolutionComplete()
+
+        looking.addBoth(found)
+        return resolution
+
+
+@implementer(IReactorPluggableNameResolver)
+@frozen
+class _CheckedReactor:
+    """What an endpoint needs of a reactor; connects only to addresses that the policy accepts."""
+
+    _reactor: Any
+    _policy: AddressPolicy
+    nameResolver: Any  # noqa: N815 - Twisted's name
+
+    def installNameResolver(self, resolver: Any) -> Any:
+        raise NotImplementedError
+
+    def connectTCP(self, host: str, port: int, *args: Any, **kwargs: Any) -> Any:
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            # The reactor would resolve it, unchecked.
+            raise RefusedAddressError(host) from None
+        if self._policy.is_refused(address, port):
+            raise RefusedAddressError(host)
+        return self._reactor.connectTCP(host, port, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+
+@implementer(IHostResolution)
+@frozen
+class NameLookup:
+    """A look-up under way; it cannot be cancelled."""
+
+    name: str
+
+    def cancel(self) -> None:
+        raise NotImplementedError
+
+
+class _BoundedProtocol(ProtocolWrapper):
+    """Ends the connection of a receiver that sends too much."""
+
+    received = 0
+    exceeded = False
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += len(data)
+        if self.received > _MOST_RECEIVED:
+            self.exceeded = True
+            transport: Any = self.transport
+            transport.abortConnection()
+        else:
+            super().dataReceived(data)  # type: ignore[no-untyped-call]
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        lost = Failure(_TooMuchReceivedError()) if self.exceeded else reason
+        super().connectionLost(lost)  # type: ignore[no-untyped-call]
+
+
+class _BoundedFactory(WrappingFactory):
+    protocol = _BoundedProtocol
+    # It logs each connection otherwise.
+    noisy = False
+
+    def registerProtocol(self, p: Any) -> None: ...
+
+    def unregisterProtocol(self, p: Any) -> None: ...
+
+
+@implementer(IStreamClientEndpoint)
+@frozen
+class _BoundedEndpoint:
+    _endpoint: Any
+    _opened: list[_BoundedProtocol]
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        connecting: Deferred[Any] = self._endpoint.connect(_BoundedFactory(factory))  # type: ignore[no-untyped-call]
+        return connecting.addCallback(self._connected)
+
+    def _connected(self, protocol: _BoundedProtocol) -> Any:
+        self._opened.append(protocol)
+        return protocol.wrappedProtocol
+
+
+@implementer(IAgentEndpointFactory)
+@frozen
+class _CheckedEndpoints:
+    """Makes the connections of one message; ``opened`` has those that were made."""
+
+    _reactor: Any
+    _tls: IPolicyForHTTPS
+    _connect_timeout_s: float
+    opened: list[_BoundedProtocol] = field(factory=list)
+
+    def close(self) -> None:
+        """End the connections at once: a receiver that does not end its side must not keep them."""
+        for protocol in self.opened:
+            transport: Any = protocol.transport
+            transport.abortConnection()
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        host = uri.host.decode("ascii").removeprefix("[").removesuffix("]")
+        endpoint: Any = HostnameEndpoint(self._reactor, host, uri.port, timeout=self._connect_timeout_s)
+        if uri.scheme == b"https":
+            # The policy is Twisted's interface: it makes the TLS side, and verifies the name.
+            endpoint = wrapClientTLS(self._tls.creatorForNetloc(host.encode("ascii"), uri.port), endpoint)
+        bounded: IStreamClientEndpoint = _BoundedEndpoint(endpoint, self.opened)
+        return bounded
+
+
+class _Discard(Protocol):
+    """Reads the rest of a response, which is bounded, and drops it."""
+
+    def __init__(self, ended: Deferred[None]) -> None:
+        self._ended: Deferred[None] | None = ended
+
+    def dataReceived(self, data: bytes) -> None: ...
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        if self._ended is not None:
+            ended, self._ended = self._ended, None
+            ended.callback(None)
+
+
+@define(eq=False, kw_only=True)
+class Receivers:
+    """Sends messages to receivers.
+
+    Attributes:
+        tls: verifies their certificates.
+        timeout_s: for one message, from the resolution of the name to the end of the response.
+    """
+
+    reactor: Any
+    addresses: AddressPolicy
+    tls: IPolicyForHTTPS
+    timeout_s: float
+    user_agent: str
+    look_up: Callable[..., Sequence[Any]] = socket.getaddrinfo
+    _threads: ThreadPool = field(factory=lambda: _ResolverThreads(0, _RESOLVER_THREADS, name="resolve receivers"))
+
+    def start(self) -> None:
+        self._threads.start()
+
+    def stop(self) -> None:
+        """End idle threads. A look-up that hangs is not waited for: its thread ends with the process."""
+        if not self._threads.joined and not self._threads.working:
+            self._threads.stop()
+
+    async def send(self, url: str, body: bytes, headers: dict[str, str]) -> SendResult:
+        """POST a message, and say what came of it."""
+        begun = self.reactor.seconds()
+        sending = Deferred.fromCoroutine(self._post(url, body, headers))
+        timed_out: list[None] = []
+        timer = self.reactor.callLater(self.timeout_s, partial(self._cut_off, sending, timed_out))
+        try:
+            found = await sending
+        except Exception as error:
+            found = SendResult(error=self._words(error, timed_out=bool(timed_out)))
+            if isinstance(error, CancelledError) and not timed_out:
+                raise
+        finally:
+            if timer.active():
+                timer.cancel()
+        elapsed_s = self.reactor.seconds() - begun
+        return SendResult(
+            status=found.status, error=found.error, retry_after_s=found.retry_after_s, elapsed_s=elapsed_s
+        )
+
+    @staticmethod
+    def _cut_off(sending: Deferred[SendResult], timed_out: list[None]) -> None:
+        timed_out.append(None)
+        sending.cancel()
+
+    async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> SendResult:
+        try:
+            self.addresses.check_url(url)
+        except ValueError as error:
+            # The configuration has changed since it was stored.
+            return SendResult(error=f"its URL is not accepted any more: {error}")
+        sent = Headers({"Content-Type": ["application/json"], "User-Agent": [self.user_agent]})
+        for name, value in headers.items():
+            sent.setRawHeaders(name, [value])
+        resolver = _Resolver(self.reactor, self._threads, self.look_up)
+        checked = _CheckedReactor(self.reactor, self.addresses, resolver)
+        endpoints = _CheckedEndpoints(checked, self.tls, self.timeout_s)
+        # Without a pool: each message has a connection of its own, whose address is checked.
+        agent = Agent.usingEndpointFactory(self.reactor, endpoints, pool=None)
+        try:
+            response: Any = await agent.request(b"POST", url.encode("ascii"), sent, FileBodyProducer(BytesIO(body)))
+            return await self._outcome(response)
+        finally:
+            endpoints.close()
+
+    async def _outcome(self, response: Any) -> SendResult:
+        status = int(response.code)
+        retry_after_s = _seconds(response.headers.getRawHeaders("retry-after"))
+        if not 200 <= status < 300:
+            what = "a redirect, which is not followed" if 300 <= status < 400 else "not a success"
+            return SendResult(status=status, error=f"it answered {status}, {what}", retry_after_s=retry_after_s)
+        # The message is accepted; the end of the response is awaited to close the connection in order.
+        ended: Deferred[None] = Deferred()
+        response.deliverBody(_Discard(ended))
+        with contextlib.suppress(CancelledError):
+            await ended
+        return SendResult(status=status)
+
+    def _words(self, error: Exception, *, timed_out: bool) -> str:
+        """Why no answer came."""
+        causes = [error, *(each.value for each in getattr(error, "reasons", ()) or ())]
+        if any(isinstance(each, RefusedAddressError) for each in causes):
+            return "its address is of the service's own machine or its link, or excluded by the operator"
+        if any(isinstance(each, _TooMuchReceivedError) for each in causes):
+            return f"it answered with more than {_MOST_RECEIVED} bytes before the end of its headers"
+        if refusal_reason(Failure(error)) is not None:
+            return _BAD_CERTIFICATE
+        if timed_out or isinstance(error, connection_errors.TimeoutError | CancelledError | ConnectingCancelledError):
+            return f"it did not answer within {self.timeout_s:g} s"
+        if isinstance(error, DNSLookupError):
+            return "its name cannot be resolved"
+        if isinstance(error, connection_errors.ConnectionRefusedError):
+            return "it refused the connection"
+        if isinstance(error, ConnectError):
+            return "it cannot be reached"
+        if isinstance(error, ResponseNeverReceived | ResponseFailed):
+            return "it closed the connection without a complete answer"
+        return f"sending failed ({type(error).__name__})"
+
+
+def _seconds(values: Sequence[str] | None) -> float:
+    """The seconds of a ``Retry-After``; 0 for none, and for dates."""
+    text = values[0].strip() if values else ""
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 8 else 0.0
