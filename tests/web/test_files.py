@@ -231,6 +231,14 @@ async def test_a_listing_that_fails_says_why(service: Service) -> None:
 def test_natural_order() -> None:
     names = ["9", "10", "a1", "A2", "a10", "b", "1a", "", "é2", "٣"]
     assert sorted(names, key=natural_key) == ["", "1a", "9", "10", "a1", "A2", "a10", "b", "é2", "٣"]
+    # The numbers of a hostile server have any length.
+    longest = "9" * 5000
+    assert sorted([f"1{longest}", longest, "run8", "run007"], key=natural_key) == [
+        longest,
+        f"1{longest}",
+        "run007",
+        "run8",
+    ]
 
 
 @pytest.mark.parametrize("name", ["a b", "x ", "[a]", "!x", "#", "\\", "a\nb", "*?", "é"])
