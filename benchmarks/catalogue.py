@@ -243,6 +243,16 @@ _ALL = (
         (Bar("within 2x", "ratio/median", least=0.5),),
     ),
     Benchmark(
+        "sse_listeners",
+        "Latency of a client while 1,000 others listen to events, and a job ends each second",
+        "sse_listeners",
+        (),
+        (
+            Bar("within 2x", "ratio/median", least=0.5),
+            Bar("growth of the daemon under 50 MiB", "growth of the daemon (MiB)", most=50.0),
+        ),
+    ),
+    Benchmark(
         "queued_memory",
         "Memory of the daemon with 1,000,000 elements queued",
         "queued_memory",

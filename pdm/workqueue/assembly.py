@@ -10,7 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -341,7 +341,12 @@ class Assembly:
             ),
         )
         self._tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
-        self._housekeeping = Housekeeping(reactor=reactor, database=self.database, clock=clock)
+        self._housekeeping = Housekeeping(
+            reactor=reactor,
+            database=self.database,
+            clock=clock,
+            events_kept=timedelta(seconds=settings.events.keep_s),
+        )
         self._add_to(services)
 
     def _add_to(self, services: OrderedServices) -> None:

@@ -19,6 +19,7 @@ from pdm.workqueue.domain.pacing import BreakerPolicy
 from pdm.workqueue.execution import event_feed
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.event_feed import EventFeed, SlowReaderError, Subscription, SubscriptionEndedError
+from pdm.workqueue.execution.maintenance import Housekeeping
 from pdm.workqueue.store import jobs, users
 from pdm.workqueue.store.database import Database
 from tests.support.records import NOW, new_job
@@ -186,3 +187,19 @@ async def test_the_end_of_the_service_ends_all(database: Database, feed: EventFe
         await waiting
     with pytest.raises(SubscriptionEndedError, match="stopping"):
         await feed.subscribe(EventFilter()).next()
+
+
+@pytest_twisted.ensureDeferred
+async def test_old_events_are_deleted_and_a_reader_continues_with_the_rest(database: Database, feed: EventFeed) -> None:
+    kept = timedelta(days=30)
+    alice, _ = await users_of(database)
+    await submit(database, alice, 2)
+    first = (await take(feed.subscribe(EventFilter(), 0), 1))[0].id
+    housekeeping = Housekeeping(reactor=reactor, database=database, clock=lambda: NOW + kept, events_kept=kept)
+    await housekeeping.purge()
+    assert len(await feed.read(0, 10, EventFilter())) == 2
+    housekeeping.clock = lambda: NOW + kept + timedelta(seconds=1)
+    await housekeeping.purge()
+    assert await feed.read(0, 10, EventFilter()) == []
+    (job,) = await submit(database, alice)
+    assert [event.job for event in await take(feed.subscribe(EventFilter(), first), 1)] == [job]

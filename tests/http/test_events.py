@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,14 +17,17 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
+from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.execution import event_feed
+from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.http import event_streams
 from pdm.workqueue.store import events
+from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.store.records import events as rows
 from tests.http.service import ROOT, Service
 
@@ -240,3 +243,58 @@ async def test_a_stop_ends_streams_at_once(own_service: Service) -> None:
     await stopped
     assert time.monotonic() - begun < 1
     assert listener.text.endswith(": the service is stopping\n\n")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_outlives_an_outage_of_the_database(
+    service: Service, monkeypatch: pytest.MonkeyPatch, lost_errors: list[LogEvent]
+) -> None:
+    monkeypatch.setattr(event_streams, "READ_AGAIN_AFTER_S", 0.05)
+    await service.submit("outage")
+    read = EventFeed.read
+    failed: list[object] = []
+
+    async def away(feed: EventFeed, *arguments: Any) -> Any:
+        if len(failed) < 3:
+            failed.append(arguments)
+            raise DatabaseUnavailableError("it is away")
+        return await read(feed, *arguments)
+
+    monkeypatch.setattr(EventFeed, "read", away)
+    listener = await listen(service, "outage", "/events?after=0")
+    await listener.until(lambda: listener.events)
+    assert len(failed) == 3
+    assert "urn:" not in listener.text
+    close(listener)
+    assert not lost_errors
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_fault_cuts_a_stream(
+    service: Service, monkeypatch: pytest.MonkeyPatch, lost_errors: list[LogEvent]
+) -> None:
+    def broken(_: object) -> bytes:
+        raise RuntimeError("a bug")
+
+    listener = await listen(service, "cut", "/events")
+    monkeypatch.setattr(event_streams, "_encoded", broken)
+    await service.submit("cut")
+    while not listener.closed:
+        await deferLater(reactor, 0.01)
+    assert "urn:" not in listener.text
+    (event,) = lost_errors
+    assert "a bug" in str(event)
+    lost_errors.clear()
+    assert service.assembly.feed.listeners == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_ends_with_the_certificate(own_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_streams, "COMMENT_EVERY_S", 0.05)
+    listener = await listen(own_service, "expired", "/events")
+    await listener.until(lambda: "\n:\n" in listener.text)
+    own_service.skip[0] = timedelta(days=10_000)
+    while not listener.closed:
+        await deferLater(reactor, 0.01)
+    assert listener.text.endswith(": the certificate has expired\n\n")
+    assert own_service.assembly.feed.listeners == 0

@@ -134,6 +134,34 @@ def test_a_reader_whose_last_event_is_gone_continues_with_what_is_left(store: St
     assert [event.id for event in told(store, first.id or 0)] == [event.id for event in rest]
 
 
+def test_old_events_are_deleted_in_steps(store: Store) -> None:
+    user = store.user()
+    for _ in range(3):
+        store.submit(user)
+    store.pass_time(100)
+    kept = [store.submit(user).id for _ in range(2)]
+    assert [store.run(events.delete_old, store.now, 2) for _ in range(3)] == [2, 1, 0]
+    assert [event.job for event in told(store)] == kept
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
+def test_a_restored_dump_is_read_at_once_and_in_order(store: Store) -> None:
+    """The numbers of its transactions are those of another cluster."""
+    user = store.user()
+    before = [store.submit(user).id for _ in range(3)]
+    assert not store.run(events.repair_order)
+    first = told(store)[0].id
+    store.run(lambda session: session.execute(sa.update(rows).where(rows.c.id != first).values(xact=2**40)))
+    assert [event.id for event in told(store)] == [first]
+    assert store.run(events.repair_order)
+    after = store.submit(user).id
+    found = told(store)
+    assert [event.job for event in found] == [*before, after]
+    assert [event.job for event in told(store, found[1].id or 0)] == [before[2], after]
+    assert not store.run(events.repair_order)
+
+
 @pytest.mark.postgresql
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("writes_first", ["the one that commits last", "the one that commits first"])

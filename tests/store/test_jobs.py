@@ -71,6 +71,8 @@ def test_pages_of_jobs(store: Store) -> None:
     assert found(site=9) == [rename.id]
     assert found(label="x") == [listing.id]
     assert found(since=START + timedelta(seconds=1)) == [rename.id]
+    # A text that no database holds is not found.
+    assert found(label="x\0") == found(label_part="\0") == []
 
 
 def test_pages_of_elements(store: Store) -> None:
@@ -89,6 +91,7 @@ def test_pages_of_elements(store: Store) -> None:
     assert found(statuses=[JobStatus.FAILED, JobStatus.SUBMITTED]) == [1, 3]
     assert found(types=[JobType.MKDIR]) == [3]
     assert found(with_attempts=True) == [0, 1, 2]
+    assert found(name_part="\0") == []
 
 
 def test_cancelling_ends_what_waits_and_leaves_what_runs(store: Store) -> None:

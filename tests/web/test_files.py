@@ -179,12 +179,27 @@ async def test_a_copy_is_planned_then_carried_out_as_planned(service: Service) -
     assert job.options == options
     same = ("src_siteid", "src_filepath", "dst_siteid", "dst_filepath", "protocol", "priority", "label", "max_tries")
     assert all(getattr(job, name) == getattr(planned, name) for name in same)
+    # A double click starts one copy.
+    again = await service.act("ann", "/web/files/start", {"plan": str(planned.id)})
+    assert again.header("Location") == started.header("Location")
     # A plan of somebody else, and what is no plan.
     assert (await service.act("bob", "/web/files/start", {"plan": str(planned.id)})).status == 404
     assert (await service.act("ann", "/web/files/start", {"plan": str(job.id)})).status == 400
     at_once = await service.act("ann", "/web/files/plan", state | {"now": "1", "name": "a"})
     job = await service.job(int(at_once.header("Location").rpartition("/")[2]))
     assert (job.src_filepath, job.dst_filepath, job.options) == ("/data/a", "/to/a", {})
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_form_that_is_sent_twice_registers_one_copy(service: Service) -> None:
+    _, page = await _open(service, "ann", "/data", ListedEntry("a", "file"))
+    state = _state(page) | {"name": "a", "other_site": "2:DUMMY", "other_path": "/to"}
+    options = (await service.act("ann", "/web/files/copy", state)).body.decode()
+    (token,) = re.findall(r'name="token" value="(\w+)"', options)
+    form = state | {"token": token, "now": "1"}
+    answers = [await service.act("ann", "/web/files/plan", form | more) for more in ({}, {}, {"priority": "3"})]
+    first, again, changed = (answer.header("Location") for answer in answers)
+    assert first == again != changed
 
 
 @pytest_twisted.ensureDeferred
@@ -231,6 +246,14 @@ async def test_a_listing_that_fails_says_why(service: Service) -> None:
 def test_natural_order() -> None:
     names = ["9", "10", "a1", "A2", "a10", "b", "1a", "", "é2", "٣"]
     assert sorted(names, key=natural_key) == ["", "1a", "9", "10", "a1", "A2", "a10", "b", "é2", "٣"]
+    # The numbers of a hostile server have any length.
+    longest = "9" * 5000
+    assert sorted([f"1{longest}", longest, "run8", "run007"], key=natural_key) == [
+        longest,
+        f"1{longest}",
+        "run007",
+        "run8",
+    ]
 
 
 @pytest.mark.parametrize("name", ["a b", "x ", "[a]", "!x", "#", "\\", "a\nb", "*?", "é"])

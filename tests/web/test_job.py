@@ -108,6 +108,7 @@ async def test_elements_are_paged_and_found_by_state_code_and_name(service: Serv
     assert await found("?status=FAILED&code=PERMISSION_DENIED&after=140") == list(range(141, 151))
     assert await found("?name=F14&status=") == list(range(141, 151))
     assert await found("?name=%25") == []
+    assert await found(f"?after={2**63 - 1}") == []
     assert (await service.browse("ada", f"/web/jobs/{number}/elements?status=ODD")).status == 400
 
 

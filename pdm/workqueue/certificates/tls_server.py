@@ -62,7 +62,8 @@ class Handshake:
     """What is known about a connection whose certificate is being verified.
 
     Attributes:
-        shown: the certificates that OpenSSL has found good, the root first: it shows one at a time.
+        shown: the certificates that OpenSSL has found good, the root first: it shows one at a time; empty once it has
+            shown the leaf.
         condemned: why the chain is refused as soon as its leaf has been seen; None if it is not.
         constrained: whether its authorities are all bound by policies.
     """
@@ -330,6 +331,9 @@ class ServerTls:
             elif ok:
                 reason = self._reason_to_refuse(trust, handshake, certificate, is_leaf=depth == 0)
                 handshake.shown.append(certificate)
+                if depth == 0:
+                    # All has been seen. What is read of a chain takes as much memory as the rest of a connection.
+                    handshake.shown.clear()
             elif error == SSL.X509VerificationCodes.ERR_INVALID_CA and depth:
                 handshake.condemned = reason_of(error)
             elif not _is_missing_list(error) or trust.must_be_listed(certificate.issuer):

@@ -281,6 +281,12 @@ class SshSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user: str = ""
 
 
+class EventSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``keep_s``: how long events are stored, for readers that resume; webhooks and mail need some hours."""
+
+    keep_s: Annotated[float, _kind("duration", ge=3600, le=3650 * _DAY)] = field(default=30 * _DAY, name="keep")
+
+
 class WebhookSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How events are sent to the webhooks of users.
 
@@ -344,6 +350,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue: QueueSettings = QueueSettings()
     credentials: CredentialSettings = CredentialSettings()
     ssh: SshSettings = SshSettings()
+    events: EventSettings = EventSettings()
     webhooks: WebhookSettings = WebhookSettings()
     mail: MailSettings = MailSettings()
 
@@ -361,6 +368,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "queue": QueueSettings,
     "credentials": CredentialSettings,
     "ssh": SshSettings,
+    "events": EventSettings,
     "webhooks": WebhookSettings,
     "mail": MailSettings,
 }

@@ -1,6 +1,7 @@
 """Background maintenance of queue and storage.
 
-Removes leftover files of copies, resumes jobs that were HELD for missing software, expires idempotency keys.
+Removes leftover files of copies, resumes jobs that were HELD for missing software, deletes expired idempotency keys and
+events.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
 from pdm.workqueue.execution.site_directory import reached_by_protocol
 from pdm.workqueue.movers import BUILT_IN, MOVERS
 from pdm.workqueue.sites.registry import SiteRegistry, moved_by_tools
-from pdm.workqueue.store import job_changes, jobs, results
+from pdm.workqueue.store import events, job_changes, jobs, results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError
 from pdm.workqueue.store.job_changes import HeldRoute
@@ -239,20 +240,26 @@ def _missing_protocols(found: Mapping[str, str]) -> dict[JobProtocol, str]:
 KEYS_KEPT = timedelta(days=7)
 _PERIOD_S = 3600.0
 _KEYS_AT_ONCE = 1000
+_EVENTS_AT_ONCE = 1000
 
 
 @define(eq=False, kw_only=True)
 class Housekeeping:
-    """Expires idempotency keys once an hour, a few per transaction."""
+    """Deletes expired idempotency keys and events once an hour, a few per transaction.
+
+    Attributes:
+        events_kept: for how long.
+    """
 
     reactor: IReactorTime
     database: Database
     clock: Callable[[], datetime]
+    events_kept: timedelta
     _periodic: Periodic | None = None
     _log: Logger = field(factory=Logger)
 
     def start(self) -> None:
-        self._periodic = Periodic(self.reactor, "expire idempotency keys", _PERIOD_S, self.purge)
+        self._periodic = Periodic(self.reactor, "expire keys and events", _PERIOD_S, self.purge)
         self._periodic.start()
 
     async def stop(self) -> None:
@@ -260,6 +267,26 @@ class Housekeeping:
             await self._periodic.stop()
 
     async def purge(self) -> None:
+        """Delete what has expired."""
+        await self._purge_events()
+        await self._purge_keys()
+
+    async def _purge_events(self) -> None:
+        before, count = self.clock() - self.events_kept, 0
+        deleted = _EVENTS_AT_ONCE
+        while deleted == _EVENTS_AT_ONCE:
+            try:
+                deleted = await self.database.run("delete old events", events.delete_old, before, _EVENTS_AT_ONCE)
+            except DatabaseClosedError:
+                raise
+            except Exception:
+                self._log.failure("old events could not be deleted; tried again in {period:g} s", period=_PERIOD_S)
+                break
+            count += deleted
+        if count:
+            self._log.info("{count} old events deleted", count=count)
+
+    async def _purge_keys(self) -> None:
         """Delete keys older than `KEYS_KEPT`; a failed transaction does not prevent the others."""
         before = self.clock() - KEYS_KEPT
         after, count = (0, ""), 0

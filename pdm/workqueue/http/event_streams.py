@@ -7,31 +7,49 @@ last event says; it can resume where it was.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import lru_cache
 
 import msgspec
 from attrs import frozen
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from pdm.workqueue.domain.events import Event
 from pdm.workqueue.execution.event_feed import SlowReaderError, Subscription, SubscriptionEndedError
 from pdm.workqueue.http.request import ApiRequest, FlowControl
+from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
+from pdm.workqueue.telemetry.logging import log_incident
 from pdm.workqueue.wire.events import EVENT_STREAM, EventView
 
 #: Seconds between two comments, by which both ends notice that the other one is gone.
 COMMENT_EVERY_S = 15.0
+#: Seconds after which a stream that has begun reads again, while the database is away.
+READ_AGAIN_AFTER_S = 1.0
 #: Milliseconds after which a browser connects again.
 _RETRY_MS = 1000
 #: Events that are kept in their encoded form, because several streams give them out at the same time.
 _MOST_ENCODED = 1024
 
+_log = Logger()
+
 
 @frozen
 class EventStream:
-    """A result that is written until the client leaves, or the service stops."""
+    """A result that is written until the client leaves, its certificate expires, or the service stops.
+
+    Attributes:
+        until: when the certificate expires, by `clock`.
+    """
 
     subscription: Subscription
     reactor: IReactorTime
+    clock: Callable[[], datetime]
+    until: datetime
 
 
 def event_view(event: Event) -> EventView:
@@ -71,23 +89,30 @@ async def write_events(request: ApiRequest, status: int, stream: EventStream) ->
         # A client that leaves before the first event resumes from here.
         request.write(b"retry: %d\nid: %d\n\n" % (_RETRY_MS, begins_after))
         request.channel.streaming()
-        comments = _Comments(request, flow, stream.reactor)
+        comments = _Comments(request, flow, stream)
         try:
-            await _write_all(request, flow, subscription)
+            await _write_all(request, flow, stream)
+        except CancelledError:
+            raise
+        except Exception:
+            # A problem cannot be sent any more. The loss of the connection cancels this handler.
+            log_incident(_log, Failure())
+            request.abort()
+            await Deferred()
         finally:
             comments.stop()
     finally:
         subscription.close()
 
 
-async def _write_all(request: ApiRequest, flow: FlowControl, subscription: Subscription) -> None:
+async def _write_all(request: ApiRequest, flow: FlowControl, stream: EventStream) -> None:
     try:
         while True:
-            events = await subscription.next()
+            events = await _next_events(stream)
             request.write(b"".join(map(_encoded, events)))
             await flow.open()
     except SlowReaderError as error:
-        last = msgspec.json.encode({"reason": str(error), "after": subscription.after})
+        last = msgspec.json.encode({"reason": str(error), "after": stream.subscription.after})
         request.write(b"event: dropped\ndata: %s\n\n" % last)
     except SubscriptionEndedError as error:
         request.write(b": %s\n\n" % str(error).encode("ascii"))
@@ -95,20 +120,36 @@ async def _write_all(request: ApiRequest, flow: FlowControl, subscription: Subsc
     request.channel.loseConnection()
 
 
-class _Comments:
-    """Writes a comment periodically, unless the client does not read."""
+async def _next_events(stream: EventStream) -> Sequence[Event]:
+    """The next events; while the database is away the stream stays, because browsers give up at an error status."""
+    while True:
+        try:
+            return await stream.subscription.next()
+        except DatabaseClosedError as error:
+            raise SubscriptionEndedError("the service is stopping") from error
+        except DatabaseUnavailableError:
+            await deferLater(stream.reactor, READ_AGAIN_AFTER_S)
 
-    def __init__(self, request: ApiRequest, flow: FlowControl, reactor: IReactorTime) -> None:
+
+class _Comments:
+    """Writes a comment periodically, unless the client does not read; ends the stream of an expired certificate."""
+
+    def __init__(self, request: ApiRequest, flow: FlowControl, stream: EventStream) -> None:
         self._request = request
         self._flow = flow
-        self._reactor = reactor
-        self._timer: IDelayedCall = reactor.callLater(COMMENT_EVERY_S, self._write)
+        self._stream = stream
+        self._timer: IDelayedCall = stream.reactor.callLater(COMMENT_EVERY_S, self._write)
 
     def stop(self) -> None:
         if self._timer.active():
             self._timer.cancel()
 
     def _write(self) -> None:
+        stream = self._stream
+        if stream.clock() >= stream.until:
+            # Other requests on the connection are refused from now on, too.
+            stream.subscription.end(SubscriptionEndedError("the certificate has expired"))
+            return
         if not self._flow.is_paused:
             self._request.write(b":\n\n")
-        self._timer = self._reactor.callLater(COMMENT_EVERY_S, self._write)
+        self._timer = stream.reactor.callLater(COMMENT_EVERY_S, self._write)

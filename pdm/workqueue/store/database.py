@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.store import engines, jobs
+from pdm.workqueue.store import engines, events, jobs
 from pdm.workqueue.store.engines import DEFAULT_TIMEOUTS, DatabaseTimeouts, Engines, make_engines
 from pdm.workqueue.store.errors import (
     Availability,
@@ -256,3 +256,4 @@ def _line(reason: object) -> str:
 
 def _migrate(session: Session) -> None:
     engines.migrate(session.connection())
+    events.repair_order(session)

@@ -325,6 +325,9 @@ def page_statement(wanted: JobFilter) -> sa.Select[Any]:
         statement = statement.where(jobs.c.type.in_(wanted.types))
     if wanted.site is not None:
         statement = statement.where(sa.or_(jobs.c.src_siteid == wanted.site, jobs.c.dst_siteid == wanted.site))
+    if "\0" in (wanted.label or "") + (wanted.label_part or ""):
+        # No text has NUL: PostgreSQL refuses it, also as a value to compare with.
+        return statement.where(sa.false())
     if wanted.label is not None:
         statement = statement.where(jobs.c.label == wanted.label)
     if wanted.label_part is not None:
@@ -372,6 +375,8 @@ def elements_statement(job_id: int, wanted: ElementFilter) -> sa.Select[Any]:
         )
     if wanted.scopes:
         statement = statement.where(elements.c.failure_scope.in_([scope.value for scope in wanted.scopes]))
+    if "\0" in (wanted.name_part or ""):
+        return statement.where(sa.false())
     if wanted.name_part is not None:
         found = (
             column.icontains(wanted.name_part, autoescape=True)

@@ -6,7 +6,9 @@ else than what was planned is copied.
 
 from __future__ import annotations
 
+import hashlib
 import re
+import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.paths import joined
 from pdm.workqueue.http.endpoints import jobs
 from pdm.workqueue.http.problems import InvalidInputError
+from pdm.workqueue.store.jobs import IdempotencyKey
 from pdm.workqueue.web.files import (
     LABEL,
     URL,
@@ -49,7 +52,10 @@ class CopyForm(FilesForm, frozen=True, kw_only=True, forbid_unknown_fields=True)
         existing: an ``overwrite`` or ``sync``.
         rules: filters, a line each: ``+ PATTERN`` or ``- PATTERN``.
         now: whether to copy without a plan.
+        token: of the page that the form is on, so that a form that is sent twice registers one job.
     """
+
+    token: Annotated[str, Meta(max_length=100)] | None = None
 
     protocol: str | None = None
     existing: Existing = "never"
@@ -155,6 +161,7 @@ async def _options_page(visit: Visit, form: CopyForm, at: ActPlace, problem: Inv
         "protocol": form.protocol or _best_protocol(at, protocols),
         "back": form.panes.url(),
         "encoded": encoded_path,
+        "token": form.token or secrets.token_hex(8),
     }
     status = 200 if problem is None else problem.status
     return Page(template="files_copy.html", context=context, status=status, problem=problem)
@@ -181,7 +188,8 @@ async def plan_copy(visit: Visit, form: CopyForm) -> Page | Redirect:
     async def act(visit: Visit, form: Any, at: ActPlace) -> Page | Redirect:
         try:
             body = _submission(visit, form, at, selected(form))
-            job: Any = await jobs.submit_copy.handler(visit.api, visit.caller, body=body, key=None)
+            key = None if form.token is None else _key(visit, f"of the page {form.token}", body)
+            job: Any = await jobs.submit_copy.handler(visit.api, visit.caller, body=body, key=key)
         except InvalidInputError as error:
             return await _options_page(visit, form, at, error)
         if form.now:
@@ -190,6 +198,12 @@ async def plan_copy(visit: Visit, form: CopyForm) -> Page | Redirect:
         return Redirect(f"{_PLAN_URL}{view}{'&' if view else '?'}plan={job.id}")
 
     return await in_view(visit, form, act)
+
+
+def _key(visit: Visit, word: str, body: SubmitCopy) -> IdempotencyKey:
+    """The same for a form that is sent twice, by a double click or a reload; another if the form was changed."""
+    digest = hashlib.sha256(msgspec.json.encode(body, order="sorted")).hexdigest()
+    return IdempotencyKey(visit.caller.user_id, f"copy {word} {digest}", digest)
 
 
 class PlanQuery(FilesQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -242,5 +256,6 @@ async def start_copy(visit: Visit, form: StartForm) -> Redirect:
         priority=planned.priority,
         max_tries=planned.max_tries,
     )
-    job: Any = await jobs.submit_copy.handler(visit.api, visit.caller, body=body, key=None)
+    key = _key(visit, f"of the plan {planned.id}", body)
+    job: Any = await jobs.submit_copy.handler(visit.api, visit.caller, body=body, key=key)
     return Redirect(f"/web/jobs/{job.id}", f"job {job.id} copies as planned by job {planned.id}")

@@ -43,10 +43,16 @@ class DirectoryPage:
     is_sorted: bool = True
 
 
-def natural_key(name: str) -> tuple[list[str | int], str]:
+def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
     """Sorts ``run9`` before ``run10``, upper and lower case together."""
     # Every second part is a number, so that numbers and texts are never compared.
-    return [int(part) if at % 2 else part.casefold() for at, part in enumerate(_NUMBER.split(name))], name
+    return [_digits_key(part) if at % 2 else part.casefold() for at, part in enumerate(_NUMBER.split(name))], name
+
+
+def _digits_key(digits: str) -> tuple[int, str]:
+    """Sorts digits by their value; int() refuses more than 4,300 of them, which a server may well send."""
+    significant = digits.lstrip("0")
+    return len(significant), significant
 
 
 def _in_order(entries: Sequence[ListedEntry]) -> list[ListedEntry]:

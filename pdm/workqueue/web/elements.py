@@ -83,7 +83,7 @@ async def show_elements(visit: Visit, job_id: int, query: ElementListQuery) -> P
     """A page of elements, in the order of their numbers."""
     after = -1 if query.after is None else query.after
     # A search that finds little would read all elements of a large job: each page reads a part.
-    until = after + _SEARCHED
+    until = min(after + _SEARCHED, LARGEST_ID)
     wanted = ElementFilter(
         statuses=enum_members(JobStatus, (query.status,) if query.status else (), "status"),
         codes=failure_codes([query.code] if query.code else []),

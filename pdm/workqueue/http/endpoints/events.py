@@ -38,7 +38,7 @@ async def list_events(
     kinds = _kinds(query)
     if kinds is None and media_type == EVENT_STREAM:
         kinds = frozenset(EventKind) - {EventKind.PROGRESS}
-    return await _given(api, EventFilter(owner=caller.scope, kinds=kinds), query, media_type, last_event_id)
+    return await _given(api, caller, EventFilter(owner=caller.scope, kinds=kinds), query, media_type, last_event_id)
 
 
 @endpoint(
@@ -58,7 +58,7 @@ async def list_job_events(
     A stream is resumed by ``Last-Event-ID`` or ``after``, without gap or double.
     """
     await api.job(job_id, caller.scope)
-    return await _given(api, EventFilter(job=job_id, kinds=_kinds(query)), query, media_type, last_event_id)
+    return await _given(api, caller, EventFilter(job=job_id, kinds=_kinds(query)), query, media_type, last_event_id)
 
 
 def _kinds(query: EventQuery) -> frozenset[EventKind] | None:
@@ -66,11 +66,16 @@ def _kinds(query: EventQuery) -> frozenset[EventKind] | None:
 
 
 async def _given(
-    api: ApiContext, wanted: EventFilter, query: EventQuery, media_type: str, last_event_id: str | None
+    api: ApiContext,
+    caller: Caller,
+    wanted: EventFilter,
+    query: EventQuery,
+    media_type: str,
+    last_event_id: str | None,
 ) -> Sequence[EventView] | EventStream:
     if media_type == EVENT_STREAM:
         after = query.after if last_event_id is None else _event_id(last_event_id)
-        return EventStream(api.feed.subscribe(wanted, after), api.reactor)
+        return EventStream(api.feed.subscribe(wanted, after), api.reactor, api.clock, caller.certificate_ends_at)
     page = await api.database.read(
         "page of events",
         events.events_after,
