@@ -304,6 +304,7 @@ async def test_an_unknown_parameter_is_refused_everywhere(service: Service) -> N
         "delegation_id": "x",
         "credential_id": 1,
         "schedule_id": 1,
+        "webhook_id": 1,
     }
     for endpoint in ENDPOINTS:
         if endpoint.query is None and endpoint.path != "/health":

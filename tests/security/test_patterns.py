@@ -17,7 +17,7 @@ import pytest
 
 import pdm.workqueue
 from pdm.workqueue.certificates import names
-from pdm.workqueue.domain import subjects
+from pdm.workqueue.domain import mail, subjects
 from pdm.workqueue.helpers.gridftp.replies import _PASSIVE_ADDRESS
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
 from pdm.workqueue.http.openapi import openapi_document
@@ -30,6 +30,8 @@ _DELIMITED = {
     r"((?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+) ",
     r"\r\n(?=(?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+ )",
     r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*",
+    # The parts of a mail address are divided by dots, which none of them holds.
+    mail._ADDRESS.pattern,
     # The inner repetition looks ahead from a slash, and stops at the next one.
     *(each.pattern for each in (names._PART, subjects._PART)),
 }
