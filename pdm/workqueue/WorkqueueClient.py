@@ -591,16 +591,19 @@ class WorkqueueClient:
         kinds: Sequence[EventKind | str] = (),
         after: int | None = None,
         limit: int | None = None,
+        newest_first: bool = False,
     ) -> Deferred[Sequence[EventView]]:
-        """Stored events, the oldest first, of a job or of all jobs of the caller (of all users, for operators).
+        """Stored events of a job or of all jobs of the caller (of all users, for operators).
 
         Args:
             job_id: None for all jobs.
             kinds: only these.
             after: id of the last event of the page before.
             limit: how many at most; by default 100.
+            newest_first: whether these are the latest ones, the newest first.
         """
-        query = [*_kinds_query(kinds), *encode_query(after=after, limit=limit)]
+        order = "newest" if newest_first else None
+        query = [*_kinds_query(kinds), *encode_query(after=after, limit=limit, order=order)]
         return self._fetch(tuple[EventView, ...], "GET", _events_path(job_id), query)
 
     async def events(

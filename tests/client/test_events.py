@@ -42,6 +42,8 @@ async def test_a_page(as_user: ClientOf) -> None:
     (event,) = await client.events_page(jobs[1].id, kinds=[EventKind.JOB], limit=1)
     assert (event.job, event.data["status"]) == (jobs[1].id, "SUBMITTED")
     assert [each.job for each in await client.events_page(after=event.id)] == [jobs[2].id]
+    latest = await client.events_page(newest_first=True, limit=2)
+    assert [each.job for each in latest] == [jobs[2].id, jobs[1].id]
 
 
 @ensure

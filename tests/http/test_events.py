@@ -121,6 +121,7 @@ async def test_a_page_of_events(service: Service) -> None:
         ("/events?kinds=noise", {}, "invalid-input ?kinds"),
         ("/events?limit=1001", {}, "invalid-input ?limit"),
         ("/events?after=-1", {}, "invalid-input ?after"),
+        ("/events?order=newest", {"Accept": "text/event-stream"}, "invalid-input ?order"),
         ("/events", {"Accept": "text/event-stream", "Last_Event_ID": "latest"}, "invalid-input Last-Event-ID"),
         ("/events", {"Accept": "text/event-stream", "Last_Event_ID": "9" * 19}, "invalid-input Last-Event-ID"),
         ("/events", {"Accept": "text/html"}, "not-acceptable Accept"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
 from typing import Any
 
 import click
@@ -21,14 +20,14 @@ from pdm.workqueue.wire.events import EventView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 _KINDS = click.Choice([kind.value for kind in EventKind], case_sensitive=False)
-_PAGE_SIZE = 1000
+_MOST = 1000
 
 
 @click.command()
 @click.argument("job_id", metavar="[N]", type=JOB_NUMBER, required=False)
 @click.option("-f", "--follow", is_flag=True, help="Show events as they happen; of one job, until it has ended.")
 @click.option("--kind", "kinds", type=_KINDS, multiple=True, help="Only events of this kind; may be repeated.")
-@click.option("-n", "--last", type=click.IntRange(min=1), default=20, help="Number of events, the newest (default 20).")
+@click.option("-n", "--last", type=click.IntRange(1, _MOST), default=20, help="Show the newest N events (default 20).")
 @format_option
 def events(job_id: int | None, follow: bool, kinds: tuple[str, ...], last: int, form: str) -> None:
     """Show what has happened to job N, or to all my jobs: status changes, failures, held jobs.
@@ -37,15 +36,10 @@ def events(job_id: int | None, follow: bool, kinds: tuple[str, ...], last: int, 
     """
 
     async def action(client: WorkqueueClient) -> int:
-        newest: deque[EventView] = deque(maxlen=last)
-        after = 0
-        while page := await client.events_page(job_id, kinds=kinds, after=after, limit=_PAGE_SIZE):
-            newest.extend(page)
-            after = page[-1].id or after
-            if len(page) < _PAGE_SIZE:
-                break
-        for event in newest:
+        newest = await client.events_page(job_id, kinds=kinds, limit=last, newest_first=True)
+        for event in reversed(newest):
             _print(event, form)
+        after = newest[0].id or 0 if newest else 0
         if follow:
             await _follow(client, job_id, kinds, after, form)
         return ExitCode.DONE

@@ -201,8 +201,9 @@ def events_after(
     owner: int | None = None,
     job: int | None = None,
     kinds: Collection[EventKind] | None = None,
+    newest_first: bool = False,
 ) -> list[Event]:
-    """The next events, in the order in which all readers see them.
+    """The next events, in the order in which all readers see them; or the latest, in reverse.
 
     On PostgreSQL ids of transactions that ran at the same time may not ascend: continue after the *last* event, not
     after the highest id. Events that a transaction which still runs may yet precede are held back, so that a reader
@@ -220,6 +221,9 @@ def events_after(
         statement = statement.where(events.c.job_id == job)
     if kinds is not None:
         statement = statement.where(events.c.kind.in_([kind.value for kind in kinds]))
+    if newest_first:
+        order = (events.c.xact.desc(), events.c.id.desc()) if is_shared else (events.c.id.desc(),)
+        statement = statement.order_by(None).order_by(*order)
     return [_event(row) for row in session.execute(statement)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -43,3 +43,7 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     limit: Annotated[
         Annotated[int, Meta(ge=1, le=_LONGEST_PAGE)], Meta(description="At most so many; a stream has no limit.")
     ] = _USUAL_PAGE
+    order: Annotated[
+        Literal["oldest", "newest"],
+        Meta(description="Which come first in a page; no choice for a stream."),
+    ] = "oldest"

@@ -74,6 +74,8 @@ async def _given(
     last_event_id: str | None,
 ) -> Sequence[EventView] | EventStream:
     if media_type == EVENT_STREAM:
+        if query.order == "newest":
+            raise InvalidInputError("a stream begins with the oldest: leave order out", "?order")
         after = query.after if last_event_id is None else _event_id(last_event_id)
         return EventStream(api.feed.subscribe(wanted, after), api.reactor, api.clock, caller.certificate_ends_at)
     page = await api.database.read(
@@ -84,6 +86,7 @@ async def _given(
         owner=wanted.owner,
         job=wanted.job,
         kinds=wanted.kinds,
+        newest_first=query.order == "newest",
     )
     return [event_view(event) for event in page]
 
