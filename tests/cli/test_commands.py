@@ -85,6 +85,7 @@ def test_a_listing_of_nothing_fails_in_words(service: TestService) -> None:
     assert "Check the path" in done.stderr
 
 
+@pytest.mark.full
 def test_entries_skipped_by_a_copy_are_reported(service: TestService, directory: Path) -> None:
     tree = directory / "tree"
     tree.mkdir()

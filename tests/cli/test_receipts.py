@@ -49,6 +49,7 @@ def test_a_receipt_is_fetched_and_verified(service: TestService, directory: Path
     assert pdm(service, "receipt", str(number), "--format", "csv").stdout.count("\nelement,") == 4
 
 
+@pytest.mark.full
 def test_what_is_no_valid_receipt_is_told(service: TestService, directory: Path, tmp_path: Path) -> None:
     number = _partly(service, directory)
     content = pdm(service, "receipt", str(number)).stdout
@@ -215,6 +216,7 @@ def _copied(service: TestService, directory: Path, *options: str) -> tuple[Path,
     return receipt, service.directory / "storage" / "b" / directory.name
 
 
+@pytest.mark.full
 def test_a_check_finds_what_was_changed_at_the_destination(
     service: TestService, directory: Path, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def shown_as_held(service: TestService, job_id: int) -> None:
     assert "CREDENTIAL_EXPIRED" in service.pdm("bob", "logs", str(job_id)).stdout
 
 
+@pytest.mark.full
 def test_a_held_job_resumes_after_a_delegation(service: TestService, grid: TestGrid, grid_directories: Any) -> None:
     job_id = held_job(service, grid, grid_directories.a)
     with service.running():
