@@ -149,12 +149,8 @@ async def list_site_activity(api: ApiContext, caller: Caller) -> list[SiteActivi
         views.append(
             SiteActivityView(
                 site=site.id,
-                active_in=sum(
-                    each.running for each in streams if (each.route.destination or each.route.source) == site.id
-                ),
-                active_out=sum(
-                    each.running for each in streams if each.route.destination and each.route.source == site.id
-                ),
+                active_in=sum(each.running for each in streams if _changed_site(each.route) == site.id),
+                active_out=sum(each.running for each in streams if _read_site(each.route) == site.id),
                 limit_in=_limit(site, site.limit_in, limits.site_limit_in),
                 limit_out=_limit(site, site.limit_out, limits.site_limit_out),
                 running=sum(share.running for share in at_site),
