@@ -19,7 +19,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.paths import joined
 from pdm.workqueue.http.endpoints import jobs
 from pdm.workqueue.http.problems import InvalidInputError
-from pdm.workqueue.store.jobs import IdempotencyKey
+from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.web.files import (
     LABEL,
     URL,
