@@ -367,7 +367,7 @@ async def _listed(
         after_any=True if acts else None,
     )
     job: Any = await jobs.submit_list.handler(visit.api, visit.caller, body=body, key=None)
-    panes = form.panes.changed(form.side, site=f"{at.site.id}:{at.protocol.name}", path=path, job=job.id, page=1)
+    panes = form.panes.changed(form.side, site=Place(at.site.id, at.protocol.name).word, path=path, job=job.id, page=1)
     return Redirect(panes.url(acts=tuple(acts)), message)
 
 
