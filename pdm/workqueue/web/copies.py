@@ -27,9 +27,9 @@ from pdm.workqueue.web.files import (
     ActPlace,
     FilesForm,
     FilesQuery,
+    chosen_site,
     encoded_path,
     in_view,
-    place_of,
     selected,
 )
 from pdm.workqueue.web.jobs import Number
@@ -143,7 +143,7 @@ def _destination(visit: Visit, form: FilesForm) -> tuple[int, str]:
     other = form.panes.other(form.side)
     if other.site is None:
         raise InvalidInputError("list a directory in the other pane: the copy goes there", "other_site")
-    site, _ = place_of(visit, other.site)
+    site, _ = chosen_site(visit, other.site)
     return site.id, site.default_folder if other.path is None else other.path
 
 
