@@ -15,6 +15,7 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import Batch, ClaimToken
 from pdm.workqueue.store import claim_limits, claiming, jobs, leases, results
 from pdm.workqueue.store.engines import _sqlite_engine
+from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.store.jobs import JobFilter
 from pdm.workqueue.store.transaction_threads import _max_tries
 from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, identity, name_of
@@ -143,7 +144,7 @@ def test_daemons_share_the_work(store: Store) -> None:
 
 def test_the_same_request_at_the_same_time_registers_one_job(store: Store) -> None:
     user = store.user()
-    key = jobs.IdempotencyKey(user, "k", "f")
+    key = IdempotencyKey(user, "k", "f")
     barrier = threading.Barrier(4)
     answers: list[int] = []
 

@@ -9,7 +9,7 @@ from pdm.workqueue.domain.jobs import Batch, JobRecord, NewElement
 from pdm.workqueue.http import transactions
 from pdm.workqueue.store import first_claims, job_changes, leases
 from pdm.workqueue.store.first_claims import FirstClaim
-from pdm.workqueue.store.jobs import IdempotencyKey
+from pdm.workqueue.store.idempotency import IdempotencyKey
 from tests.store.stores import LIST_LANE, Store, done, token_of
 from tests.support.records import new_job
 

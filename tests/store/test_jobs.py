@@ -9,7 +9,8 @@ import pytest
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import Counters, NewElement
 from pdm.workqueue.store import claim_queries, job_changes, jobs
-from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey, JobFilter
+from pdm.workqueue.store.idempotency import IdempotencyConflictError, IdempotencyKey
+from pdm.workqueue.store.jobs import JobFilter
 from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, token_of
 from tests.support.records import new_job, verdict
 

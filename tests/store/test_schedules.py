@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.schedules import MOST_RUNS, NewSchedule, RunOutcome, ScheduleEdit, ScheduleRecord
 from pdm.workqueue.store import schedules
-from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey
+from pdm.workqueue.store.idempotency import IdempotencyConflictError, IdempotencyKey
 from pdm.workqueue.store.records import jobs
 from pdm.workqueue.store.schedules import PlannedRun, TooManySchedulesError
 from tests.store.stores import Store, done, ended

@@ -10,9 +10,9 @@ from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import ClaimToken, ListedEntry
 from pdm.workqueue.domain.planning import Skipped, unnamed
-from pdm.workqueue.store import credentials, jobs, leases, listings, users
+from pdm.workqueue.store import credentials, idempotency, jobs, leases, listings, users
 from pdm.workqueue.store.credentials import EncryptedCredential, PendingDelegation
-from pdm.workqueue.store.jobs import IdempotencyKey
+from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.store.records import listing_notes
 from tests.store.stores import BROKEN, START, Store, ended, name_of, token_of
 from tests.support.records import new_job
@@ -133,10 +133,10 @@ def test_keys_of_old_requests_are_forgotten(store: Store) -> None:
     store.pass_time(60)
     store.run(jobs.submit, new_job(users_[0]), IdempotencyKey(users_[0], "young", "f"), store.now)
     found, after = [], (0, "")
-    while some := store.run(jobs.expired_keys, store.now, after, 2):
-        store.run(jobs.delete_keys, some, store.now)
+    while some := store.run(idempotency.expired_keys, store.now, after, 2):
+        store.run(idempotency.delete_keys, some, store.now)
         found += some
         after = some[-1]
     assert found == [(user, f"k{number}") for user in users_ for number in range(3)]
-    assert store.run(jobs.expired_keys, store.now + timedelta(days=1), (0, ""), 10) == [(users_[0], "young")]
-    store.run(jobs.delete_keys, (), store.now)
+    assert store.run(idempotency.expired_keys, store.now + timedelta(days=1), (0, ""), 10) == [(users_[0], "young")]
+    store.run(idempotency.delete_keys, (), store.now)

@@ -14,6 +14,7 @@ import pytest_twisted
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import NewElement
+from pdm.workqueue.web import job
 from pdm.workqueue.web.job import shell_word
 from tests.http.service import Service
 
@@ -23,15 +24,15 @@ _HOSTILE = "<img src=x onerror=alert(1)>\N{RIGHT-TO-LEFT OVERRIDE}\nend"
 
 async def _failed(service: Service, user: str, *names: str) -> int:
     """A COPY job of which all but the first file failed."""
-    job = await service.submit(user, "/copy", label="run7")
-    (listing,) = await service.claim(job["id"])
+    submitted = await service.submit(user, "/copy", label="run7")
+    (listing,) = await service.claim(submitted["id"])
     await service.extend(listing, *(NewElement(JobType.COPY, f"data/{n}", f"copy/{n}", size=10) for n in names))
     await service.settle(listing)
-    first, *others = sorted(await service.claim(job["id"]))
+    first, *others = sorted(await service.claim(submitted["id"]))
     await service.settle(first, transferred=10)
     for token in others:
         await service.settle(token, JobStatus.FAILED, _DENIED, log=f"log of {token.element_id} <b>{_HOSTILE}")
-    return int(job["id"])
+    return int(submitted["id"])
 
 
 @pytest_twisted.ensureDeferred
@@ -61,6 +62,18 @@ async def test_fragments_are_what_the_page_has(service: Service) -> None:
         assert fragment.count("<section") == 1
     url = f"/web/jobs/{number}?" + "&".join(f"fragment={name}" for name in names)
     assert (await service.browse("ada", url)).body.decode().count("<section") == len(names)
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_latest_events_are_shown_first(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = await _failed(service, "ada", "one", "two")
+    url = f"/web/jobs/{number}?fragment=timeline"
+    shown = (await service.browse("ada", url)).body.decode()
+    assert shown.index("FAILED") < shown.index("registered")
+    monkeypatch.setattr(job, "_MOST_EVENTS", 1)
+    shown = (await service.browse("ada", url)).body.decode()
+    assert "FAILED" in shown
+    assert "registered" not in shown
 
 
 @pytest_twisted.ensureDeferred

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -17,7 +17,7 @@ from attrs import Factory, define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.logger import Logger
-from twisted.mail.smtp import ESMTPSenderFactory, SMTPClientError
+from twisted.mail.smtp import ESMTPSenderFactory, SMTPClientError, SMTPDeliveryError, SMTPProtocolError
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.web.iweb import IPolicyForHTTPS
 
@@ -184,10 +184,9 @@ class MailSender:
             smarthost.host.encode("ascii"), smarthost.port
         )
         sending: Deferred[Any] = Deferred()
-        secret = {name: None if value is None else value.encode() for name, value in _login(smarthost).items()}
         factory: Any = ESMTPSenderFactory(
-            secret["user"],
-            secret["password"],
+            _encoded(smarthost.user),
+            _encoded(smarthost.password),
             smarthost.sender,
             due.subscription.address,
             BytesIO(message),
@@ -220,13 +219,13 @@ class MailSender:
             connector.disconnect()
 
 
-def _login(smarthost: Smarthost) -> Mapping[str, str | None]:
-    return {"user": smarthost.user, "password": smarthost.password}
+def _encoded(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()
 
 
 def _is_of_mail(error: SMTPClientError) -> bool:
     """Whether the smarthost has refused a recipient or a message, not the connection or the log-in."""
-    return type(error).__name__ in {"SMTPDeliveryError", "SMTPProtocolError"}
+    return isinstance(error, SMTPDeliveryError | SMTPProtocolError)
 
 
 def _printable(text: bytes) -> str:

@@ -24,7 +24,7 @@ from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
 from pdm.workqueue.execution.site_directory import reached_by_protocol
 from pdm.workqueue.movers import BUILT_IN, MOVERS
 from pdm.workqueue.sites.registry import SiteRegistry, moved_by_tools
-from pdm.workqueue.store import events, job_changes, jobs, results
+from pdm.workqueue.store import events, idempotency, job_changes, results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError
 from pdm.workqueue.store.job_changes import HeldRoute
@@ -291,12 +291,12 @@ class Housekeeping:
         before = self.clock() - KEYS_KEPT
         after, count = (0, ""), 0
         while True:
-            keys = await self.database.read("find expired keys", jobs.expired_keys, before, after, _KEYS_AT_ONCE)
+            keys = await self.database.read("find expired keys", idempotency.expired_keys, before, after, _KEYS_AT_ONCE)
             if not keys:
                 break
             after = keys[-1]
             try:
-                await self.database.run("delete expired keys", jobs.delete_keys, keys, before)
+                await self.database.run("delete expired keys", idempotency.delete_keys, keys, before)
             except DatabaseClosedError:
                 raise
             except Exception:

@@ -48,8 +48,9 @@ from pdm.workqueue.store import (
 )
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.first_claims import FirstClaim
+from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.store.job_changes import Resumed
-from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey, JobFilter
+from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from pdm.workqueue.store.outcomes import FailureGroup
 from pdm.workqueue.store.selected_retries import Retried, RetrySelection
 from pdm.workqueue.wire.responses import timestamp_text

@@ -18,6 +18,7 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
 from pdm.workqueue.store.events import note_submitted
+from pdm.workqueue.store.idempotency import IdempotencyKey, earlier_job, remember_job
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
     ENDED_ATTEMPTS,
@@ -26,7 +27,6 @@ from pdm.workqueue.store.records import (
     columns_of,
     element_record,
     elements,
-    idempotent_requests,
     insert_elements,
     job_record,
     jobs,
@@ -139,24 +139,6 @@ class JobCache:
 _SET_ASIDE = frozenset({JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.HELD})
 
 
-class IdempotencyConflictError(Exception):
-    """The key was used for another request."""
-
-
-@frozen
-class IdempotencyKey:
-    """Identifies a repeated request.
-
-    Attributes:
-        key: chosen by the client.
-        fingerprint: of the request's route and body.
-    """
-
-    user_id: int
-    key: str
-    fingerprint: str
-
-
 @frozen
 class JobFilter:
     """Which jobs; None stands for all.
@@ -208,10 +190,6 @@ class ElementFilter:
 
 
 _FETCH = sa.select(*JOB_COLUMNS).where(jobs.c.id == bindparam("number"))
-_FIND_KEY = sa.select(idempotent_requests.c.fingerprint, idempotent_requests.c.job_id).where(
-    idempotent_requests.c.user_id == bindparam("user"), idempotent_requests.c.key == bindparam("client_key")
-)
-_INSERT_KEY = sa.insert(idempotent_requests)
 _INSERT_JOB = sa.insert(jobs).returning(jobs.c.id)
 
 
@@ -223,22 +201,16 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
     """
     # The session would look up its engine at each statement.
     connection = session.connection()
-    if key is not None:
-        known = connection.execute(_FIND_KEY, {"user": key.user_id, "client_key": key.key}).one_or_none()
-        if known is not None:
-            if known.fingerprint != key.fingerprint:
-                raise IdempotencyConflictError(
-                    f"the Idempotency-Key {key.key!r} was used for another request: take a new key for a new request"
-                )
-            return job_record(connection.execute(_FETCH, {"number": known.job_id}).one())
+    known = None if key is None else earlier_job(session, key)
+    if known is not None:
+        return job_record(connection.execute(_FETCH, {"number": known}).one())
     row = _job_row(new, now)
     row["id"] = job_id = connection.execute(_INSERT_JOB, row).scalar_one()
     insert_elements(session, job_id, 0, [new.first, *new.more], new.max_tries, now)
     if new.checksums:
         _GIVE_CHECKSUMS.execute(session, new.checksums.items(), job_id)
     if key is not None:
-        request = {"user_id": key.user_id, "key": key.key, "fingerprint": key.fingerprint}
-        connection.execute(_INSERT_KEY, [request | {"job_id": job_id, "created_at": now}])
+        remember_job(session, key, job_id, now)
     # Built from the inserted values instead of reading the row back.
     record = job_record(row.get(column.name) for column in JOB_COLUMNS)
     note_written(session, record)
@@ -424,35 +396,3 @@ def worker_of_element(session: Session, job_id: int, element_id: int) -> str | N
 def fetch_attempt(session: Session, job_id: int, element_id: int, attempt: int) -> AttemptRecord | None:
     """An ended attempt."""
     return next((one for one in attempts(session, job_id, element_id) if one.attempt == attempt), None)
-
-
-_EXPIRED_KEYS = (
-    sa.select(idempotent_requests.c.user_id, idempotent_requests.c.key)
-    .where(
-        sa.tuple_(idempotent_requests.c.user_id, idempotent_requests.c.key)
-        > sa.tuple_(bindparam("user"), bindparam("client_key")),
-        idempotent_requests.c.created_at < bindparam("before"),
-    )
-    .order_by(idempotent_requests.c.user_id, idempotent_requests.c.key)
-    .limit(bindparam("most"))
-)
-_DELETE_KEY = sa.delete(idempotent_requests).where(
-    idempotent_requests.c.user_id == bindparam("user"),
-    idempotent_requests.c.key == bindparam("client_key"),
-    idempotent_requests.c.created_at < bindparam("before"),
-)
-
-
-def expired_keys(session: Session, before: datetime, after: tuple[int, str], most: int) -> list[tuple[int, str]]:
-    """User and Idempotency-Key of requests before a time. Only reads; may scan the whole table: run it in a reader.
-
-    ``after``: last result of the previous call; ``(0, "")`` at first.
-    """
-    parameters = {"user": after[0], "client_key": after[1], "before": before, "most": most}
-    return [(row.user_id, row.key) for row in session.execute(_EXPIRED_KEYS, parameters)]
-
-
-def delete_keys(session: Session, keys: Collection[tuple[int, str]], before: datetime) -> None:
-    """Delete these keys, unless they were used again since."""
-    if keys:
-        session.execute(_DELETE_KEY, [{"user": user, "client_key": key, "before": before} for user, key in keys])

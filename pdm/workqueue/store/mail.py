@@ -22,8 +22,8 @@ from pdm.workqueue.domain.mail import (
     MailSubscription,
     Notify,
 )
-from pdm.workqueue.store.leases import lease_clock
-from pdm.workqueue.store.records import columns_of, mail_notices, mail_subscriptions, matched, workers
+from pdm.workqueue.store.leases import is_free, lease_clock
+from pdm.workqueue.store.records import columns_of, mail_notices, mail_subscriptions, matched
 from pdm.workqueue.store.webhooks import last_event
 from pdm.workqueue.WorkqueueDB import IS_UNDELIVERED
 
@@ -169,19 +169,17 @@ def _next_mail(per: DigestPer, sent_at: datetime | None, now: datetime) -> datet
 def claim(session: Session, incarnation: str, most: int, lease_s: float, now: datetime) -> list[DueMail]:
     """Lease users to whom mail is due, with what it is to say."""
     timestamp = lease_clock(session, now)
-    alive = sa.select(workers.c.incarnation).where(workers.c.incarnation.is_not(None))
-    leased_by, leased_until = mail_subscriptions.c.leased_by, mail_subscriptions.c.leased_until
-    is_free = sa.or_(leased_by.is_(None), leased_until <= timestamp, leased_by.not_in(alive))
+    unleased = is_free(mail_subscriptions, timestamp)
     due = session.scalars(
         sa.select(mail_subscriptions.c.user_id)
-        .where(sa.text(IS_UNDELIVERED), mail_subscriptions.c.due_at <= now, is_free)
+        .where(sa.text(IS_UNDELIVERED), mail_subscriptions.c.due_at <= now, unleased)
         .order_by(mail_subscriptions.c.due_at)
         .limit(most)
     ).all()
     taken = []
     lease = {"leased_by": incarnation, "leased_until": timestamp + timedelta(seconds=lease_s)}
     for user_id in due:
-        statement = sa.update(mail_subscriptions).where(mail_subscriptions.c.user_id == user_id, is_free)
+        statement = sa.update(mail_subscriptions).where(mail_subscriptions.c.user_id == user_id, unleased)
         if matched(session, statement.values(lease)):
             rows = session.execute(
                 sa.select(mail_notices).where(mail_notices.c.user_id == user_id).order_by(mail_notices.c.id)

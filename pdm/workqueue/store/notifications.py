@@ -24,12 +24,22 @@ from pdm.workqueue.store import events as event_store
 from pdm.workqueue.store import mail
 from pdm.workqueue.store import webhooks as webhook_store
 from pdm.workqueue.store.events import events_after
-from pdm.workqueue.store.records import deliveries, events, mail_notices, mail_subscriptions, notified, sites, webhooks
+from pdm.workqueue.store.records import (
+    FINAL,
+    deliveries,
+    events,
+    mail_notices,
+    mail_subscriptions,
+    notified,
+    sites,
+    webhooks,
+)
 
 #: Events that are read in one transaction.
 EVENTS_AT_ONCE = 500
 #: The row of `notified`.
 _ONLY = 1
+_ENDS = frozenset(status.name for status in FINAL)
 
 _POSITION = sa.select(notified.c.event_id).where(notified.c.id == _ONLY)
 _HAS_LISTENERS = sa.select(
@@ -229,7 +239,7 @@ def _notices_of(event: Event) -> Sequence[Notify]:
     if event.kind is EventKind.HELD:
         return (Notify.HELD,)
     status = event.data.get("status")
-    if event.kind is not EventKind.JOB or status not in {each.name for each in JobStatus if each.is_final}:
+    if event.kind is not EventKind.JOB or status not in _ENDS:
         return ()
     # A job with a reason was cancelled by the service, not by its user.
     if status == JobStatus.FAILED.name or event.data.get("reason"):

@@ -23,7 +23,7 @@ from pdm.workqueue.domain.schedules import (
 )
 from pdm.workqueue.store import jobs as job_store
 from pdm.workqueue.store import sites
-from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey
+from pdm.workqueue.store.idempotency import IdempotencyKey, earlier_row
 from pdm.workqueue.store.records import FINAL, columns_of, jobs, schedule_runs, schedules
 from pdm.workqueue.WorkqueueDB import IS_DUE
 
@@ -67,14 +67,9 @@ def create(session: Session, new: NewSchedule, key: IdempotencyKey | None, now: 
         TooManySchedulesError: the user has too many.
     """
     of_user = schedules.c.user_id == new.user_id
-    if key is not None:
-        known = session.execute(
-            sa.select(*_COLUMNS, schedules.c.fingerprint).where(of_user, schedules.c.request_key == key.key)
-        ).one_or_none()
-        if known is not None:
-            if known.fingerprint != key.fingerprint:
-                raise IdempotencyConflictError(f"the Idempotency-Key {key.key!r} was used for another request")
-            return _record(known)
+    known = None if key is None else earlier_row(session, key, schedules, _COLUMNS)
+    if known is not None:
+        return _record(known)
     if (session.scalar(sa.select(sa.func.count()).select_from(schedules).where(of_user)) or 0) >= MOST_SCHEDULES:
         raise TooManySchedulesError(f"you have {MOST_SCHEDULES} schedules: remove some that you do not use any more")
     row = session.execute(

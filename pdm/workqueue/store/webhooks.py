@@ -26,9 +26,9 @@ from pdm.workqueue.domain.webhooks import (
     SendResult,
     WebhookRecord,
 )
-from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey
-from pdm.workqueue.store.leases import lease_clock
-from pdm.workqueue.store.records import columns_of, deliveries, events, matched, webhooks, workers
+from pdm.workqueue.store.idempotency import IdempotencyKey, earlier_row
+from pdm.workqueue.store.leases import is_free, lease_clock
+from pdm.workqueue.store.records import columns_of, deliveries, events, matched, webhooks
 from pdm.workqueue.WorkqueueDB import IS_UNDELIVERED
 
 #: Webhooks that are considered at once.
@@ -88,14 +88,9 @@ def create(session: Session, new: NewWebhook, key: IdempotencyKey | None, now: d
         TooManyWebhooksError: the user has too many.
     """
     of_user = webhooks.c.user_id == new.user_id
-    if key is not None:
-        known = session.execute(
-            sa.select(*_COLUMNS, webhooks.c.fingerprint).where(of_user, webhooks.c.request_key == key.key)
-        ).one_or_none()
-        if known is not None:
-            if known.fingerprint != key.fingerprint:
-                raise IdempotencyConflictError(f"the Idempotency-Key {key.key!r} was used for another request")
-            return _record(known)
+    known = None if key is None else earlier_row(session, key, webhooks, _COLUMNS)
+    if known is not None:
+        return _record(known)
     if (session.scalar(sa.select(sa.func.count()).select_from(webhooks).where(of_user)) or 0) >= MOST_WEBHOOKS:
         raise TooManyWebhooksError(f"you have {MOST_WEBHOOKS} webhooks: remove some that you do not use any more")
     row = session.execute(
@@ -201,11 +196,6 @@ def record_test(session: Session, webhook_id: int, body: str, result: SendResult
 # -- sending
 
 
-def _is_free(now: datetime) -> sa.ColumnElement[bool]:
-    alive = sa.select(workers.c.incarnation).where(workers.c.incarnation.is_not(None))
-    return sa.or_(webhooks.c.leased_by.is_(None), webhooks.c.leased_until <= now, webhooks.c.leased_by.not_in(alive))
-
-
 def claim(
     session: Session, incarnation: str, slots: int, busy: Collection[int], of_user: int, lease_s: float, now: datetime
 ) -> list[WebhookRecord]:
@@ -224,7 +214,7 @@ def claim(
     rests = sa.and_(webhooks.c.rests_until.is_not(None), webhooks.c.rests_until > now)
     candidates = session.execute(
         sa.select(*_COLUMNS)
-        .where(webhooks.c.disabled_at.is_(None), ~rests, _is_free(timestamp), has_due)
+        .where(webhooks.c.disabled_at.is_(None), ~rests, is_free(webhooks, timestamp), has_due)
         .order_by(webhooks.c.leased_until.is_not(None), webhooks.c.leased_until, webhooks.c.id)
         .limit(_CANDIDATES)
     ).all()
@@ -235,7 +225,7 @@ def claim(
             break
         if counts.get(row.user_id, 0) >= of_user:
             continue
-        lease = sa.update(webhooks).where(webhooks.c.id == row.id, _is_free(timestamp))
+        lease = sa.update(webhooks).where(webhooks.c.id == row.id, is_free(webhooks, timestamp))
         until = timestamp + timedelta(seconds=lease_s)
         if session.execute(lease.values(leased_by=incarnation, leased_until=until).returning(webhooks.c.id)).first():
             counts[row.user_id] = counts.get(row.user_id, 0) + 1

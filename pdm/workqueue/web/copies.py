@@ -16,19 +16,20 @@ import msgspec
 from msgspec import Meta
 
 from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.paths import joined
 from pdm.workqueue.http.endpoints import jobs
 from pdm.workqueue.http.problems import InvalidInputError
-from pdm.workqueue.store.jobs import IdempotencyKey
+from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.web.files import (
     LABEL,
     URL,
     ActPlace,
     FilesForm,
     FilesQuery,
+    chosen_site,
     encoded_path,
     in_view,
-    place_of,
     selected,
 )
 from pdm.workqueue.web.jobs import Number
@@ -142,7 +143,7 @@ def _destination(visit: Visit, form: FilesForm) -> tuple[int, str]:
     other = form.panes.other(form.side)
     if other.site is None:
         raise InvalidInputError("list a directory in the other pane: the copy goes there", "other_site")
-    site, _ = place_of(visit, other.site)
+    site, _ = chosen_site(visit, other.site)
     return site.id, site.default_folder if other.path is None else other.path
 
 
@@ -216,21 +217,24 @@ class PlanQuery(FilesQuery, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 async def show_plan(visit: Visit, query: PlanQuery) -> Page:
     """What a copy would do, once its dry run has ended."""
     api = visit.api
-    await api.awaited_job(query.plan, visit.caller.scope, 0.0 if visit.fragments else _WAIT_S)
-    view: Any = await jobs.get_job.handler(api, visit.caller, query.plan, query=WaitQuery())
-    job = await api.job(query.plan, visit.caller.scope)
-    if job.type is not JobType.COPY or not job.options.get("dry_run"):
+    job = await api.awaited_job(query.plan, visit.caller.scope, 0.0 if visit.fragments else _WAIT_S)
+    if not _is_plan(job):
         raise InvalidInputError(f"job {job.id} is no plan", "plan")
+    view: Any = await jobs.get_job.handler(api, visit.caller, query.plan, query=WaitQuery())
     sites = [api.sites.by_id(number) for number in (job.src_siteid, job.dst_siteid) if number is not None]
     context = {
         "job": job,
         "view": view,
-        "plan": getattr(view, "plan", None) or None,
-        "estimate": getattr(view, "estimate", None) or None,
+        "plan": view.plan or None,
+        "estimate": view.estimate or None,
         "sites": [site.name if site else "?" for site in sites],
         "back": query.panes.url(),
     }
     return Page(template="files_plan.html", context=context)
+
+
+def _is_plan(job: JobRecord) -> bool:
+    return job.type is JobType.COPY and bool(job.options.get("dry_run"))
 
 
 class StartForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -243,7 +247,7 @@ class StartForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 async def start_copy(visit: Visit, form: StartForm) -> Redirect:
     """Register the copy that was planned."""
     planned = await visit.api.job(form.plan, visit.caller.user_id)
-    if planned.type is not JobType.COPY or not planned.options.get("dry_run") or planned.dst_siteid is None:
+    if not _is_plan(planned) or planned.dst_siteid is None:
         raise InvalidInputError(f"job {planned.id} is no plan", "plan")
     body = SubmitCopy(
         src_siteid=planned.src_siteid,

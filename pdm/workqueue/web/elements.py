@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import msgspec
 from attrs import frozen
@@ -22,6 +21,7 @@ from pdm.workqueue.http.views import element_status_view, failure_view
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.reader import LogMissingError, LogTail
 from pdm.workqueue.store.jobs import ElementFilter
+from pdm.workqueue.web.jobs import Number, with_query
 from pdm.workqueue.web.pages import Download, Page, Visit, page
 from pdm.workqueue.wire.requests import LARGEST_ID
 
@@ -30,8 +30,6 @@ _PAGE_SIZE, _SEARCHED = 100, 200_000
 #: Bytes of a log that are shown first, and of a piece of a download.
 _TAIL_BYTES, _PIECE_BYTES = 64 * 1024, 256 * 1024
 
-_Number = Annotated[int, Meta(ge=0, le=LARGEST_ID)]
-
 
 class ElementListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which elements; `name` is any part of the path."""
@@ -39,13 +37,11 @@ class ElementListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     status: str | None = None
     name: Annotated[str, Meta(max_length=1000)] | None = None
     code: str | None = None
-    after: _Number | None = None
+    after: Number | None = None
 
     def url(self, job_id: int, **changes: object) -> str:
         """The address of the elements with these fields."""
-        fields = {**msgspec.structs.asdict(self), **changes}
-        query = urlencode({name: value for name, value in fields.items() if value is not None})
-        return f"/web/jobs/{job_id}/elements" + (f"?{query}" if query else "")
+        return with_query(f"/web/jobs/{job_id}/elements", {**msgspec.structs.asdict(self), **changes})
 
 
 class AttemptQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -36,7 +36,7 @@ URL, LABEL = "/web/files", "files"
 _WAIT_S = 3.0
 _directories = Directories()
 
-Side = Literal["left", "right"]
+PaneName = Literal["left", "right"]
 _PageNumber = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 
 
@@ -77,13 +77,13 @@ class Panes:
     hidden: bool = False
     acts: Sequence[int] = ()
 
-    def of(self, side: Side) -> Pane:
+    def of(self, side: PaneName) -> Pane:
         return self.left if side == "left" else self.right
 
-    def other(self, side: Side) -> Pane:
+    def other(self, side: PaneName) -> Pane:
         return self.right if side == "left" else self.left
 
-    def changed(self, side: Side, **changes: Any) -> Panes:
+    def changed(self, side: PaneName, **changes: Any) -> Panes:
         if side == "left":
             return attrs.evolve(self, left=attrs.evolve(self.left, **changes))
         return attrs.evolve(self, right=attrs.evolve(self.right, **changes))
@@ -105,7 +105,7 @@ class Panes:
             fields.append(("hidden", 1))
         return f"{URL}?{urlencode(fields)}" if fields else URL
 
-    def page_url(self, side: Side, number: int) -> str:
+    def page_url(self, side: PaneName, number: int) -> str:
         """The address of another page of one pane."""
         return self.changed(side, page=number).url()
 
@@ -146,7 +146,7 @@ class FilesForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         open: name of the directory to open.
     """
 
-    side: Side
+    side: PaneName
     site: str | None = None
     path: str | None = None
     place: str | None = None
@@ -190,7 +190,7 @@ def field_text(path: str) -> str:
     return path if "\\" not in display_name(path.replace("\\", "")) else display_name(path)
 
 
-def place_of(visit: Visit, word: str) -> tuple[Site, JobProtocol]:
+def chosen_site(visit: Visit, word: str) -> tuple[Site, JobProtocol]:
     """The site and protocol of ``NUMBER:PROTOCOL``; without a protocol, the first that the site can be listed by.
 
     Raises:
@@ -225,7 +225,7 @@ class PaneView:
         message: what went wrong, or what is awaited.
     """
 
-    side: Side
+    side: PaneName
     word: str
     label: str
     path: str
@@ -241,7 +241,7 @@ class PaneView:
         return self.job is not None and not self.job.status.is_final
 
 
-async def pane_view(visit: Visit, panes: Panes, side: Side) -> PaneView:
+async def pane_view(visit: Visit, panes: Panes, side: PaneName) -> PaneView:
     """What a pane shows; waits a little for a listing that has not ended."""
     pane, api = panes.of(side), visit.api
     sites = [site for site in api.sites.all() if site.is_open_to(visit.caller.user_id)]
@@ -252,7 +252,7 @@ async def pane_view(visit: Visit, panes: Panes, side: Side) -> PaneView:
     places = [place for place in places if place[1]]
     if pane.site is None:
         return PaneView(side=side, word="", label="", path="", parent=None, places=places)
-    site, protocol = place_of(visit, pane.site)
+    site, protocol = chosen_site(visit, pane.site)
     path = site.default_folder if pane.path is None else pane.path
     plain = path.rstrip("/")
     view = PaneView(
@@ -280,7 +280,7 @@ async def pane_view(visit: Visit, panes: Panes, side: Side) -> PaneView:
 
 
 async def files_page(
-    visit: Visit, panes: Panes, *, problem: ApiError | None = None, renaming: tuple[Side, str] | None = None
+    visit: Visit, panes: Panes, *, problem: ApiError | None = None, renaming: tuple[PaneName, str] | None = None
 ) -> Page:
     """The view; `renaming` is the entry whose name can be edited."""
     views = [await pane_view(visit, panes, side) for side in ("left", "right") if visit.wants(side, "panes")]
@@ -324,7 +324,7 @@ async def in_view(
     try:
         if form.site is None:
             raise InvalidInputError("choose a site, and list a directory", "site")
-        site, protocol = place_of(visit, form.site)
+        site, protocol = chosen_site(visit, form.site)
         directory = form.panes.of(form.side).path
         return await act(visit, form, ActPlace(site, protocol, site.default_folder if directory is None else directory))
     except ApiError as error:
@@ -367,7 +367,7 @@ async def _listed(
         after_any=True if acts else None,
     )
     job: Any = await jobs.submit_list.handler(visit.api, visit.caller, body=body, key=None)
-    panes = form.panes.changed(form.side, site=f"{at.site.id}:{at.protocol.name}", path=path, job=job.id, page=1)
+    panes = form.panes.changed(form.side, site=Place(at.site.id, at.protocol.name).word, path=path, job=job.id, page=1)
     return Redirect(panes.url(acts=tuple(acts)), message)
 
 

@@ -92,9 +92,9 @@ async def show_job(visit: Visit, job_id: int) -> Page:
         context["statuses"] = [status.name for status in JobStatus if status is not JobStatus.NEW]
     if visit.wants("timeline"):
         happened = await api.database.read(
-            "events of a job", events.events_after, 0, _MOST_EVENTS, owner=record.user_id, job=job_id
+            "events of a job", events.events_after, 0, _MOST_EVENTS, owner=record.user_id, job=job_id, newest_first=True
         )
-        context["timeline"] = [(event.at, *_event_words(event)) for event in reversed(happened)]
+        context["timeline"] = [(event.at, *_event_words(event)) for event in happened]
     return Page(template="job.html", context=context)
 
 

@@ -27,6 +27,12 @@ _PAGE_SIZE = 50
 Number = Annotated[int, Meta(ge=0, le=LARGEST_ID)]
 
 
+def with_query(path: str, fields: Mapping[str, object]) -> str:
+    """An address with the fields that are not None."""
+    query = urlencode({name: value for name, value in fields.items() if value is not None})
+    return f"{path}?{query}" if query else path
+
+
 class JobListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which jobs; `label` is any part of it, `before` and `after` are numbers of jobs."""
 
@@ -39,9 +45,7 @@ class JobListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def url(self, **changes: object) -> str:
         """The address of the list with these fields."""
-        fields = {**msgspec.structs.asdict(self), **changes}
-        query = urlencode({name: value for name, value in fields.items() if value is not None})
-        return f"/?{query}" if query else "/"
+        return with_query("/", {**msgspec.structs.asdict(self), **changes})
 
 
 @frozen

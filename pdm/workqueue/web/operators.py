@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from markupsafe import Markup
-from msgspec import Meta
 
 from pdm.workqueue.http.endpoints.activity import get_activity, get_queue, list_nodes
 from pdm.workqueue.http.endpoints.service import ban_user, list_routes, list_users, unban_user
 from pdm.workqueue.http.endpoints.sites import require_operator
 from pdm.workqueue.store import users
 from pdm.workqueue.web.charts import WaterfallCell, WaterfallRow, waterfall
-from pdm.workqueue.web.jobs import site_label
+from pdm.workqueue.web.jobs import Number, site_label
 from pdm.workqueue.web.pages import Page, Redirect, Visit, page
 from pdm.workqueue.web.sites import MessageForm
 from pdm.workqueue.wire.activity import ActivityView
@@ -28,13 +27,13 @@ _PAGE_SIZE = 100
 class UserListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Users with larger numbers than ``after``."""
 
-    after: Annotated[int, Meta(ge=0, le=LARGEST_ID)] = 0
+    after: Number = 0
 
 
 class AuditListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Entries with smaller numbers than ``before``."""
 
-    before: Annotated[int, Meta(ge=0, le=LARGEST_ID)] = LARGEST_ID
+    before: Number = LARGEST_ID
 
 
 def _route_words(visit: Visit, source: int, destination: int | None) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Meta
 
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.receipts import element_line, first_line, receipt_pieces
+from pdm.workqueue.web.jobs import Number
 from pdm.workqueue.web.pages import Download, Page, Visit, page
 from pdm.workqueue.wire.receipts import CSV, NDJSON
-from pdm.workqueue.wire.requests import LARGEST_ID
 
 #: Elements on a page.
 _PAGE_SIZE = 100
@@ -20,7 +19,7 @@ _PAGE_SIZE = 100
 class ReceiptQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which elements: those after a number."""
 
-    after: Annotated[int, Meta(ge=0, le=LARGEST_ID)] | None = None
+    after: Number | None = None
 
 
 class ReceiptFileQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

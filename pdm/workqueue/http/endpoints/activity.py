@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -139,31 +140,36 @@ async def list_site_activity(api: ApiContext, caller: Caller) -> list[SiteActivi
     """Of the sites that the caller may use; sums over all users, at most 30 seconds old."""
     shares = await _shares(api)
     hour = await _activity(api, _HOUR, 1)
-    streams, limits = api.routes(), api.settings.queue
-    views = []
-    for site in api.sites.all():
-        if not api.may_see(caller.user_id, caller.scope, site):
-            continue
-        at_site = [share for share in shares if site.id in _ends(share.route)]
-        ended = [each for route, parts in hour.routes.items() if site.id in _ends(route) for each in parts]
-        views.append(
-            SiteActivityView(
-                site=site.id,
-                active_in=sum(
-                    each.running for each in streams if (each.route.destination or each.route.source) == site.id
-                ),
-                active_out=sum(
-                    each.running for each in streams if each.route.destination and each.route.source == site.id
-                ),
-                limit_in=_limit(site, site.limit_in, limits.site_limit_in),
-                limit_out=_limit(site, site.limit_out, limits.site_limit_out),
-                running=sum(share.running for share in at_site),
-                queued=sum(share.waiting for share in at_site),
-                done=round(sum(each.done for each in ended)),
-                failed=round(sum(each.failed for each in ended)),
-            )
+    limits = api.settings.queue
+    active_in, active_out, running, queued = Counter[int](), Counter[int](), Counter[int](), Counter[int]()
+    done, failed = defaultdict[int, float](float), defaultdict[int, float](float)
+    for stream in api.routes():
+        active_in[_changed_site(stream.route)] += stream.running
+        if stream.route.destination is not None:
+            active_out[stream.route.source] += stream.running
+    for share in shares:
+        for number in _ends(share.route):
+            running[number] += share.running
+            queued[number] += share.waiting
+    for route, parts in hour.routes.items():
+        for number in _ends(route):
+            done[number] += sum(each.done for each in parts)
+            failed[number] += sum(each.failed for each in parts)
+    return [
+        SiteActivityView(
+            site=site.id,
+            active_in=active_in[site.id],
+            active_out=active_out[site.id],
+            limit_in=_limit(site, site.limit_in, limits.site_limit_in),
+            limit_out=_limit(site, site.limit_out, limits.site_limit_out),
+            running=running[site.id],
+            queued=queued[site.id],
+            done=round(done[site.id]),
+            failed=round(failed[site.id]),
         )
-    return views
+        for site in api.sites.all()
+        if api.may_see(caller.user_id, caller.scope, site)
+    ]
 
 
 def _limit(site: Site, own: int | None, usual: int) -> int:
@@ -175,12 +181,8 @@ def _changed_site(route: Route) -> int:
     return route.source if route.destination is None else route.destination
 
 
-def _read_site(route: Route) -> int | None:
-    return None if route.destination is None else route.source
-
-
-def _ends(route: Route) -> tuple[int | None, ...]:
-    return (route.source, route.destination)
+def _ends(route: Route) -> frozenset[int]:
+    return frozenset({route.source, _changed_site(route)})
 
 
 @endpoint("GET", "/queue", summary="Who works and waits", result=QueueSummaryView)

@@ -32,7 +32,8 @@ from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
 from pdm.workqueue.http.waiting import waiting_reasons, with_progress
 from pdm.workqueue.store import selected_retries, users
 from pdm.workqueue.store.chains import NoPredecessorError
-from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey, JobFilter
+from pdm.workqueue.store.idempotency import IdempotencyConflictError, IdempotencyKey
+from pdm.workqueue.store.jobs import JobFilter
 from pdm.workqueue.store.selected_retries import Retried, RetrySelection
 from pdm.workqueue.telemetry.logging import log_ended, log_submitted
 from pdm.workqueue.wire.requests import (

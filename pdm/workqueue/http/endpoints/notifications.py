@@ -18,7 +18,7 @@ from pdm.workqueue.http.context import ApiContext, endpoint
 from pdm.workqueue.http.problems import ConflictError, IdempotencyKeyReusedError, InvalidInputError, NotFoundError
 from pdm.workqueue.http.views import whole_seconds
 from pdm.workqueue.store import mail, webhooks
-from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey
+from pdm.workqueue.store.idempotency import IdempotencyConflictError, IdempotencyKey
 from pdm.workqueue.store.mail import TooManyCodesError
 from pdm.workqueue.store.webhooks import TooManyWebhooksError
 from pdm.workqueue.wire.notifications import (

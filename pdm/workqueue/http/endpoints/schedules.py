@@ -25,7 +25,7 @@ from pdm.workqueue.http.problems import (
 )
 from pdm.workqueue.http.views import hold_view, whole_seconds
 from pdm.workqueue.store import schedules
-from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey
+from pdm.workqueue.store.idempotency import IdempotencyConflictError, IdempotencyKey
 from pdm.workqueue.store.schedules import PlannedRun, TooManySchedulesError
 from pdm.workqueue.wire.requests import SubmitJob
 from pdm.workqueue.wire.responses import HoldView

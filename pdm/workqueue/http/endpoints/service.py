@@ -15,7 +15,7 @@ from pdm.workqueue.http.endpoints.sites import checked_message, lift, require_op
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFoundError
 from pdm.workqueue.http.views import route_view, whole_seconds
 from pdm.workqueue.store import credentials, users
-from pdm.workqueue.store.jobs import IdempotencyKey
+from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.store.users import UserRecord
 from pdm.workqueue.wire.responses import FaultView, HealthView, WhoamiView
 from pdm.workqueue.wire.sites import AuditView, Message, PageQuery, RouteView, UserView

@@ -31,7 +31,7 @@ from pdm.workqueue.sites.registry import (
     check_name,
 )
 from pdm.workqueue.store import sites
-from pdm.workqueue.store.jobs import IdempotencyKey
+from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.store.sites import NameTakenError, SiteInUseError, TooManySitesError
 from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.wire.sites import CheckView, Message, SiteBody, SiteChanges, SiteView
