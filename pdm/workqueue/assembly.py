@@ -1,6 +1,7 @@
 """Composition root: build the parts of the service from its settings, connect them, and order their start and stop.
 
-No other module constructs them. Tests build this assembly too, and replace some of its edges.
+No other module constructs them, except those of webhooks and mail (`policies.notifications`). Tests build this assembly
+too, and replace some of its edges.
 """
 
 from __future__ import annotations
