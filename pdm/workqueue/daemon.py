@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from pdm.workqueue.config.reader import ConfigError, read_settings
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.installation import explain_missing
 from pdm.workqueue.service_manager import ServiceManager
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.telemetry.clocks import use_monotonic_clock
@@ -77,8 +78,14 @@ def makeService(options: Options) -> OrderedServices:
     # These import SQLAlchemy, OpenSSL and more: "twistd --help" must not wait for them.
     from twisted.internet import reactor
 
-    from pdm.workqueue.admin.checks import find_problems
-    from pdm.workqueue.assembly import EXPECTED_ERRORS, Assembly
+    try:
+        from pdm.workqueue.admin.checks import find_problems
+        from pdm.workqueue.assembly import EXPECTED_ERRORS, Assembly
+    except ModuleNotFoundError as error:
+        if (missing := explain_missing(error)) is None:
+            raise
+        _tell_operator(f"cannot start: {missing}")
+        raise SystemExit(1) from None
 
     gc.freeze()
     gc.enable()
