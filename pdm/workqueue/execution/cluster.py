@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import define, field, frozen
+
 from pdm.workqueue.domain.jobs import JobRecord, LogSpan
 from pdm.workqueue.domain.progress import Moving
 from pdm.workqueue.execution.monitoring import ElementProgress, JobHistory, JobMotion, ProgressBoard
@@ -13,10 +14,11 @@ from pdm.workqueue.execution.peers import Peers, PeerSilentError
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.reader import LogMissingError, LogPiece, LogTail
 from pdm.workqueue.logstore.store import LogStore
-from pdm.workqueue.store import nodes
+from pdm.workqueue.store import node_work
 from pdm.workqueue.store.nodes import NodeRecord
 from pdm.workqueue.wire.peers import (
     MOST_ELEMENTS,
+    MOST_JOBS,
     ElementMotionView,
     HistoryView,
     LogPartView,
@@ -75,7 +77,7 @@ class ClusterProgress:
         ]
         away: Sequence[str] = ()
         if silent:
-            workers = await self.peers.database.read("find daemons of a job", nodes.workers_of_job, job.id)
+            workers = await self.peers.database.read("find daemons of a job", node_work.workers_of_job, job.id)
             away = [str(error) for worker, error in silent.items() if worker in workers]
         if not motions:
             return ClusterMotion(own, away)
@@ -104,12 +106,21 @@ class ClusterProgress:
         return max(moved - job.bytes_done, 0)
 
     async def running(self) -> Sequence[int]:
-        """Numbers of the jobs that have running elements in any node that answers."""
+        """Numbers of the jobs that have running elements in any node."""
         found = dict.fromkeys(self.board.running())
         if others := await self.peers.others():
-            answers, _ = await self._ask(others)
+            answers, silent = await self._ask(others)
             for motions in answers.values():
                 found.update(dict.fromkeys(job_id for job_id, motion in motions.items() if motion.running))
+            if silent:
+                # What these run is shown without its progress, and it is said why.
+                found.update(
+                    dict.fromkeys(
+                        await self.peers.database.read(
+                            "find jobs of daemons", node_work.jobs_of_workers, list(silent), MOST_JOBS
+                        )
+                    )
+                )
         return list(found)
 
     async def of_elements(self, job_id: int, elements: Iterable[int]) -> Mapping[int, ElementMotion]:
@@ -125,7 +136,7 @@ class ClusterProgress:
         if not elsewhere or not (others := await self.peers.others()):
             return found
         workers = await self.peers.database.read(
-            "find daemons of elements", nodes.workers_of_elements, job_id, elsewhere
+            "find daemons of elements", node_work.workers_of_elements, job_id, elsewhere
         )
         for node in others:
             asked = [element for element in elsewhere if workers.get(element) == node.worker]
@@ -255,7 +266,7 @@ class ClusterLogs:
             raise missing
         node = next((node for node in await self.peers.others() if node.worker == worker), None)
         if node is None:
-            name = await self.peers.database.read("find the name of a node", nodes.node_name, worker)
+            name = await self.peers.database.read("find the name of a node", node_work.node_name, worker)
             raise LogElsewhereError(str(PeerSilentError(name)))
         if span is not None:
             query |= {"begin": str(span.offset), "length": str(span.length)}

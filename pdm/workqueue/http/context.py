@@ -169,6 +169,8 @@ class ApiContext:
     schedules_changed: Callable[[], None] = _do_nothing
     #: Notifies the watch of deadlines that a job has one.
     deadline_added: Callable[[], None] = _do_nothing
+    #: Notifies this daemon that an operator has drained or resumed a node.
+    drain_changed: Callable[[], None] = _do_nothing
     #: Resumes held elements of a user, for a site and protocols, from a (job, element) on; returns their number.
     resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _resume_nothing
     #: Sentences about the limits that keep a job (True: its listing) from starting more work.

@@ -1,10 +1,6 @@
-"""Who waits for what now: unfinished jobs by user and route, and the daemons that work on them."""
+"""Who waits for what now: unfinished jobs by user and route."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 from attrs import frozen
@@ -12,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.store import users
-from pdm.workqueue.store.records import columns_of, elements, jobs, workers
-from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK, IS_RUNNING
+from pdm.workqueue.store.records import columns_of, jobs
+from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK
 
 #: Unfinished jobs that are counted at most.
 MOST_OPEN_JOBS = 100_000
@@ -82,33 +78,3 @@ def queue_shares(session: Session) -> list[QueueShare]:
         )
         for row in rows
     ]
-
-
-@frozen(kw_only=True)
-class WorkerState:
-    """A daemon.
-
-    Attributes:
-        lease_until: None if its lease was taken away, or it has stopped.
-        running: elements that it runs.
-    """
-
-    id: int
-    name: str
-    host: str | None
-    lease_until: datetime | None
-    running: int
-
-
-_RUNNING = (
-    sa.select(elements.c.worker_id, sa.func.count().label("running"))
-    .where(sa.text(IS_RUNNING))
-    .group_by(elements.c.worker_id)
-)
-_WORKERS = sa.select(workers.c.id, workers.c.name, workers.c.host, workers.c.lease_until).order_by(workers.c.name)
-
-
-def worker_states(session: Session) -> Sequence[WorkerState]:
-    """All daemons that have worked on this database, by name."""
-    running: dict[Any, int] = {row.worker_id: row.running for row in session.execute(_RUNNING)}
-    return [WorkerState(running=running.get(row.id, 0), **row._mapping) for row in session.execute(_WORKERS)]
