@@ -32,7 +32,7 @@ from pdm.workqueue.store.nodes import NodeRecord
 from pdm.workqueue.telemetry.background import following
 
 #: Seconds for one question, from the connection to the last byte.
-TIMEOUT_S = 2.0
+_TIMEOUT_S = 2.0
 #: Seconds for which answers, and the list of nodes, are kept.
 _KEPT_S = 1.0
 #: Seconds for which a node that did not answer is not asked again.
@@ -129,6 +129,7 @@ class Peers:
         incarnation: of this node.
         policy: how it speaks TLS to others; another object when its certificates have changed.
         root: common prefix of the paths of the API.
+        timeout_s: for one question, from the connection to the last byte.
     """
 
     reactor: Any
@@ -136,6 +137,7 @@ class Peers:
     incarnation: str
     policy: Callable[[], IPolicyForHTTPS]
     root: str
+    timeout_s: float = _TIMEOUT_S
     _nodes: tuple[float, Sequence[NodeRecord]] | None = None
     _reading: Deferred[_Outcome] | None = None
     _links: dict[str, _Link] = field(factory=dict)
@@ -248,7 +250,7 @@ class Peers:
         if link.is_silent and (self.reactor.seconds() < link.silent_until or link.asked):
             raise PeerSilentError(node.name)
         exchange = Deferred.fromCoroutine(self._exchange(link, node.address, target, answer, most + _HEADER_BYTES))
-        timer = self.reactor.callLater(TIMEOUT_S, exchange.cancel)
+        timer = self.reactor.callLater(self.timeout_s, exchange.cancel)
         try:
             result = await exchange
         except Exception as error:
@@ -285,7 +287,7 @@ class Peers:
             budget = ReceiveBudget(_HEADER_BYTES)
             pool = HTTPConnectionPool(self.reactor)
             pool.maxPersistentPerHost = _AT_ONCE
-            agent = Agent.usingEndpointFactory(self.reactor, _Endpoints(self.reactor, policy, budget), pool)
+            agent = Agent.usingEndpointFactory(self.reactor, _Endpoints(self.reactor, policy, budget, self.timeout_s), pool)
             if link is not None:
                 link.pool.closeCachedConnections()
             link = self._links[node.worker] = _Link(budget, pool, agent, policy, DeferredSemaphore(_AT_ONCE))
@@ -304,7 +306,7 @@ class Peers:
 
     def _words(self, error: Exception, link: _Link) -> str:
         if isinstance(error, CancelledError):
-            return f"nothing complete came within {TIMEOUT_S:g} s"
+            return f"nothing complete came within {self.timeout_s:g} s"
         if isinstance(error, _UselessAnswerError):
             return str(error)
         refusal = refusal_of(Failure(error), link.policy)
@@ -337,10 +339,11 @@ class _Endpoints:
     _reactor: Any
     _tls: IPolicyForHTTPS
     _budget: ReceiveBudget
+    _timeout_s: float
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         host = uri.host.decode("ascii").removeprefix("[").removesuffix("]")
-        endpoint = HostnameEndpoint(self._reactor, host, uri.port, timeout=TIMEOUT_S)
+        endpoint = HostnameEndpoint(self._reactor, host, uri.port, timeout=self._timeout_s)
         secured = wrapClientTLS(self._tls.creatorForNetloc(host.encode("ascii"), uri.port), endpoint)
         bounded: IStreamClientEndpoint = BoundedEndpoint(secured, lambda: self._budget)
         return bounded
