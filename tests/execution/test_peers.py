@@ -18,11 +18,11 @@ from twisted.internet.task import LoopingCall, deferLater
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.certificates.nodes import NodeTls
 from pdm.workqueue.certificates.tls_server import ServerTls
-from pdm.workqueue.execution.cluster import ClusterLogs, ClusterProgress
+from pdm.workqueue.execution.cluster import ClusterProgress
 from pdm.workqueue.execution.monitoring import ProgressBoard
 from pdm.workqueue.execution.peers import Peers, PeerSilentError, host_of
 from pdm.workqueue.store.nodes import NodeRecord
-from pdm.workqueue.wire.peers import HistoryView, LogPartView, NodeProgressView
+from pdm.workqueue.wire.peers import LogPartView, NodeProgressView
 
 reactor: Any = _reactor
 _NOW = datetime(2026, 11, 30, tzinfo=UTC)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from attrs import define, field, frozen
@@ -40,6 +40,8 @@ class BoundedProtocol(ProtocolWrapper):
             super().dataReceived(data)  # type: ignore[no-untyped-call]
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        factory: Any = self.factory
+        factory.opened.discard(self)
         lost = Failure(TooMuchReceivedError()) if self.exceeded else reason
         super().connectionLost(lost)  # type: ignore[no-untyped-call]
 
@@ -49,9 +51,10 @@ class _BoundedFactory(WrappingFactory):
     # It logs each connection otherwise.
     noisy = False
 
-    def __init__(self, wrapped: IProtocolFactory, budget: ReceiveBudget) -> None:
+    def __init__(self, wrapped: IProtocolFactory, budget: ReceiveBudget, opened: set[BoundedProtocol]) -> None:
         super().__init__(wrapped)  # type: ignore[no-untyped-call]
         self.budget = budget
+        self.opened = opened
 
     def registerProtocol(self, p: Any) -> None: ...
 
@@ -65,17 +68,24 @@ class BoundedEndpoint:
 
     Attributes:
         budget: of a new connection.
-        opened: gets each connection.
+        opened: connections that are open.
     """
 
     endpoint: Any
     budget: Callable[[], ReceiveBudget]
-    opened: list[BoundedProtocol] = field(factory=list)
+    opened: set[BoundedProtocol] = field(factory=set)
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        connecting: Deferred[Any] = self.endpoint.connect(_BoundedFactory(factory, self.budget()))
+        connecting: Deferred[Any] = self.endpoint.connect(_BoundedFactory(factory, self.budget(), self.opened))
         return connecting.addCallback(self._connected)
 
     def _connected(self, protocol: BoundedProtocol) -> Any:
-        self.opened.append(protocol)
+        self.opened.add(protocol)
         return protocol.wrappedProtocol
+
+
+def end_connections(opened: Collection[BoundedProtocol]) -> None:
+    """End connections at once: a server that does not end its side must not keep them."""
+    for protocol in list(opened):
+        transport: Any = protocol.transport
+        transport.abortConnection()

@@ -17,15 +17,16 @@ from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import URI, Agent, HTTPConnectionPool, readBody
+from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseDone
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory, IPolicyForHTTPS
 from zope.interface import implementer
 
 from pdm.workqueue.certificates.tls_client import refusal_of
-from pdm.workqueue.execution.bounded_connections import BoundedEndpoint, ReceiveBudget
+from pdm.workqueue.execution.bounded_connections import BoundedEndpoint, BoundedProtocol, ReceiveBudget, end_connections
 from pdm.workqueue.store import nodes
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.nodes import NodeRecord
@@ -91,6 +92,7 @@ class _Link:
 
     Attributes:
         budget: of all these connections together.
+        opened: those that are open.
         asked: number of questions under way.
         expected: bytes that these may be answered with.
         is_silent: whether it has not answered the last question.
@@ -102,6 +104,8 @@ class _Link:
     agent: Any
     policy: IPolicyForHTTPS
     slots: DeferredSemaphore
+    opened: set[BoundedProtocol]
+    answered_at: float = 0.0
     asked: int = 0
     expected: int = 0
     is_silent: bool = False
@@ -146,8 +150,10 @@ class Peers:
     _asking: dict[tuple[str, str], Deferred[_Outcome]] = field(factory=dict)
 
     async def stop(self) -> None:
+        """End all connections."""
         for link in self._links.values():
             await link.pool.closeCachedConnections()
+            end_connections(link.opened)
         self._links.clear()
 
     # -- which nodes there are
@@ -249,16 +255,23 @@ class Peers:
         link = self._link(node)
         if link.is_silent and (self.reactor.seconds() < link.silent_until or link.asked):
             raise PeerSilentError(node.name)
+        began = self.reactor.seconds()
         exchange = Deferred.fromCoroutine(self._exchange(link, node.address, target, answer, most + _HEADER_BYTES))
         timer = self.reactor.callLater(self.timeout_s, exchange.cancel)
         try:
             result = await exchange
         except Exception as error:
-            self._note_silence(link, node, self._words(error, link))
+            if not link.asked:
+                # Connections that were given up may never end by themselves.
+                end_connections(link.opened)
+            if link.answered_at < began:
+                # Else only this question takes the node long.
+                self._note_silence(link, node, self._words(error, link))
             raise PeerSilentError(node.name) from error
         finally:
             if timer.active():
                 timer.cancel()
+        link.answered_at = self.reactor.seconds()
         if link.is_silent:
             link.is_silent = False
             _log.info("node {node} answers again", node=node.name)
@@ -270,7 +283,9 @@ class Peers:
         try:
             url = address.rstrip("/") + target
             response: Any = await link.agent.request(b"GET", url.encode("ascii"), _HEADERS)
-            content = await readBody(response)
+            body = _Body()
+            response.deliverBody(body)
+            content = await body.complete
             if response.code != 200:
                 raise _UselessAnswerError(f"it answers with status {response.code}")
             return msgspec.json.decode(content, type=answer)
@@ -287,10 +302,12 @@ class Peers:
             budget = ReceiveBudget(_HEADER_BYTES)
             pool = HTTPConnectionPool(self.reactor)
             pool.maxPersistentPerHost = _AT_ONCE
-            agent = Agent.usingEndpointFactory(self.reactor, _Endpoints(self.reactor, policy, budget, self.timeout_s), pool)
+            opened: set[BoundedProtocol] = set()
+            endpoints = _Endpoints(self.reactor, policy, budget, opened, self.timeout_s)
+            agent = Agent.usingEndpointFactory(self.reactor, endpoints, pool)
             if link is not None:
                 link.pool.closeCachedConnections()
-            link = self._links[node.worker] = _Link(budget, pool, agent, policy, DeferredSemaphore(_AT_ONCE))
+            link = self._links[node.worker] = _Link(budget, pool, agent, policy, DeferredSemaphore(_AT_ONCE), opened)
         return link
 
     def _note_silence(self, link: _Link, node: NodeRecord, why: str) -> None:
@@ -316,6 +333,29 @@ class Peers:
         return f"{type(error).__name__}: {'; '.join(causes) or error}"[:500]
 
 
+class _Body(Protocol):
+    """The body of an answer; its size is bounded by the connection."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self.complete: Deferred[bytes] = Deferred(lambda _: self._close())
+
+    def dataReceived(self, data: bytes) -> None:
+        self._chunks.append(data)
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        if self.complete.called:
+            return
+        if reason.check(ResponseDone):
+            self.complete.callback(b"".join(self._chunks))
+        else:
+            self.complete.errback(reason)
+
+    def _close(self) -> None:
+        transport: Any = self.transport
+        transport.loseConnection()
+
+
 _HEADERS = Headers({"Accept": ["application/json"]})
 
 
@@ -339,11 +379,12 @@ class _Endpoints:
     _reactor: Any
     _tls: IPolicyForHTTPS
     _budget: ReceiveBudget
+    _opened: set[BoundedProtocol]
     _timeout_s: float
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         host = uri.host.decode("ascii").removeprefix("[").removesuffix("]")
         endpoint = HostnameEndpoint(self._reactor, host, uri.port, timeout=self._timeout_s)
         secured = wrapClientTLS(self._tls.creatorForNetloc(host.encode("ascii"), uri.port), endpoint)
-        bounded: IStreamClientEndpoint = BoundedEndpoint(secured, lambda: self._budget)
+        bounded: IStreamClientEndpoint = BoundedEndpoint(secured, lambda: self._budget, self._opened)
         return bounded

@@ -47,6 +47,7 @@ from pdm.workqueue.execution.bounded_connections import (
     BoundedProtocol,
     ReceiveBudget,
     TooMuchReceivedError,
+    end_connections,
 )
 
 #: Bytes that a receiver may send, TLS not counted: a status and some headers.
@@ -220,18 +221,12 @@ class NameLookup:
 @implementer(IAgentEndpointFactory)
 @frozen
 class _CheckedEndpoints:
-    """Makes the connections of one message; ``opened`` has those that were made."""
+    """Makes the connections of one message; ``opened`` has those that are open."""
 
     _reactor: Any
     _tls: IPolicyForHTTPS
     _connect_timeout_s: float
-    opened: list[BoundedProtocol] = field(factory=list)
-
-    def close(self) -> None:
-        """End the connections at once: a receiver that does not end its side must not keep them."""
-        for protocol in self.opened:
-            transport: Any = protocol.transport
-            transport.abortConnection()
+    opened: set[BoundedProtocol] = field(factory=set)
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         host = uri.host.decode("ascii").removeprefix("[").removesuffix("]")
@@ -325,7 +320,7 @@ class Receivers:
             response: Any = await agent.request(b"POST", url.encode("ascii"), sent, FileBodyProducer(BytesIO(body)))
             return await self._outcome(response)
         finally:
-            endpoints.close()
+            end_connections(endpoints.opened)
 
     async def _outcome(self, response: Any) -> SendResult:
         status = int(response.code)
