@@ -113,11 +113,15 @@ def _account() -> str:
 
 def _wait_for(found: Postgresql, server: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while True:
-        try:
-            found.written()
-            return
-        except psycopg.OperationalError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise BenchmarkError(f"PostgreSQL did not start: {log.read_text()[-2000:]}") from None
-            time.sleep(0.05)
+    while not _answers(found):
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise BenchmarkError(f"PostgreSQL did not start: {log.read_text()[-2000:]}")
+        time.sleep(0.05)
+
+
+def _answers(found: Postgresql) -> bool:
+    try:
+        found.written()
+    except psycopg.OperationalError:
+        return False
+    return True

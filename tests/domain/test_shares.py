@@ -1,4 +1,4 @@
-"""Shares of limits among nodes: never more than the limit runs, at every instant; and it is used while there is work."""
+"""Shares of limits among nodes: no limit is ever exceeded, and each is used up while there is work."""
 
 from __future__ import annotations
 
