@@ -97,7 +97,9 @@ class RowStatement:
 
     def _with_arrays(self, dialect: sa.Dialect) -> str:
         types = ", ".join(f"CAST(%s AS {_array_type(column, dialect)})" for column in self.row)
-        text = self.text.replace("%", "%%").replace("VALUES {rows}", f"SELECT * FROM unnest({types})")
+        # Types only.
+        arrays = f"SELECT * FROM unnest({types})"  # noqa: S608
+        text = self.text.replace("%", "%%").replace("VALUES {rows}", arrays)
         return text.replace("?", "%s")
 
     def _text(self, form: _Form, size: int) -> str:
