@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from attrs import frozen
@@ -60,7 +61,7 @@ class Postgresql:
         assert row is not None
         return Written(*(int(value) for value in row))
 
-    def _connected(self) -> psycopg.Connection[tuple[object, ...]]:
+    def _connected(self) -> psycopg.Connection[tuple[Any, ...]]:
         return psycopg.connect(f"host={self.directory} user=pdm dbname=postgres", autocommit=True)
 
 
@@ -85,7 +86,7 @@ def postgresql(directory: Path) -> Iterator[Postgresql]:
         user=account,
         cwd=directory,
     )
-    options = ["-D", directory / "data", "-k", directory, "-h", "", "-c", "max_connections=100"]
+    options = ["-D", str(directory / "data"), "-k", str(directory), "-h", "", "-c", "max_connections=100"]
     dies_with_us = ["setpriv", "--pdeathsig", "QUIT"] if shutil.which("setpriv") else []
     with (directory / "log").open("wb") as log:
         server = subprocess.Popen(
