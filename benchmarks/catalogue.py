@@ -206,6 +206,7 @@ _ALL = (
         "Jobs of one element of no work with 1, 2 and 3 daemons on one PostgreSQL, against one on SQLite",
         "cluster",
         ("--shape", "jobs"),
+        (Bar("CPU each with one daemon within 1.5 of SQLite's", "cpu each, of SQLite's/1", most=1.5),),
     ),
     Benchmark(
         "cluster_rate",
