@@ -598,9 +598,10 @@ class EventRow(Base):
         kind: a `pdm.workqueue.domain.events.EventKind`.
         job_id: null for a site; so is ``owner_id``, the user of the job.
         data: JSON.
-        xact: PostgreSQL: number of the transaction that has written it. Transactions commit in another order than they
-            take ids, and readers must not skip any: they read in the order of ``xact``, and only what is below all
-            running transactions. 0 on SQLite, which has one writer.
+        xact: PostgreSQL: number of the transaction that has written it, or that of the job's event before, if it is
+            higher. Transactions commit in another order than they take ids, and readers must not skip any: they read
+            in the order of ``xact``, and only what is below all running transactions. 0 on SQLite, which has one
+            writer.
     """
 
     __tablename__ = "events"

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.events import Event, EventKind
-from pdm.workqueue.store import events, job_changes, jobs
+from pdm.workqueue.store import claiming, events, job_changes, jobs
+from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.records import events as rows
 from tests.store.stores import EXPIRED, MISSING, START, Store, done, ended
 from tests.support.records import new_job
@@ -188,6 +189,27 @@ def test_a_transaction_that_commits_late_is_not_skipped(store: Store, writes_fir
     # Both read from the same place again: the order is the same for all.
     assert [event.id for event in told(store)] == [event.id for event in between + rest]
     assert [event.job for event in told(store, rest[0].id or 0)] == [rest[1].job]
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
+def test_events_of_a_job_are_in_order_though_a_transaction_began_before_the_job(store: Store) -> None:
+    """A claim takes its transaction number first, and may then claim a job that was registered meanwhile."""
+    user = store.user()
+    store.worker()
+    limits = ClaimLimits(elements=9, batches=9, batch_elements=9, batch_bytes=9)
+    with Session(store.engine, autoflush=False) as claim:
+        claim.execute(sa.select(sa.func.pg_current_xact_id()))
+        job = store.submit(user)
+        (batch,) = claiming.claim(claim, "w", limits, store.now)
+        events.write_noted(claim)
+        assert told(store) == []
+        claim.commit()
+    store.settle(done(batch))
+    found = told(store)
+    assert kinds(found) == [("job", "SUBMITTED"), ("job", "RUNNING"), ("job", "DONE")]
+    assert [event.id for event in told(store, found[0].id or 0)] == [event.id for event in found[1:]]
+    assert store.job(job.id).status is JobStatus.DONE
 
 
 @pytest.mark.postgresql

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 
 from pdm.workqueue.domain.events import Event, EventKind
 from pdm.workqueue.domain.webhooks import DeliveryPolicy, DeliveryState, NewWebhook, SendResult, WebhookRecord
-from pdm.workqueue.store import job_changes, notifications, webhooks
+from pdm.workqueue.store import job_changes, leases, notifications, webhooks
 from pdm.workqueue.store.records import sites, workers
 from pdm.workqueue.store.records import webhooks as webhook_table
-from tests.store.stores import START, Store
+from tests.store.stores import START, Store, identity
 
 POLICY = DeliveryPolicy(give_up_s=86400.0, disable_s=259200.0)
 LEASE_S = 45.0
@@ -112,7 +112,7 @@ def test_one_daemon_sends(store: Store) -> None:
     assert claimed(store, "b") == [webhook.id]
 
 
-@pytest.mark.parametrize("how", ["its lease ends", "it is started again"])
+@pytest.mark.parametrize("how", ["its lease ends", "it is started again", "its work is taken over"])
 def test_a_daemon_that_was_killed_holds_nothing_back(store: Store, how: str) -> None:
     user = store.user()
     for daemon in ("a", "b"):
@@ -124,6 +124,8 @@ def test_a_daemon_that_was_killed_holds_nothing_back(store: Store, how: str) -> 
     if how == "its lease ends":
         past = store.now - timedelta(days=1)
         store.run(lambda session: session.execute(sa.update(webhook_table).values(leased_until=past)))
+    elif how == "its work is taken over":
+        store.run(leases.release_worker, identity("a").name, store.now)
     else:
         again = sa.update(workers).where(workers.c.incarnation == "a").values(incarnation="a2")
         store.run(lambda session: session.execute(again))

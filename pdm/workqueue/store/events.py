@@ -144,7 +144,12 @@ _INSERT = {
     )
     for dialect, xact in {
         "sqlite": "0",
-        "postgresql": "CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)",
+        # A transaction may have taken its number before the one after which it changes the job.
+        "postgresql": """
+            greatest(
+                CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT),
+                (SELECT max(xact) FROM events AS earlier WHERE earlier.job_id = CAST(noted.job_id AS BIGINT))
+            )""",
     }.items()
 }
 

@@ -121,16 +121,18 @@ def lease_clock(session: Session, now: datetime) -> datetime:
     return session.scalars(sa.select(sa.cast(sa.func.clock_timestamp(), UtcDateTime()))).one()
 
 
-_INCARNATIONS = sa.select(workers.c.incarnation).where(workers.c.incarnation.is_not(None))
+_LIVE_INCARNATIONS = sa.select(workers.c.incarnation).where(
+    workers.c.incarnation.is_not(None), workers.c.lease_until.is_not(None)
+)
 
 
 def is_free(table: sa.Table, timestamp: datetime) -> sa.ColumnElement[bool]:
-    """Whether no daemon has a row leased: the lease has ended, or a later start has replaced the daemon.
+    """Whether no daemon has a row leased: the lease has ended, or the daemon has none any more, or was replaced.
 
     ``table``: with ``leased_by``, an incarnation, and ``leased_until``. ``timestamp``: of `lease_clock`.
     """
     leased_by = table.c.leased_by
-    return sa.or_(leased_by.is_(None), table.c.leased_until <= timestamp, leased_by.not_in(_INCARNATIONS))
+    return sa.or_(leased_by.is_(None), table.c.leased_until <= timestamp, leased_by.not_in(_LIVE_INCARNATIONS))
 
 
 #: Those of some attempts at elements of a job whose work had begun, by the logs of the calling daemon.
