@@ -278,7 +278,9 @@ def _file_readings(directories: Mapping[str, Path], database: Path | None) -> Re
             continue
         _set(found, metrics.FREE_BYTES, status.f_bavail * status.f_frsize, name)
         _set(found, metrics.SIZE_BYTES, status.f_blocks * status.f_frsize, name)
-        _set(found, metrics.FREE_INODES, status.f_favail, name)
+        if status.f_files:
+            # Else the file system has no fixed number of them.
+            _set(found, metrics.FREE_INODES, status.f_favail, name)
     if database is not None:
         files = (database, database.with_name(f"{database.name}-wal"))
         _set(found, metrics.DATABASE_BYTES, sum(file.stat().st_size for file in files if file.exists()))
