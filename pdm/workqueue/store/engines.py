@@ -306,6 +306,16 @@ def migrate(connection: sa.Connection) -> None:
         command.upgrade(config(connection), "head")
 
 
+def outdated_schema(connection: sa.Connection) -> str | None:
+    """The revision of a schema that is older than this version needs; None if it is current or newer.
+
+    A newer one is that of another daemon, which was upgraded before this one: changes of the schema only add to it.
+    """
+    present: str | None = connection.scalar(sa.select(_VERSIONS))
+    known = _known_revisions()
+    return present if present is None or (present in known and present != max(known)) else None
+
+
 def check(url: str) -> None:
     """Check that a daemon can use a database; changes nothing.
 
