@@ -43,12 +43,16 @@ from pdm.workqueue.execution.lease import Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import Housekeeping, missing_software
 from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.preparing import Preparation
+from pdm.workqueue.execution.readiness import Readiness
 from pdm.workqueue.execution.scheduler import Scheduler
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.http.access import AccessList, LogonThrottle
+from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.endpoints.schedules import planned_run
+from pdm.workqueue.http.metrics import ServiceMetrics
+from pdm.workqueue.http.request import ApiSite
 from pdm.workqueue.http.waiting import progress_event
 from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance, worker_name
 from pdm.workqueue.logstore.attempt_log import LogRef
@@ -126,6 +130,7 @@ class Assembly:
         self._missing_software = find_missing
         self._lock_fd: int | None = None
         self._port: Any = None
+        self._site: ApiSite | None = None
         self.url = ""
         queue, agents = settings.queue, settings.agents
         incarnation = secrets.token_hex(16)
@@ -302,6 +307,22 @@ class Assembly:
         write_page = AccessPage().write
         self.api = WorkqueueService(self.context, self.users, make_pages=page_routes, write_access_page=write_page)
         self.lag = ReactorLag(reactor)
+        self.readiness = Readiness(executor=self.executor, lease=self.lease)
+        metrics = ServiceMetrics(
+            api=self.context,
+            executor=self.executor,
+            lease=self.lease,
+            lag=self.lag,
+            tls=self.tls,
+            api_site=lambda: self._site,
+        )
+        self.admin_port = AdminPort(
+            reactor=reactor,
+            settings=settings.admin,
+            readiness=self.readiness,
+            metrics=metrics,
+            started_at=clock(),
+        )
         self._clock_watch = ClockWatch(
             reactor,
             listeners=(
@@ -325,6 +346,8 @@ class Assembly:
         """Add the parts in the order of their start; they stop in reverse."""
         sweep = partial(run_in_thread, self._credential_files.sweep)
         services.add("instance lock", start=self._lock, interruptible=True)
+        # Answers while the others start and stop: it says so.
+        services.add("admin port", start=self.admin_port.start, stop=self.admin_port.stop)
         services.add("database", start=self.database.start, stop=self.database.stop)
         # Before all that acts on the signals of other nodes: none is missed.
         services.add("signals", start=self.signals.start, stop=self.signals.stop)
@@ -353,6 +376,7 @@ class Assembly:
         services.add("events", start=self.feed.start, stop=self.feed.stop)
         services.add("notifications", start=self.notifications.start, stop=self.notifications.stop)
         services.add("listener", start=self._listen, stop=self._close)
+        services.add("readiness", start=self.readiness.started, stop=self.readiness.stop)
 
     # -- start and stop
 
@@ -370,7 +394,8 @@ class Assembly:
 
     def _listen(self) -> None:
         server = self._settings.server
-        factory = self.tls.wrap(self.api.site(self._reactor))
+        self._site = self.api.site(self._reactor)
+        factory = self.tls.wrap(self._site)
         self._port = self._reactor.listenTCP(server.port, factory, _BACKLOG, server.host)
         address: Any = self._port.getHost()
         host = f"[{address.host}]" if ":" in address.host else address.host
