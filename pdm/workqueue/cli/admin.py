@@ -22,6 +22,7 @@ from pdm.workqueue.admin.instance import (
     write_pkcs12,
 )
 from pdm.workqueue.cli.nodes import node
+from pdm.workqueue.cli.pruning import prune
 
 #: Characters of generated passphrases: none looks like another.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -33,7 +34,8 @@ def admin() -> None:
     """Create and maintain an instance of the service."""
 
 
-admin.add_command(node)
+for _command in (node, prune):
+    admin.add_command(_command)
 
 
 @admin.command()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 from msgspec.structs import FieldInfo, fields, replace
@@ -35,6 +35,7 @@ _UNITS_BYTES = {
 }
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", re.ASCII)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_NODE_NAME = re.compile(r"[A-Za-z0-9._-]{0,100}", re.ASCII)
 _SHARE = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,6})?", re.ASCII)
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 100
 _YES = frozenset({"yes", "true", "on", "1"})
@@ -60,6 +61,29 @@ def duration(text: str) -> float:
     if number == 0 and unit == "":
         return 0.0
     raise ValueError("a duration is expected, such as 500ms, 30s, 5m, 12h or 7d")
+
+
+def duration_or_forever(text: str) -> float:
+    """Seconds, or infinity for ``forever``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text == "forever":
+        return math.inf
+    try:
+        return duration(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or forever") from error
+
+
+def optional_duration(text: str) -> float | None:
+    """Seconds, or None where nothing is written.
+
+    Raises:
+        ValueError: it is no duration.
+    """
+    return duration(text) if text else None
 
 
 def size(text: str) -> int:
@@ -137,6 +161,36 @@ def addresses(text: str) -> tuple[AddressRange, ...]:
     return tuple(AddressRange.parse(line.strip()) for line in text.splitlines() if line.strip())
 
 
+def node_name(text: str) -> str:
+    """The name of a node, which is also a part of URLs and of command lines.
+
+    Raises:
+        ValueError: it has other characters, or is too long.
+    """
+    if not _NODE_NAME.fullmatch(text):
+        raise ValueError(f"{_quoted(text)}: letters, digits, '.', '_' and '-' are expected, 100 at most")
+    return text
+
+
+def node_address(text: str) -> str:
+    """The URL of a node, without a path: ``https://HOST:PORT``.
+
+    Raises:
+        ValueError: it is another URL, or none.
+    """
+    if not text:
+        return text
+    complaint = f"{_quoted(text)}: https://HOST:PORT is expected, such as https://node1.example.org:8443"
+    try:
+        parts = urlsplit(text)
+        is_complete = parts.hostname and parts.port
+    except ValueError as error:
+        raise ValueError(complaint) from error
+    if not is_complete or text != f"https://{parts.netloc}" or re.search(r"[@\s]", text):
+        raise ValueError(complaint)
+    return text
+
+
 def one_line(text: str) -> str:
     """The text itself.
 
@@ -172,6 +226,8 @@ def readers(directory: Path) -> dict[str, Callable[[str], Any]]:
     path = path_below(directory)
     return {
         "duration": duration,
+        "duration-or-forever": duration_or_forever,
+        "optional-duration": optional_duration,
         "size": size,
         "path": path,
         "state-path": path,
@@ -179,6 +235,8 @@ def readers(directory: Path) -> dict[str, Callable[[str], Any]]:
         "subjects": subjects,
         "weights": weights,
         "addresses": addresses,
+        "node-name": node_name,
+        "node-address": node_address,
         "int": whole,
         "bool": yes_or_no,
         "str": one_line,
@@ -269,7 +327,26 @@ def read_settings(path: Path, overrides: Mapping[str, str] | None = None) -> Set
     sections = {
         name: _read_section(source, name, struct, texts.get(name, {}), kinds) for name, struct in SECTIONS.items()
     }
+    _take_events_keep(source, sections, texts)
     return _located(Settings(source=source, **sections))
+
+
+#: Bounds of ``[events] keep``, in seconds.
+_EVENTS_KEPT_S = (3600, 3650 * 86400)
+
+
+def _take_events_keep(source: Path, sections: dict[str, Any], texts: Mapping[str, Mapping[str, str]]) -> None:
+    """Take ``[events] keep``, the earlier name of ``[retention] events``."""
+    kept_s: float | None = sections["events"].keep_s
+    if kept_s is None:
+        return
+    least, most = _EVENTS_KEPT_S
+    if not least <= kept_s <= most:
+        text = _quoted(texts["events"]["keep"])
+        raise ConfigError(f"{source}: [events] keep: {text} is out of range: at least {least} is expected")
+    if "events" in texts.get("retention", {}):
+        raise ConfigError(f"{source}: [events] keep is the earlier name of [retention] events: remove it")
+    sections["retention"] = replace(sections["retention"], events_s=kept_s)
 
 
 def _read_section(

@@ -7,6 +7,7 @@ value (``30s``, ``1MiB``), so a key is the attribute without it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +29,10 @@ _DAY = 86400.0
 Duration = Annotated[float, _kind("duration", gt=0, le=3650 * _DAY)]
 #: Seconds, or 0 for "not at all".
 DurationOrZero = Annotated[float, _kind("duration", ge=0, le=3650 * _DAY)]
+#: Seconds, or ``forever``, which is infinite.
+DurationOrForever = Annotated[float, _kind("duration-or-forever", gt=0)]
+#: Seconds, or nothing.
+OptionalDuration = Annotated[float | None, _kind("optional-duration")]
 #: Bytes, written ``512``, ``64KiB``, ``1MB``.
 Size = Annotated[int, _kind("size", ge=1, le=2**62)]
 #: A path; a relative one is relative to the directory of the configuration file.
@@ -41,6 +46,11 @@ Subjects = Annotated[tuple[str, ...], _kind("subjects")]
 
 #: Addresses and networks, one a line: ``10.0.0.0/8``, ``127.0.0.1:8080``, ``[::1]:8080``.
 AddressRanges = Annotated[tuple[AddressRange, ...], _kind("addresses")]
+
+#: A name for people and for a segment of a URL, or empty.
+NodeName = Annotated[str, _kind("node-name")]
+#: ``https://HOST:PORT``, or empty.
+NodeAddress = Annotated[str, _kind("node-address")]
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -75,6 +85,18 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections_per_address: Count = 2500
     new_connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 100
     anonymous_connections: Count = 250
+
+
+class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Health and metrics for monitoring: plain HTTP, without authentication.
+
+    Attributes:
+        host: address (or name of an address) to listen on.
+        port: TCP port; 0 for none.
+    """
+
+    host: Text = "127.0.0.1"
+    port: Port = 0
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -282,9 +304,29 @@ class SshSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EventSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``keep_s``: how long events are stored, for readers that resume; webhooks and mail need some hours."""
+    """``keep_s``: earlier name of ``[retention] events``; None where that is used."""
 
-    keep_s: Annotated[float, _kind("duration", ge=3600, le=3650 * _DAY)] = field(default=30 * _DAY, name="keep")
+    keep_s: OptionalDuration = field(default=None, name="keep")
+
+
+class RetentionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long what has ended is kept.
+
+    Attributes:
+        jobs_s: after their end, with elements, listings and logs.
+        logs_s: after the end of their job.
+        receipts_s: after the end of their job, although that is purged.
+        events_s: for readers that resume; webhooks and mail need some hours.
+        audit_s: records of actions.
+        summaries_s: of purged jobs.
+    """
+
+    jobs_s: Annotated[float, _kind("duration-or-forever", ge=7 * _DAY)] = field(default=math.inf, name="jobs")
+    logs_s: Annotated[float, _kind("duration-or-forever", ge=_DAY)] = field(default=math.inf, name="logs")
+    receipts_s: DurationOrForever = field(default=math.inf, name="receipts")
+    events_s: Annotated[float, _kind("duration-or-forever", ge=3600)] = field(default=30 * _DAY, name="events")
+    audit_s: Annotated[float, _kind("duration-or-forever", ge=_DAY)] = field(default=math.inf, name="audit")
+    summaries_s: DurationOrForever = field(default=math.inf, name="summaries")
 
 
 class WebhookSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -331,6 +373,21 @@ class MailSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password_file: OptionalPath = None
 
 
+class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """This daemon among others that use its database.
+
+    Attributes:
+        name: for people; the host name if empty.
+        address: URL under which the other nodes reach it; empty: they do not ask it.
+        peers_trust: PEM file or hashed directory of the authorities of the nodes' host certificates; those of `[tls]`
+            without it.
+    """
+
+    name: NodeName = ""
+    address: NodeAddress = ""
+    peers_trust: OptionalPath = None
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration; every path is absolute once read.
 
@@ -340,6 +397,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     source: Path
     server: ServerSettings = ServerSettings()
+    admin: AdminSettings = AdminSettings()
     tls: TlsSettings = TlsSettings()
     users: UserSettings = UserSettings()
     database: DatabaseSettings = DatabaseSettings()
@@ -351,13 +409,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credentials: CredentialSettings = CredentialSettings()
     ssh: SshSettings = SshSettings()
     events: EventSettings = EventSettings()
+    retention: RetentionSettings = RetentionSettings()
     webhooks: WebhookSettings = WebhookSettings()
     mail: MailSettings = MailSettings()
+    node: NodeSettings = NodeSettings()
 
 
 #: Section name → its struct.
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": ServerSettings,
+    "admin": AdminSettings,
     "tls": TlsSettings,
     "users": UserSettings,
     "database": DatabaseSettings,
@@ -369,6 +430,8 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "credentials": CredentialSettings,
     "ssh": SshSettings,
     "events": EventSettings,
+    "retention": RetentionSettings,
     "webhooks": WebhookSettings,
     "mail": MailSettings,
+    "node": NodeSettings,
 }
