@@ -39,7 +39,7 @@ def api_context(
     return ApiContext(
         database=parts.database,
         sites=parts.sites,
-        logstore=parts.logs,
+        logs=parts.nodes.logs,
         vault=parts.vault,
         settings=settings,
         clock=clock,
@@ -49,6 +49,9 @@ def api_context(
         add_element=parts.claimer.add_element,
         cancelled=executor.cancel,
         progress=parts.board,
+        cluster=parts.nodes.progress,
+        is_node=parts.nodes.is_node,
+        drain_changed=parts.nodes.nodes_changed,
         routes=parts.streams.routes,
         credential_need=offered.credential_need,
         supports=offered.supports,

@@ -18,6 +18,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.certificates.nodes import NodeTls
 from pdm.workqueue.certificates.tls_server import ServerTls
+from pdm.workqueue.domain.progress import Moving
 from pdm.workqueue.execution.cluster import ClusterProgress
 from pdm.workqueue.execution.monitoring import ProgressBoard
 from pdm.workqueue.execution.peers import Peers, PeerSilentError, host_of
@@ -32,10 +33,12 @@ _GOOD = b'{"incarnation": "other", "jobs": [], "something": "of a later version"
 class Peer(Protocol):
     """A node that answers each request with what a test has given."""
 
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
     def dataReceived(self, data: bytes) -> None:
-        factory: Any = self.factory
-        factory.requests.append(data)
-        factory.answer(self.transport)
+        self.node.requests.append(data)
+        self.node.answers(self.transport)
 
 
 class Node:
@@ -48,10 +51,10 @@ class Node:
         host.write_key(directory / "host.key")
         authority.write_trust(directory / "trust")
         self.tls = ServerTls(directory / "host.crt", directory / "host.key", directory / "trust")
-        self.factory: Any = Factory.forProtocol(Peer)
-        self.factory.requests = []
-        self.factory.answer = lambda transport: None
-        self.port = reactor.listenTCP(0, self.tls.wrap(self.factory), interface="127.0.0.1")
+        self.requests: list[bytes] = []
+        self.answers: Callable[[Any], None] = lambda transport: None
+        factory = self.tls.wrap(Factory.forProtocol(lambda: Peer(self)))
+        self.port = reactor.listenTCP(0, factory, interface="127.0.0.1")
         self.address = f"https://localhost:{self.port.getHost().port}"
         self.is_shared = True
         self.peers = Peers(
@@ -78,7 +81,7 @@ class Node:
 
     def answer(self, content: bytes, status: bytes = b"200 OK") -> None:
         head = b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n" % (status, len(content))
-        self.factory.answer = lambda transport: transport.write(head + content)
+        self.answers = lambda transport: transport.write(head + content)
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ async def test_an_answer_is_kept_for_a_second_and_asked_for_once(node: Node) -> 
     asking[0].addErrback(lambda _: None)
     assert [(await each).incarnation for each in asking[1:]] == ["other", "other"]
     assert (await node.ask()).jobs == []
-    (request,) = node.factory.requests
+    (request,) = node.requests
     assert request.startswith(b"GET /api/peers/progress HTTP/1.1\r\n")
 
 
@@ -110,7 +113,12 @@ def _endless(piece: bytes, every_s: float) -> Callable[[Any], None]:
         transport.write(b"HTTP/1.1 200 OK\r\n")
         writing = LoopingCall(transport.write, piece)
         writing.start(every_s).addErrback(lambda _: None)
-        reactor.callLater(1.0, lambda: writing.running and writing.stop())
+
+        def stop() -> None:
+            if writing.running:
+                writing.stop()
+
+        reactor.callLater(1.0, stop)
 
     return answer
 
@@ -142,7 +150,7 @@ _ANSWERS = {
 @pytest_twisted.ensureDeferred
 async def test_what_is_no_answer_is_silence(node: Node, what: str) -> None:
     if what in _SILENCES:
-        node.factory.answer = _SILENCES[what]
+        node.answers = _SILENCES[what]
     else:
         status = {"403": b"403 Forbidden", "302": b"302 Found\r\nLocation: https://localhost:1/"}.get(what, b"200 OK")
         node.answer(_ANSWERS.get(what, _GOOD), status)
@@ -152,11 +160,11 @@ async def test_what_is_no_answer_is_silence(node: Node, what: str) -> None:
     assert str(caught.value) == "on node other, which does not answer"
     assert time.monotonic() - began < 2
     # For a while it is not asked again.
-    count = len(node.factory.requests)
+    count = len(node.requests)
     node.answer(_GOOD)
     with pytest.raises(PeerSilentError):
         await node.ask()
-    assert len(node.factory.requests) == count
+    assert len(node.requests) == count
 
 
 @pytest_twisted.ensureDeferred
@@ -176,7 +184,7 @@ async def test_another_servers_certificate_is_silence(node: Node, tmp_path: Path
     node.address = node.address.replace("localhost", "127.0.0.2")
     with pytest.raises(PeerSilentError):
         await node.ask()
-    assert node.factory.requests == []
+    assert node.requests == []
 
 
 @pytest_twisted.ensureDeferred
@@ -199,9 +207,7 @@ async def test_progress_of_a_job_names_the_nodes_that_do_not_answer(node: Node) 
     assert (await progress.of_job(_job(7, proven=110))).moving == _moving(5)
 
 
-def _moving(transferred: int) -> Any:
-    from pdm.workqueue.domain.progress import Moving
-
+def _moving(transferred: int) -> Moving:
     return Moving(transferred, 10.5, None)
 
 

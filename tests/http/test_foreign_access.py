@@ -7,13 +7,13 @@ from typing import Any
 import pytest_twisted
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.http.context import Endpoint
+from pdm.workqueue.http.context import Allow, Endpoint
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import Answer, Service
 
 #: Routes that name something which belongs to one user.
 _OWNED = {"job_id", "delegation_id", "credential_id", "schedule_id", "webhook_id"}
-PRIVATE = [each for each in ENDPOINTS if _OWNED & set(each.parameters)]
+PRIVATE = [each for each in ENDPOINTS if _OWNED & set(each.parameters) and each.allow is Allow.USERS]
 
 
 _MISSING = {

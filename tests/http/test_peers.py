@@ -93,10 +93,12 @@ class Pair:
             await self.south.settle(token, log="moved in the south", transferred=1000)
         return job["id"], token, LogRef(record.log_uid, token.element_id, token.attempt)
 
-    async def forget(self) -> None:
-        """Let a second pass for what is kept of answers."""
-        self.north.assembly.nodes.peers._answers.clear()
-        self.north.assembly.nodes.peers.forget_nodes()
+    async def part(self) -> None:
+        """Let south not listen any more, and north keep nothing of it."""
+        await self.south.assembly._close()
+        peers = self.north.assembly.nodes.peers
+        await peers.stop()
+        peers._answers.clear()
 
 
 def _made(directory: Path) -> Path:
@@ -154,12 +156,11 @@ async def test_progress_and_rates_of_what_another_node_moves(pair: Pair) -> None
     page = await pair.north.browse("progressing", f"/web/jobs/{job_id}")
     assert b"now</span>" in page.body
     assert b"Rate of job" in page.body or b"rate" in page.body
-    events = Deferred.fromCoroutine(pair.north.assembly.nodes.progress.running())
-    assert job_id in await events
+    assert job_id in await pair.north.assembly.nodes.progress.running()
     # The events of a job have the progress, too.
     event = await pair.north.assembly.feed.progress_of(job_id)  # type: ignore[misc]
     assert event is not None
-    assert event.data["progress"]["bytes_moving"] == 500
+    assert event.data["bytes_moving"] == 500
 
 
 @pytest_twisted.ensureDeferred
@@ -177,8 +178,8 @@ async def test_the_log_of_an_attempt_is_followed_on_another_node(pair: Pair) -> 
     assert second["log"].endswith(" a second line\n")
     page = await pair.north.browse("following", f"/web{place}/log")
     assert b"a second line" in page.body
-    span = (await pair.south.logs.close(ref, "the last line")).span
-    await pair.south.settle(token, log=None, transferred=1000, **{"log_span": span} if False else {})
+    await pair.south.logs.close(ref, "the last line")
+    await pair.south.settle(token, log=None, transferred=1000)
     third = (await pair.north.call("following", "GET", f"{place}/output?live=1&offset={second['offset']}")).json
     assert third["log"].endswith(" the last line\n")
     assert third["end"] is True
@@ -259,8 +260,7 @@ async def test_where_a_node_is_away_all_else_is_there(pair: Pair) -> None:
     pair.south.board.begin(running, token.element_id)
     pair.south.logs.open(ref, "begun in the south")
     ended, copied, _ = await pair.copied("left alone", ended=True)
-    await pair.south.assembly._close()
-    await pair.forget()
+    await pair.part()
     north, user = pair.north, "left alone"
     progress = (await north.call(user, "GET", f"/jobs/{running}")).json["progress"]
     assert progress["silent"] == [_AWAY]

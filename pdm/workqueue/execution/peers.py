@@ -233,11 +233,13 @@ class Peers:
         asking = [Deferred.fromCoroutine(self.ask(node, path, answer, most)) for node in asked]
         answers: list[tuple[NodeRecord, _T]] = []
         silent: dict[str, PeerSilentError] = {}
-        for node, (succeeded, result) in zip(asked, await DeferredList(asking, consumeErrors=True), strict=True):
+        found: Any = await DeferredList(asking, consumeErrors=True)
+        for node, (succeeded, result) in zip(asked, found, strict=True):
             if succeeded:
                 answers.append((node, result))
             else:
-                silent[node.worker] = result.trap(PeerSilentError) and result.value
+                result.trap(PeerSilentError)
+                silent[node.worker] = result.value
         return answers, silent
 
     def _answered(self, outcome: _Outcome, key: tuple[str, str], most: int) -> _Outcome:

@@ -10,8 +10,9 @@ import sqlalchemy as sa
 from attrs import frozen
 from sqlalchemy.orm import Session
 
+from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.domain.sites import Actor
-from pdm.workqueue.store import users
+from pdm.workqueue.store import signals, users
 from pdm.workqueue.store.leases import lease_clock
 from pdm.workqueue.store.nodes import set_drain
 from pdm.workqueue.store.records import IS_INCARNATION, columns_of, elements, workers
@@ -126,6 +127,7 @@ def change_drain(
     action, details = ("node.resume", "") if message is None else ("node.drain", message)
     if until is not None:
         details += f" (until {until:%Y-%m-%dT%H:%M:%SZ})"
+    signals.note(session, SignalKind.NODES)
     users.record_action(session, by, action, f"node {node.name} ({node.worker})", details, now)
     return True
 

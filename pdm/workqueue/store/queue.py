@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.store import users
-from pdm.workqueue.store.records import columns_of, credentials, elements, jobs, workers
-from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK, IS_RUNNING, UtcDateTime
+from pdm.workqueue.store.records import columns_of, credentials, jobs, workers
+from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK, UtcDateTime
 
 #: Unfinished jobs that are counted at most.
 MOST_OPEN_JOBS = 100_000
