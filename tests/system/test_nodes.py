@@ -191,7 +191,7 @@ def _earlier_version(directory: Path) -> Path:
 
 
 def test_an_earlier_version_works_on_beside_a_newer_one(tmp_path: Path) -> None:
-    """A rolling upgrade: the newer node expands the schema while the older one runs; both work, then the newer alone."""
+    """A rolling upgrade: the newer node expands the schema while the older one runs; both work, then one alone."""
     earlier = _earlier_version(tmp_path / "earlier")
     with cluster_of(2, tmp_path, start=False) as cluster:
         old, new = cluster.nodes
