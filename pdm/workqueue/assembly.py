@@ -42,6 +42,7 @@ from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import Housekeeping, missing_software
 from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
+from pdm.workqueue.execution.node_shares import NodeShares
 from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.readiness import Readiness
 from pdm.workqueue.execution.scheduler import Scheduler
@@ -259,6 +260,19 @@ class Assembly:
             lease=self.lease,
             weights=settings.users.weights,
         )
+        self.shares = NodeShares(
+            reactor=reactor,
+            clock=clock,
+            database=self.database,
+            incarnation=incarnation,
+            lease=self.lease,
+            streams=self.streams,
+            executor=self.executor,
+            health=health,
+            service_health=self.service_health,
+            claimer=self.claimer,
+            signals=self.signals,
+        )
         self.lease.connect(
             known=lambda: self.executor.attempts() | self._settler.attempts(),
             claims_over=self.claimer.claims_over,
@@ -367,6 +381,7 @@ class Assembly:
         services.add("chains", start=self.chains.start, stop=self.chains.stop)
         services.add("deadlines", start=self.deadlines.timer.start, stop=self.deadlines.timer.stop)
         services.add("schedules", start=self.scheduler.timer.start, stop=self.scheduler.timer.stop)
+        services.add("shares of limits", start=self.shares.start, stop=self.shares.stop)
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
         services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)

@@ -228,7 +228,7 @@ class Executor:
         self._running[running] = ""
         self.context.settler.counts.begun(batch, self.context.clock())
         # Counted at once, for the next claim.
-        slot = None if batch.type is JobType.LIST else self.streams.slot(batch)
+        slot = running.slot = None if batch.type is JobType.LIST else self.streams.slot(batch)
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
             start_background("run a batch", self._run(running, slot, behind))
         for job_id in self._just_cancelled.intersection(batch.jobs):
@@ -242,6 +242,12 @@ class Executor:
             if job_id in running.batch.jobs:
                 running.cancel(job_id)
         self.continue_change(job_id)
+
+    def give_back(self, waited_s: float) -> None:
+        """Return batches to the queue that have waited here for so many seconds, for nodes that are idle."""
+        for running in list(self._running):
+            if running.has_waited(waited_s):
+                running.end(Ending.GIVEN_BACK)
 
     def continue_change(self, job_id: int) -> None:
         """Continue the cancellation or retry of a large job in the background."""
