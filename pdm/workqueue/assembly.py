@@ -10,7 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -40,11 +40,12 @@ from pdm.workqueue.execution.endpoint_health import SiteHealth
 from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease, LeaseTakenError
-from pdm.workqueue.execution.maintenance import Housekeeping, missing_software
+from pdm.workqueue.execution.maintenance import missing_software
 from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.node_shares import NodeShares
 from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.readiness import Readiness
+from pdm.workqueue.execution.retention import Retention
 from pdm.workqueue.execution.scheduler import Scheduler
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
@@ -53,6 +54,7 @@ from pdm.workqueue.http.access import AccessList, LogonThrottle
 from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.endpoints.schedules import planned_run
 from pdm.workqueue.http.metrics import ServiceMetrics
+from pdm.workqueue.http.receipts import whole_receipt
 from pdm.workqueue.http.request import ApiSite
 from pdm.workqueue.http.waiting import progress_event
 from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance, worker_name
@@ -67,6 +69,7 @@ from pdm.workqueue.policies import (
     helper_access,
     helper_command,
     notifications,
+    retention_policy,
     retry_policy,
     server_tls,
     stream_limits,
@@ -348,11 +351,14 @@ class Assembly:
             ),
         )
         self._tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
-        self._housekeeping = Housekeeping(
+        self.retention = Retention(
             reactor=reactor,
             database=self.database,
             clock=clock,
-            events_kept=timedelta(seconds=settings.events.keep_s),
+            policy=retention_policy(settings),
+            incarnation=incarnation,
+            logs=settings.logs.folder,
+            receipt_of=partial(whole_receipt, self.context),
         )
         self._add_to(services)
 
@@ -385,7 +391,7 @@ class Assembly:
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
         services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)
-        services.add("housekeeping", start=self._housekeeping.start, stop=self._housekeeping.stop)
+        services.add("retention", start=self.retention.start, stop=self.retention.stop)
         # The daemon starts it when all is ready: the duration of the start is no latency.
         services.add("reactor lag", stop=self.lag.stop)
         services.add("events", start=self.feed.start, stop=self.feed.stop)

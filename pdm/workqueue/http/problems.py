@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import msgspec
 
+from pdm.workqueue.domain.retention import PurgedJob
 from pdm.workqueue.wire.responses import MEDIA_TYPE, PROBLEM_TYPE_PREFIX, Problem
 
 _LONGEST_DETAIL, _LONGEST_POINTER = 1000, 200
@@ -105,6 +106,20 @@ class ElementNotFoundError(NotFoundError):
 
     def __init__(self, job_id: int, element_id: int) -> None:
         super().__init__(f"job {job_id} has no element {element_id}; GET /jobs/{job_id}/elements lists all")
+
+
+class JobPurgedError(ApiError):
+    """The job was removed by its age.
+
+    Attributes:
+        job: what is left of it.
+    """
+
+    status, word, title = 410, "job-purged", "The job was purged"
+
+    def __init__(self, job: PurgedJob) -> None:
+        super().__init__(job.summary())
+        self.job = job
 
 
 class MethodNotAllowedError(ApiError):

@@ -212,6 +212,10 @@ class Database:
         if not of_job:
             self._waiting.pop(job_id, None)
 
+    def forget(self, numbers: Collection[int]) -> None:
+        """Drop jobs from the cache, because they were purged."""
+        self._cache.forget(numbers)
+
     def signal_connection(self) -> SignalConnection | None:
         """A new connection for signals between daemons, not opened yet; None if the database is not shared."""
         return None if self._engines.signals is None else SignalConnection(self._engines.signals)

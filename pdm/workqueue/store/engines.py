@@ -151,6 +151,9 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
         # The driver must not begin transactions implicitly.
         connection.isolation_level = None
         cursor = connection.cursor()
+        if not read_only:
+            # Of a new file only, and before anything else: free pages can be returned in small steps.
+            cursor.execute("PRAGMA auto_vacuum=incremental")
         _write_ahead(cursor)
         for pragma in ("synchronous=full", "foreign_keys=on", f"cache_size=-{cache_kib}"):
             cursor.execute(f"PRAGMA {pragma}")
