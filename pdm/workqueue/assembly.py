@@ -50,7 +50,7 @@ from pdm.workqueue.execution.scheduler import Scheduler
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
-from pdm.workqueue.http.access import AccessList, LogonThrottle
+from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.endpoints.schedules import planned_run
 from pdm.workqueue.http.metrics import ServiceMetrics
@@ -309,7 +309,6 @@ class Assembly:
         self.feed.on_written = self.notifications.events_written
         load_pattern_libraries()
         self.users = AccessList.read(settings.users)
-        logons = LogonThrottle()
         self.context = api_context(
             self,
             reactor=reactor,
@@ -317,7 +316,6 @@ class Assembly:
             clock=clock,
             offered=offered,
             site_check=site_check,
-            logons=logons,
             trust_directory=trust_directory,
         )
         self.feed.progress_of = partial(progress_event, self.context)
@@ -345,7 +343,6 @@ class Assembly:
             listeners=(
                 health.clock_was_set,
                 self.claimer.clock_was_set,
-                logons.clock_was_set,
                 self.deadlines.timer.wake,
                 self.scheduler.timer.wake,
             ),

@@ -361,6 +361,7 @@ class Executor:
             self._refuse(running, self.context.service_health.blame(error, ServicePart.CREDENTIAL_FILES))
         finally:
             self._running.pop(running, None)
+            self.context.service_health.tally.add(self.context.board.clock(), worked=running.elements)
             if intake is not None:
                 intake.close()
             self.context.health.end(endpoints)

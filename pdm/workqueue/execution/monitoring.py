@@ -79,6 +79,37 @@ class PartFault:
     check: PartCheck
 
 
+#: Attempts are counted for one to two such spans.
+_SPAN_S = 30.0
+
+
+@define(eq=False)
+class AttemptTally:
+    """Recent attempts here: how many worked, and how many failed by a fault of this service, not of a site."""
+
+    _began_s: float = 0.0
+    _before: tuple[int, int] = (0, 0)
+    _now: tuple[int, int] = (0, 0)
+
+    def add(self, now_s: float, *, worked: int = 0, failed: int = 0) -> None:
+        self._advance(now_s)
+        self._now = self._now[0] + worked, self._now[1] + failed
+
+    def counts(self, now_s: float) -> tuple[int, int]:
+        """Attempts that worked, and that failed."""
+        self._advance(now_s)
+        return self._before[0] + self._now[0], self._before[1] + self._now[1]
+
+    def clear(self) -> None:
+        self._before = self._now = (0, 0)
+
+    def _advance(self, now_s: float) -> None:
+        age_s = now_s - self._began_s
+        if age_s >= _SPAN_S:
+            self._before = self._now if age_s < 2 * _SPAN_S else (0, 0)
+            self._now, self._began_s = (0, 0), now_s
+
+
 @define(eq=False, kw_only=True)
 class ServiceHealth:
     """Faulty parts of the service.
@@ -94,6 +125,7 @@ class ServiceHealth:
     checks: Mapping[ServicePart, PartCheck]
     on_change: Callable[[], None] = lambda: None
     log_errors: Callable[[], int] = lambda: 0
+    tally: AttemptTally = field(factory=AttemptTally)
     _faults: dict[ServicePart, PartFault] = field(factory=dict)
     _log_errors_seen: int = 0
     _periodic: Periodic | None = None

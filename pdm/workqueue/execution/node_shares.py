@@ -22,7 +22,7 @@ from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
-from pdm.workqueue.execution.monitoring import ServiceHealth
+from pdm.workqueue.execution.monitoring import AttemptTally, ServiceHealth, ServicePart
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.store import claim_queries, node_reports
@@ -43,8 +43,19 @@ _STARVED_S, _SEARCH_EVERY_S = 2.0, 0.25
 _MOST_SEARCHED = 2000
 #: Seconds for which a node must be idle, or busy, before it says so.
 _IDLE_AFTER_S, _BUSY_AFTER_S = 0.2, 1.0
+#: Seconds between two reports of how many attempts worked.
+_COUNTED_EVERY_S = 10.0
+#: A node claims nothing for a while if so many attempts failed by its own fault, and more than worked; and not more
+#: than one in so many at another node.
+_MANY_FAILED, _FEW_FAILED = 5, 10
+#: Seconds for which it claims nothing: at first, and at most.
+_FIRST_REST_S, _LONGEST_REST_S = 30.0, 600.0
 #: Seconds for which a claimed batch waits before an idle node gets it.
 _WAITED_S = 0.5
+
+
+class NodeRestsError(Exception):
+    """This node claims nothing for a while."""
 
 
 @define(eq=False, kw_only=True)
@@ -82,6 +93,9 @@ class NodeShares:
     _read_at: float = 0.0
     _must_read: bool = True
     _sick: str | None = None
+    _counted_at: float = 0.0
+    _rest_s: float = _FIRST_REST_S
+    _rests_until: float = 0.0
     _log: Logger = field(factory=Logger)
 
     def __attrs_post_init__(self) -> None:
@@ -183,6 +197,7 @@ class NodeShares:
         found = await self.database.read("read the reports of nodes", node_reports.reports, self.incarnation)
         if generation != self._generation or (self._published is not None and found.own is None):
             self._reset(generation)
+        self._compare(found.others)
         await self._search(found.others)
         before = self._own
         report, busy = self._next_report(found)
@@ -235,7 +250,9 @@ class NodeShares:
                 if min(count, limit, own.most) > own.allowance(key, limit):
                     wanted[key] = min(count, own.most)
         self._own = own
-        report = NodeReport(share=evolve(own, wanted=wanted), idle=self._says_idle(), broken=self._broken())
+        worked, failed = self._counts() if others else (0, 0)
+        share = evolve(own, wanted=wanted)
+        report = NodeReport(share=share, idle=self._says_idle(), worked=worked, failed=failed, broken=self._broken())
         return report, demand.keys() | usage.claimed
 
     def _says_idle(self) -> bool:
@@ -252,6 +269,41 @@ class NodeShares:
         if self.service_health.may_claim:
             return None
         return ", ".join(f"{fault.part.value}: {fault.reason}"[:300] for fault in self.service_health.faults)
+
+    def _counts(self) -> tuple[int, int]:
+        """Attempts that worked and failed, as of some seconds ago: a report is not written for each."""
+        said = self._published
+        if said is not None and self.reactor.seconds() - self._counted_at < _COUNTED_EVERY_S:
+            return said.worked, said.failed
+        self._counted_at = self.reactor.seconds()
+        return self._tally.counts(self._tally_s)
+
+    @property
+    def _tally(self) -> AttemptTally:
+        return self.service_health.tally
+
+    @property
+    def _tally_s(self) -> float:
+        return self.executor.context.board.clock()
+
+    def _compare(self, others: Sequence[NodeReport]) -> None:
+        """Claim nothing for a while if attempts fail here, by faults of this node, that work elsewhere."""
+        worked, failed = self._tally.counts(self._tally_s)
+        work_elsewhere = any(other.worked >= max(other.failed * _FEW_FAILED, _MANY_FAILED) for other in others)
+        if failed < _MANY_FAILED or failed <= worked or not work_elsewhere or not self.service_health.may_claim:
+            return
+        now = self.reactor.seconds()
+        self._rest_s = _FIRST_REST_S if now > self._rests_until + _LONGEST_REST_S else self._rest_s * 2
+        self._rest_s = min(self._rest_s, _LONGEST_REST_S)
+        self._rests_until = now + self._rest_s
+
+        async def check() -> None:
+            if self.reactor.seconds() < self._rests_until:
+                raise NodeRestsError(f"attempts failed here that work at other nodes: {failed} failed, {worked} worked")
+
+        self._tally.clear()
+        reason = f"{failed} attempts failed by faults of this node, {worked} worked; other nodes have no such faults"
+        self.service_health.report(ServicePart.HELPERS, reason, check)
 
     async def _search(self, others: Sequence[NodeReport]) -> None:
         """Look for the keys of due work that has no share here."""
