@@ -16,7 +16,6 @@ from pdm.workqueue.agents.process import AgentProcess, BatchListener
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, ClaimToken
-from pdm.workqueue.domain.limits import StreamSlot
 from pdm.workqueue.domain.pacing import ROUTE_FAILURES, BatchRun
 from pdm.workqueue.domain.planning import BadListingError
 from pdm.workqueue.execution.attempts import AttemptContext, Instant, RunningAttempt
@@ -80,7 +79,6 @@ class RunningBatch:
     attempts: int = 0
     failed: int = 0
     ending: Ending | None = None
-    slot: StreamSlot | None = None
     #: By key: the index in the batch.
     _open: dict[int, RunningAttempt] = field(factory=dict)
     _agent: AgentProcess | None = None
@@ -98,7 +96,6 @@ class RunningBatch:
     _was_killed: bool = False
     _watchdog: IDelayedCall | None = None
     _silence_s: float = 0.0
-    _claimed_at: float = 0.0
     _turn_at: float | None = None
     _heard_at: float = 0.0
     is_listed: bool = False
@@ -110,7 +107,6 @@ class RunningBatch:
             key: RunningAttempt(self.batch.job_of(element), element, self.context)
             for key, element in enumerate(self.batch.elements)
         }
-        self._claimed_at = self.context.reactor.seconds()
 
     # -- called by the executor
 
@@ -165,11 +161,6 @@ class RunningBatch:
     def run_so_far(self) -> BatchRun:
         """Figures for the adaptive limits of its route."""
         return BatchRun(self.seconds, self.elements, self.moved, self.attempts, self.failed)
-
-    def has_waited(self, seconds: float) -> bool:
-        """Whether it waits for a stream since so many seconds."""
-        waits = self.slot is not None and not self.slot.has_stream and self.ending is None
-        return waits and self.context.reactor.seconds() - self._claimed_at >= seconds
 
     def is_wanted(self) -> bool:
         return self.ending is None
