@@ -11,7 +11,7 @@ from attrs import define, field
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.limits import LimitKey, LimitKind, Route
-from pdm.workqueue.execution.monitoring import AttemptTally
+from pdm.workqueue.domain.node_reports import AttemptTally
 from pdm.workqueue.execution.streams import StreamLimits, Streams
 from pdm.workqueue.sites.registry import SiteRegistry
 from tests.support.records import element_record, job_record

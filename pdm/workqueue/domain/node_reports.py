@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.shares import NodeShare, key_of, key_text
@@ -70,3 +70,34 @@ def decode_report(report: Mapping[str, Any] | None) -> NodeReport:
         for site_id, protocol, url, user_id in report["broken"]
     )
     return NodeReport(share=share, idle=report["idle"], worked=report["worked"], failed=report["failed"], broken=broken)
+
+
+#: Attempts are counted for one to two such spans.
+_SPAN_S = 30.0
+
+
+@define(eq=False)
+class AttemptTally:
+    """Recent attempts here: how many worked, and how many failed by a fault of this service, not of a site."""
+
+    _began_s: float = 0.0
+    _before: tuple[int, int] = (0, 0)
+    _now: tuple[int, int] = (0, 0)
+
+    def add(self, now_s: float, *, worked: int = 0, failed: int = 0) -> None:
+        self._advance(now_s)
+        self._now = self._now[0] + worked, self._now[1] + failed
+
+    def counts(self, now_s: float) -> tuple[int, int]:
+        """Attempts that worked, and that failed."""
+        self._advance(now_s)
+        return self._before[0] + self._now[0], self._before[1] + self._now[1]
+
+    def clear(self) -> None:
+        self._before = self._now = (0, 0)
+
+    def _advance(self, now_s: float) -> None:
+        age_s = now_s - self._began_s
+        if age_s >= _SPAN_S:
+            self._before = self._now if age_s < 2 * _SPAN_S else (0, 0)
+            self._now, self._began_s = (0, 0), now_s

@@ -24,6 +24,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.node_reports import AttemptTally
 from pdm.workqueue.domain.progress import Moving, RateHistory, SmoothedRate
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
@@ -83,37 +84,6 @@ class PartFault:
     since: datetime
     reason: str
     check: PartCheck
-
-
-#: Attempts are counted for one to two such spans.
-_SPAN_S = 30.0
-
-
-@define(eq=False)
-class AttemptTally:
-    """Recent attempts here: how many worked, and how many failed by a fault of this service, not of a site."""
-
-    _began_s: float = 0.0
-    _before: tuple[int, int] = (0, 0)
-    _now: tuple[int, int] = (0, 0)
-
-    def add(self, now_s: float, *, worked: int = 0, failed: int = 0) -> None:
-        self._advance(now_s)
-        self._now = self._now[0] + worked, self._now[1] + failed
-
-    def counts(self, now_s: float) -> tuple[int, int]:
-        """Attempts that worked, and that failed."""
-        self._advance(now_s)
-        return self._before[0] + self._now[0], self._before[1] + self._now[1]
-
-    def clear(self) -> None:
-        self._before = self._now = (0, 0)
-
-    def _advance(self, now_s: float) -> None:
-        age_s = now_s - self._began_s
-        if age_s >= _SPAN_S:
-            self._before = self._now if age_s < 2 * _SPAN_S else (0, 0)
-            self._now, self._began_s = (0, 0), now_s
 
 
 @define(eq=False, kw_only=True)
