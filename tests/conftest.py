@@ -52,7 +52,7 @@ _LONGEST = (
     "grid/test_crashes",
     "grid/test_sites",
     "protocols/test_faults",
-    "admin/test_packaging",
+    "packaging/test_files",
     "protocols/test_sftp_servers",
     "grid/test_silent_servers",
     "system/test_own_faults",

@@ -19,6 +19,8 @@ from twisted.python.failure import Failure
 
 from pdm.workqueue.config.reader import ConfigError, read_settings
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.installation import explain_missing
+from pdm.workqueue.service_manager import ServiceManager
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.telemetry.clocks import use_monotonic_clock
 from pdm.workqueue.telemetry.logging import capture_stdlib, log_observer
@@ -62,6 +64,7 @@ def makeService(options: Options) -> OrderedServices:
     # Until the reactor installs its own handlers there is nothing to stop.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     _leave_no_core()
     try:
         # Before the imports: a wrong setting is reported at once.
@@ -75,8 +78,14 @@ def makeService(options: Options) -> OrderedServices:
     # These import SQLAlchemy, OpenSSL and more: "twistd --help" must not wait for them.
     from twisted.internet import reactor
 
-    from pdm.workqueue.admin.checks import find_problems
-    from pdm.workqueue.assembly import EXPECTED_ERRORS, Assembly
+    try:
+        from pdm.workqueue.admin.checks import find_problems
+        from pdm.workqueue.assembly import EXPECTED_ERRORS, Assembly
+    except ModuleNotFoundError as error:
+        if (missing := explain_missing(error)) is None:
+            raise
+        _tell_operator(f"cannot start: {missing}")
+        raise SystemExit(1) from None
 
     gc.freeze()
     gc.enable()
@@ -121,6 +130,7 @@ class Daemon(OrderedServices):
         self._expected = expected
         self._stopping = False
         self._observer = log_observer(settings.logs)
+        self._manager = ServiceManager(reactor, os.environ, os.getpid())
 
     def setServiceParent(self, parent: Any) -> None:
         super().setServiceParent(parent)
@@ -142,14 +152,26 @@ class Daemon(OrderedServices):
         # After the reactor has installed its own: with those, a clean stop would exit with the signal's status.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._reactor.callFromThread(self._stop_reactor))
-        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.assembly.reload))
+        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
+        signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(self._reopen_log))
+        self._manager.start()
         gc.collect()
         # The longest time for which a computing thread keeps the interpreter lock from the reactor.
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         super().startService()
 
+    def _reload(self) -> None:
+        self._manager.reloading()
+        self.assembly.reload()
+        self._manager.reloaded()
+
+    def _reopen_log(self) -> None:
+        # Each line looks whether the file has been renamed; so does this one.
+        _log.info("SIGUSR1: the log continues in a new file if it has been rotated")
+
     def stopService(self) -> Deferred[None]:
         _log.info("stopping")
+        self._manager.stopping()
         timeout_s = self._settings.database.stop_timeout_s
         timers = [
             self._reactor.callLater(timeout_s, self.assembly.give_up),
@@ -160,6 +182,7 @@ class Daemon(OrderedServices):
             for timer in timers:
                 if timer.active():
                     timer.cancel()
+            self._manager.stop()
             return result
 
         return super().stopService().addBoth(ended)
@@ -175,10 +198,16 @@ class Daemon(OrderedServices):
         gc.freeze()
         self.assembly.lag.start()
         _log.info("ready {url}", url=self.assembly.url)
+        self._manager.ready(self._status)
         # Not sys.stdout: twistd has made that a part of its log.
         if sys.__stdout__ is not None:
             sys.__stdout__.write(f"pdmworkqueue ready {self.assembly.url}\n")
             sys.__stdout__.flush()
+
+    def _status(self) -> str:
+        faults = self.assembly.service_health.faults
+        reasons = "; ".join(f"{fault.part.value} do not work: {fault.reason}" for fault in faults)
+        return f"serves {self.assembly.url}" + (f"; {reasons}" if reasons else "")
 
     def _failed(self, failure: Failure) -> None:
         if self._stopping:

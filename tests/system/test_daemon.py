@@ -88,8 +88,35 @@ def test_it_says_when_it_serves_and_stops_cleanly(service: TestService) -> None:
     assert status == 200, health
     assert service.stop() == 0
     assert not list(service.directory.glob("*.pid"))
-    service.start()
-    assert service.stop() == 0
+
+
+def test_systemd_gets_state_and_watchdog_and_sigusr1_reopens_the_log(service: TestService, tmp_path: Path) -> None:
+    rotated = tmp_path / "daemon.log"
+    set_keys(service.directory / "workqueue.conf", {"logs": {"file": str(rotated)}})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+
+        def messages_until(line: str) -> list[str]:
+            lines: list[str] = []
+            while line not in lines:
+                lines += systemd.recv(4096).decode().splitlines()
+            return lines
+
+        url = service.start(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1500000")
+        assert "EXTEND_TIMEOUT_USEC=60000000" in (started := messages_until("READY=1"))
+        assert f"STATUS=serves {url}" in started
+        messages_until("WATCHDOG=1")
+        assert service.process is not None
+        os.kill(service.process.pid, signal.SIGHUP)
+        messages_until("RELOADING=1")
+        messages_until("READY=1")
+        rotated.rename(tmp_path / "daemon.log.1")
+        os.kill(service.process.pid, signal.SIGUSR1)
+        messages_until("WATCHDOG=1")
+        assert "SIGUSR1" in rotated.read_text()
+        assert service.stop() == 0
+        assert "STATUS=stopping" in messages_until("STOPPING=1")
 
 
 def test_a_job_runs_between_local_directories(service: TestService) -> None:

@@ -19,6 +19,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from pdm.workqueue import __version__
 from pdm.workqueue.cli.exit_codes import exit_codes_text
+from pdm.workqueue.installation import explain_missing
 
 _ENVIRONMENT = """\
 Service, certificate and trusted authorities; the first one that is set is used:
@@ -210,4 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.Abort:
         click.echo("pdm: interrupted.", err=True)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if (missing := explain_missing(error)) is None:
+            raise
+        click.echo(f"pdm: {missing}", err=True)
+        sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)
