@@ -7,7 +7,6 @@ must not run: a node that seals with the old key, after the last text was encryp
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.execution.credentials import KEY_CHECK, KEY_CHECK_CONTEXT, pending_context, vault_context
 from pdm.workqueue.execution.webhooks import secret_context
-from pdm.workqueue.instance_lock import lock_database, lock_instance, worker_name
+from pdm.workqueue.instance_lock import lock_database, lock_instance, running_daemon, worker_name
 from pdm.workqueue.store.backup import database_kind, sqlite_path
 from pdm.workqueue.store.engines import transaction
 from pdm.workqueue.store.sealed_texts import (
@@ -75,7 +74,7 @@ def change_key(settings: Settings) -> Rekeyed:
                 raise RekeyError(
                     f"the key file does not open a stored {text.kind.value} ({error}). If the key is lost, use --lost"
                 ) from error
-    runs = _daemon_runs(settings.state.folder)
+    runs = running_daemon(settings.state.folder) is not None
     vault.add_key()
     counts: Counter[SealedKind] = Counter()
     for number in range(_MOST_ROUNDS):
@@ -119,20 +118,6 @@ def _require_alone(settings: Settings) -> None:
         raise RekeyError(
             f"other nodes run on this database: stop them first, they have the old key ({', '.join(others)})"
         )
-
-
-def _daemon_runs(state: Path) -> bool:
-    try:
-        descriptor = os.open(state / "daemon.lock", os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from pdm.workqueue.admin.instance import (
     make_instance,
     write_pkcs12,
 )
-from pdm.workqueue.cli.recovery import backup, rekey, restore, upgrade
+from pdm.workqueue.cli.recovery import backup, check, rekey, restore, upgrade
 
 #: Characters of generated passphrases: none looks like another.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -33,7 +33,7 @@ def admin() -> None:
     """Create and maintain an instance of the service."""
 
 
-for _command in (backup, restore, rekey, upgrade):
+for _command in (check, backup, restore, rekey, upgrade):
     admin.add_command(_command)
 
 

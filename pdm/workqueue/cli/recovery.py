@@ -1,4 +1,4 @@
-"""``pdm admin backup``, ``restore``, ``rekey`` and ``upgrade``: on the machine of the service, not over its API."""
+"""``pdm admin check``, ``backup``, ``restore``, ``rekey`` and ``upgrade``: on the machine of the service."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from msgspec.structs import asdict
 
+from pdm.workqueue.cli.arguments import format_option
+from pdm.workqueue.cli.exit_codes import ExitCode
+from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.config.reader import ConfigError, read_settings
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.formatting import display_line
@@ -41,6 +45,34 @@ def settings_of(config: Path) -> Settings:
         return read_settings(config)
     except ConfigError as error:
         raise click.ClickException(display_line(str(error))) from error
+
+
+@click.command()
+@config_argument
+@click.option("-v", "--verbose", is_flag=True, help="Also print what is good.")
+@format_option
+def check(config: Path, verbose: bool, form: str) -> None:
+    """Check everything that the configuration CONFIG names, and print what is wrong, with the remedy, one line each.
+
+    The daemon may run; nothing is changed. The exit status is 0 if nothing is wrong, 1 for errors, with which the
+    daemon does not start or jobs fail, and 6 for warnings alone.
+    """
+    settings = settings_of(config)
+    from pdm.workqueue.admin.checks import Level
+    from pdm.workqueue.admin.examination import examine
+
+    found = examine(settings)
+    if form == "json":
+        print_json([asdict(each) for each in found])
+    else:
+        for each in found:
+            if verbose or each.level is not Level.GOOD:
+                click.echo(display_line(f"{each.level.value}: {each.line}"))
+    levels = {each.level for each in found}
+    if levels == {Level.GOOD} and form == "text" and not verbose:
+        click.echo(f"{config}: nothing is wrong")
+    code = ExitCode.FAILED if Level.ERROR in levels else ExitCode.PARTIAL if Level.WARNING in levels else ExitCode.DONE
+    raise SystemExit(code)
 
 
 @click.command()
@@ -123,14 +155,15 @@ def rekey(config: Path, lost: bool) -> None:
                 click.echo(f"the former key file is now {gone.kept}")
             click.echo(f"{path} has a new key")
             click.echo(
-                f"{gone.credentials} credentials were deleted: users store them again (pdm delegate, pdm login,"
+                f"credentials deleted: {gone.credentials}; users store them again (pdm delegate, pdm login,"
                 " pdm ssh-key, pdm token), and their jobs resume"
             )
             if gone.webhooks:
-                click.echo(f"{gone.webhooks} webhooks are disabled: their users remove them, and add them again")
+                click.echo(f"webhooks disabled: {gone.webhooks}; their users remove them, and add them again")
             return
         changed = change_key(settings)
-    words = ", ".join(f"{count} {kind.value}s" for kind, count in changed.counts.items() if count)
+    counts = {kind.value: count for kind, count in changed.counts.items() if count}
+    words = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items())
     click.echo(f"{path} has a new key; encrypted anew: {words or 'nothing was stored'}")
     click.echo("backups that were made before need their own file of keys: keep that with them")
 
