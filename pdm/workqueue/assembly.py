@@ -6,7 +6,6 @@ too, and replace some of its edges.
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import time
@@ -46,6 +45,7 @@ from pdm.workqueue.execution.maintenance import Housekeeping, missing_software
 from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.scheduler import Scheduler
+from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.http.access import AccessList, LogonThrottle
@@ -68,12 +68,13 @@ from pdm.workqueue.policies import (
     server_tls,
     stream_limits,
     time_limits,
+    worker_identity,
 )
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnusableError
-from pdm.workqueue.store.leases import WorkerIdentity, write_probe
+from pdm.workqueue.store.leases import write_probe
 from pdm.workqueue.telemetry.background import Periodic, run_in_thread, start_background
 from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag, utc_now
 from pdm.workqueue.web import page_routes
@@ -139,6 +140,7 @@ class Assembly:
             threads=settings.database.threads,
             timeouts=database_timeouts(settings),
         )
+        self.signals = SignalListener(reactor=reactor, database=self.database, by=incarnation)
         name = worker_name(settings.state.folder)
         self.logs = LogStore(
             reactor,
@@ -150,11 +152,7 @@ class Assembly:
         self.lease = Lease(
             reactor=reactor,
             database=self.database,
-            worker=WorkerIdentity(
-                name=name,
-                incarnation=incarnation,
-                host=f"{socket.gethostname()}, pid {os.getpid()}",
-            ),
+            worker=worker_identity(settings, name, incarnation),
             clock=clock,
             lease_s=queue.lease_s,
             begun=self._begun,
@@ -355,6 +353,8 @@ class Assembly:
         sweep = partial(run_in_thread, self._credential_files.sweep)
         services.add("instance lock", start=self._lock, interruptible=True)
         services.add("database", start=self.database.start, stop=self.database.stop)
+        # Before all that acts on the signals of other nodes: none is missed.
+        services.add("signals", start=self.signals.start, stop=self.signals.stop)
         services.add("lease", start=self.lease.start, stop=self.lease.stop, interruptible=True)
         services.add("key of the credentials", start=self._check_key)
         # Removes files that a killed daemon has left.

@@ -42,6 +42,11 @@ Subjects = Annotated[tuple[str, ...], _kind("subjects")]
 #: Addresses and networks, one a line: ``10.0.0.0/8``, ``127.0.0.1:8080``, ``[::1]:8080``.
 AddressRanges = Annotated[tuple[AddressRange, ...], _kind("addresses")]
 
+#: A name for people and for a segment of a URL, or empty.
+NodeName = Annotated[str, _kind("node-name")]
+#: ``https://HOST:PORT``, or empty.
+NodeAddress = Annotated[str, _kind("node-address")]
+
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 #: Streams of work at once: no more than there can be helpers.
@@ -331,6 +336,21 @@ class MailSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password_file: OptionalPath = None
 
 
+class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """This daemon among others that use its database.
+
+    Attributes:
+        name: for people; the host name if empty.
+        address: URL under which the other nodes reach it; empty: they do not ask it.
+        peers_trust: PEM file or hashed directory of the authorities of the nodes' host certificates; those of `[tls]`
+            without it.
+    """
+
+    name: NodeName = ""
+    address: NodeAddress = ""
+    peers_trust: OptionalPath = None
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration; every path is absolute once read.
 
@@ -353,6 +373,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: EventSettings = EventSettings()
     webhooks: WebhookSettings = WebhookSettings()
     mail: MailSettings = MailSettings()
+    node: NodeSettings = NodeSettings()
 
 
 #: Section name → its struct.
@@ -371,4 +392,5 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "events": EventSettings,
     "webhooks": WebhookSettings,
     "mail": MailSettings,
+    "node": NodeSettings,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -27,6 +27,7 @@ from pdm.workqueue.store.errors import (
     SchemaTooNewError,
 )
 from pdm.workqueue.store.jobs import MOST_JOBS, JobCache
+from pdm.workqueue.store.signals import NotedSignal, SignalConnection
 from pdm.workqueue.store.transaction_threads import QueuedCall, TransactionThreads
 
 __all__ = [
@@ -79,6 +80,8 @@ class Database:
         self.on_awaited_end: Callable[[int], None] = lambda job_id: None
         #: Called after each commit that has written events.
         self.on_events: Callable[[], None] = lambda: None
+        #: Called after each commit with the signals for other daemons that it has noted.
+        self.on_signals: Callable[[Collection[NotedSignal]], None] = lambda signals: None
         #: Job → Deferreds that wait for the next commit that writes it.
         self._waiting: dict[int, set[Deferred[None]]] = {}
 
@@ -206,7 +209,15 @@ class Database:
         if not of_job:
             self._waiting.pop(job_id, None)
 
-    def _tell_waiting(self, written: Mapping[int, JobRecord], has_events: bool) -> None:
+    def signal_connection(self) -> SignalConnection | None:
+        """A new connection for signals between daemons, not opened yet; None if the database is not shared."""
+        return None if self._engines.signals is None else SignalConnection(self._engines.signals)
+
+    def _tell_waiting(
+        self, written: Mapping[int, JobRecord], has_events: bool, signals: Collection[NotedSignal]
+    ) -> None:
+        if signals:
+            self.on_signals(signals)
         if has_events:
             self.on_events()
         for job_id, record in written.items():

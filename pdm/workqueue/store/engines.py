@@ -74,6 +74,7 @@ class Engines:
     Attributes:
         reader: for transactions that only read; the same engine as ``writer`` on PostgreSQL.
         lease: for the renewal of leases, which waits for nothing else; the same engine as ``writer`` on SQLite.
+        signals: for the connection on which daemons announce changes to each other; None on SQLite.
         together: how many calls may share one commit.
         shared: whether other daemons may use the database at the same time.
     """
@@ -81,6 +82,7 @@ class Engines:
     writer: sa.Engine
     reader: sa.Engine
     lease: sa.Engine
+    signals: sa.Engine | None
     writers: int
     readers: int
     together: int
@@ -89,8 +91,9 @@ class Engines:
 
     def dispose(self) -> None:
         """Close all connections."""
-        for engine in (self.writer, self.reader, self.lease):
-            engine.dispose()
+        for engine in (self.writer, self.reader, self.lease, self.signals):
+            if engine is not None:
+                engine.dispose()
 
 
 def make_engines(url: str, threads: int, timeouts: DatabaseTimeouts = DEFAULT_TIMEOUTS) -> Engines:
@@ -124,6 +127,7 @@ def _sqlite(url: URL, threads: int) -> Engines:
         writer=writer,
         reader=_sqlite_engine(url, readers, "BEGIN", read_only=True),
         lease=writer,
+        signals=None,
         writers=1,
         readers=readers,
         together=64,
@@ -186,11 +190,12 @@ def _write_ahead(cursor: Any) -> None:
 
 
 def _postgresql(url: URL, threads: int, timeouts: DatabaseTimeouts) -> Engines:
-    engine, lease = (_postgresql_engine(url, connections, timeouts) for connections in (threads, 1))
+    engine, lease, signals = (_postgresql_engine(url, connections, timeouts) for connections in (threads, 1, 1))
     return Engines(
         writer=engine,
         reader=engine,
         lease=lease,
+        signals=signals,
         writers=threads,
         readers=threads,
         together=1,
