@@ -18,6 +18,7 @@ from tests.store.clusters import cluster, programs
 
 _PAGE = Path(__file__).parents[2] / "docs" / "recovery.rst"
 _COMMAND = re.compile(r"^   \$ (pdm admin .*)$", re.MULTILINE)
+_FILES = 3000
 pytestmark = [pytest.mark.full, pytest.mark.timeout(300)]
 
 
@@ -76,12 +77,13 @@ def test_a_backup_under_load_becomes_a_daemon_that_continues(
         return empty_database(request.getfixturevalue("server"), name)
 
     original = TestService(tmp_path / "instance")
-    original.init(agents={"max_agents": "3"})
+    # Small batches: the tree is still being copied while the backup is made.
+    original.init(agents={"max_agents": "2"}, queue={"batch_elements": "2"})
     if kind == "pg":
         set_keys(original.directory / "workqueue.conf", {"database": {"url": database_of(f"from_{kind}")}})
     storage = original.directory / "storage"
     (storage / "a" / "tree").mkdir(parents=True)
-    for number in range(1500):
+    for number in range(_FILES):
         (storage / "a" / "tree" / f"{number:04}").write_text(f"{number}\n" * 20)
     for name in ("gone", "kept", "old"):
         (storage / "b" / name).write_text(f"{name} between backup and disaster")
@@ -151,7 +153,7 @@ def test_a_backup_under_load_becomes_a_daemon_that_continues(
         assert restored.call("admin", "GET", f"/jobs/{later}")[0] == 404
         assert restored.pdm("admin", "site", "resume", "local-b").returncode == 0
         done = restored.wait_for("admin", tree, timeout_s=120)
-        assert (done["status"], done["num_done"], done["num_failed"]) == ("DONE", 1501, 0), restored.tail()
+        assert (done["status"], done["num_done"], done["num_failed"]) == ("DONE", _FILES + 1, 0), restored.tail()
         assert done["already_there"] > 0
         # No file was written twice.
         assert {path.name: path.stat().st_ino for path in (storage / "a" / "copy").iterdir()} == arrived
@@ -161,7 +163,7 @@ def test_a_backup_under_load_becomes_a_daemon_that_continues(
         for name, job in waiting.items():
             status = restored.wait_for("admin", job)["status"]
             failed = restored.call("admin", "GET", f"/jobs/{job}/elements?status=FAILED")[1]
-            outcomes[name] = failed[0]["failure"]["code"] if failed else status
+            outcomes[name] = failed[0]["error"]["code"] if failed else status
         assert outcomes == {"remove": "NOT_FOUND", "mkdir": "EXISTS", "copy": "DONE", "rename": "NOT_FOUND"}
         new = restored.submit("admin", "mkdir", src_siteid=1, src_filepath="/after", protocol="FILE")
         assert new["id"] > later + 900

@@ -44,6 +44,7 @@ PUBLIC_KEYS = frozenset(
     {
         *{("tls", "certificate"), ("tls", "trust"), ("users", "listed_users"), ("sites", "folder")},
         *{("credentials", "trust_dir"), ("ssh", "known_hosts"), ("webhooks", "ca"), ("mail", "ca")},
+        ("node", "peers_trust"),
     }
 )
 #: Keys whose directories the daemon fills, and the interpreter, which belongs to the machine.
