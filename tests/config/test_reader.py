@@ -118,7 +118,7 @@ def test_overrides_are_stronger(file: Path) -> None:
     ("text", "told"),
     [
         ("[servr]\n", r"unknown section \[servr\]; did you mean server\?"),
-        ("[DEFAULT]\na=1\n", r"unknown section \[DEFAULT\]; known are agents, credentials"),
+        ("[DEFAULT]\na=1\n", r"unknown section \[DEFAULT\]; known are admin, agents, credentials"),
         ("[server]\nprt = 1\n", r"\[server\] unknown key prt; did you mean port\?"),
         ("[server]\nPort = 1\n", r"\[server\] unknown key Port"),
         ("[server]\nbody_limit_bytes = 1\n", r"unknown key body_limit_bytes; did you mean body_limit\?"),

@@ -27,7 +27,8 @@ from pdm.workqueue.admin.backup import (
 from pdm.workqueue.admin.config_text import set_key
 from pdm.workqueue.config.reader import DATABASE_NAME, parse_ini, read_settings
 from pdm.workqueue.config.settings import Settings
-from pdm.workqueue.store.backup import BackupError, database_kind, restore_database
+from pdm.workqueue.logstore.attempt_log import log_name
+from pdm.workqueue.store.backup import BackupError, database_kind, restore_database, worker_names
 
 
 @frozen(kw_only=True)
@@ -170,7 +171,18 @@ def _write(backup: Path, part: Path, manifest: Manifest, private: Mapping[str, b
     if manifest.has_logs and (backup / LOGS).is_dir():
         folder = next((path.place for path in manifest.paths if (path.section, path.key) == ("logs", "folder")), None)
         shutil.copytree(backup / LOGS, part / (folder or LOGS), dirs_exist_ok=True)
+        if database is not None and manifest.kind == "sqlite":
+            _name_logs(part / (folder or LOGS), worker_names(backup / DATABASE_NAMES["sqlite"]))
     _adapt(part, manifest, database)
+
+
+def _name_logs(directory: Path, workers: Sequence[str]) -> None:
+    """Give the logs of jobs the names under which daemons that share a database look for them."""
+    names = [log_name(worker) for worker in workers]
+    for log in directory.glob(f"*/*/{log_name(None)}"):
+        for name in names:
+            log.with_name(name).hardlink_to(log)
+        log.unlink()
 
 
 def _adapt(part: Path, manifest: Manifest, database: str | None) -> None:

@@ -62,6 +62,7 @@ class TlsIdentity:
 
     @property
     def valid_until(self) -> datetime:
+        """When the first of the certificates expires (UTC)."""
         return lifetime_end([self.certificate, *self.chain])
 
     @property

@@ -82,6 +82,18 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     anonymous_connections: Count = 250
 
 
+class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Health and metrics for monitoring: plain HTTP, without authentication.
+
+    Attributes:
+        host: address (or name of an address) to listen on.
+        port: TCP port; 0 for none.
+    """
+
+    host: Text = "127.0.0.1"
+    port: Port = 0
+
+
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The host certificate, and which client certificates are accepted.
 
@@ -360,6 +372,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     source: Path
     server: ServerSettings = ServerSettings()
+    admin: AdminSettings = AdminSettings()
     tls: TlsSettings = TlsSettings()
     users: UserSettings = UserSettings()
     database: DatabaseSettings = DatabaseSettings()
@@ -379,6 +392,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 #: Section name → its struct.
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": ServerSettings,
+    "admin": AdminSettings,
     "tls": TlsSettings,
     "users": UserSettings,
     "database": DatabaseSettings,

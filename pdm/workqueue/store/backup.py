@@ -180,6 +180,12 @@ def restore_database(copy: Path, kind: str, url: str, scratch: Path) -> None:
     _prepare(url)
 
 
+def worker_names(copy: Path) -> list[str]:
+    """Names of the daemons that have worked on an SQLite database, of a copy of it."""
+    with contextlib.closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        return [name for (name,) in database.execute("SELECT name FROM workers ORDER BY id")]
+
+
 def _copy_file(source: Path, target: Path) -> None:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (

@@ -29,6 +29,7 @@ from pdm.workqueue.store.errors import (
 from pdm.workqueue.store.jobs import MOST_JOBS, JobCache
 from pdm.workqueue.store.signals import NotedSignal, SignalConnection
 from pdm.workqueue.store.transaction_threads import QueuedCall, TransactionThreads
+from pdm.workqueue.telemetry.metrics import DB_SECONDS, OTHER, HistogramTally
 
 __all__ = [
     "Database",
@@ -71,6 +72,8 @@ class Database:
         self._reader = threads(engine=engines.reader, threads=engines.readers, together=1, name="database-reader")
         # A thread and a connection of its own, where possible: nothing may delay the renewal of the lease.
         self._lease = threads(engine=engines.lease, threads=1, together=1, name="database-lease")
+        #: Durations of transactions, by name.
+        self.durations: HistogramTally[str] = HistogramTally(DB_SECONDS, OTHER)
         self._writing = Availability("writing", time.monotonic)
         self._reading = Availability("reading", time.monotonic)
         self._open = False
@@ -239,11 +242,14 @@ class Database:
         self._under_way += 1
         # The caller may cancel its own Deferred; the count of running transactions must not depend on that.
         watched: Deferred[Any] = Deferred()
-        call.result.addBoth(self._ended, availability, name, watched)
+        call.result.addBoth(self._ended, availability, name, watched, time.perf_counter())
         return watched
 
-    def _ended(self, result: Any, availability: Availability | None, name: str, watched: Deferred[Any]) -> None:
+    def _ended(
+        self, result: Any, availability: Availability | None, name: str, watched: Deferred[Any], began: float
+    ) -> None:
         self._under_way -= 1
+        self.durations.observe(name, time.perf_counter() - began)
         outage = result.value if isinstance(result, Failure) else None
         if availability is not None and isinstance(outage, DatabaseUnavailableError):
             availability.failed(outage)
@@ -255,6 +261,17 @@ class Database:
         if self._idle is not None and not self._under_way:
             idle, self._idle = self._idle, None
             idle.callback(None)
+
+
+def check_schema(session: Session) -> None:
+    """Check that this version can work with the schema.
+
+    Raises:
+        DatabaseUnusableError: it is older than this version needs, or there is none.
+    """
+    outdated = engines.outdated_schema(session.connection())
+    if outdated is not None:
+        raise DatabaseUnusableError(f"the schema of the database is {outdated}, which is older than this version")
 
 
 def _call(function: Callable[..., _R], args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> _R:

@@ -237,6 +237,11 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
             "tcp_keepalives_interval": _PROBE_EVERY_S,
             "tcp_keepalives_count": _MOST_PROBES,
             "tcp_user_timeout": _milliseconds(timeouts.network_s),
+            # Queries of large tables have an index. The statistics of a table that has just grown are outdated: without
+            # this, the results of a young job are stored by reading all elements.
+            "enable_seqscan": "off",
+            # None of our queries takes as long as compiling it.
+            "jit": "off",
         }.items()
     )
 
@@ -301,6 +306,16 @@ def migrate(connection: sa.Connection) -> None:
         from alembic import command
 
         command.upgrade(config(connection), "head")
+
+
+def outdated_schema(connection: sa.Connection) -> str | None:
+    """The revision of a schema that is older than this version needs; None if it is current or newer.
+
+    A newer one is that of another daemon, which was upgraded before this one: changes of the schema only add to it.
+    """
+    present: str | None = connection.scalar(sa.select(_VERSIONS))
+    known = _known_revisions()
+    return present if present is None or (present in known and present != max(known)) else None
 
 
 def check(url: str) -> None:
