@@ -35,6 +35,7 @@ from pdm.workqueue.instance_lock import running_daemon
 from pdm.workqueue.policies import helper_command, server_tls
 from pdm.workqueue.sites.registry import SiteRegistry
 
+_PYTHON_KEY = "[agents] python"
 _CERTIFICATE_NOTICE, _LIST_NOTICE = timedelta(days=14), timedelta(days=1)
 _LITTLE_SPACE, _NO_SPACE, _FEW_INODES = 1024**3, 64 * 1024**2, 10_000
 #: Descriptors that the daemon needs beside those of its connections: files, helpers with three pipes each, database.
@@ -57,7 +58,9 @@ def examine(settings: Settings) -> list[CheckResult]:
         daemon=running_daemon(settings.state.folder),
         sites=_sites(settings),
     )
-    for check in CHECKS:
+    # Without its interpreter, a helper cannot say what else is missing.
+    has_python = not any(_PYTHON_KEY in problem for problem in problems)
+    for check in CHECKS if has_python else [each for each in CHECKS if each is not _check_software]:
         try:
             found += check(instance)
         except EXPECTED_ERRORS as error:

@@ -314,7 +314,7 @@ def outdated_schema(connection: sa.Connection) -> str | None:
     A newer one is that of another daemon, which was upgraded before this one: changes of the schema only add to it.
     """
     present: str | None = connection.scalar(sa.select(_VERSIONS))
-    known = _known_revisions()
+    known = known_revisions()
     return present if present is None or (present in known and present != max(known)) else None
 
 
