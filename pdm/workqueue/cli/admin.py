@@ -21,6 +21,7 @@ from pdm.workqueue.admin.instance import (
     make_instance,
     write_pkcs12,
 )
+from pdm.workqueue.cli.pruning import prune
 from pdm.workqueue.cli.recovery import backup, check, rekey, restore, upgrade
 
 #: Characters of generated passphrases: none looks like another.
@@ -33,7 +34,7 @@ def admin() -> None:
     """Create and maintain an instance of the service."""
 
 
-for _command in (check, backup, restore, rekey, upgrade):
+for _command in (check, backup, restore, rekey, upgrade, prune):
     admin.add_command(_command)
 
 
