@@ -42,6 +42,7 @@ from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import missing_software
 from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
+from pdm.workqueue.execution.node_shares import NodeShares
 from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.readiness import Readiness
 from pdm.workqueue.execution.retention import Retention
@@ -49,7 +50,7 @@ from pdm.workqueue.execution.scheduler import Scheduler
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
-from pdm.workqueue.http.access import AccessList, LogonThrottle
+from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.endpoints.schedules import planned_run
 from pdm.workqueue.http.metrics import ServiceMetrics
@@ -80,7 +81,6 @@ from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnusableError
-from pdm.workqueue.store.leases import write_probe
 from pdm.workqueue.telemetry.background import Periodic, run_in_thread, start_background
 from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag, utc_now
 from pdm.workqueue.web import page_routes
@@ -88,7 +88,7 @@ from pdm.workqueue.web.getting_in import AccessPage
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
 _BACKLOG = 1024
-_PREREQUISITES = "pdm.workqueue.helpers.prerequisites"
+PREREQUISITES = "pdm.workqueue.helpers.prerequisites"
 #: What `start` steps raise when the operator can correct it; each has a text of one line.
 EXPECTED_ERRORS = (
     ConfigError,
@@ -147,6 +147,7 @@ class Assembly:
             threads=settings.database.threads,
             timeouts=database_timeouts(settings),
         )
+        self.database.probed_worker = incarnation
         self.signals = SignalListener(reactor=reactor, database=self.database, by=incarnation)
         name = worker_name(settings.state.folder)
         self.logs = LogStore(
@@ -214,15 +215,15 @@ class Assembly:
         self.service_health = ServiceHealth(
             reactor=reactor,
             clock=clock,
+            database=self.database,
             checks={
-                ServicePart.DATABASE: lambda: self.database.run("is the database written", write_probe, incarnation),
                 ServicePart.CREDENTIAL_FILES: partial(run_in_thread, self._check_credential_files),
                 ServicePart.HELPERS: partial(run_in_thread, check_resources),
                 ServicePart.ATTEMPT_LOGS: partial(run_in_thread, self.logs.check),
             },
             on_change=self._work_added,
-            log_errors=lambda: self.logs.errors,
         )
+        self.logs.on_fault = partial(self.service_health.report, ServicePart.ATTEMPT_LOGS)
         context = AttemptContext(
             reactor=reactor,
             clock=clock,
@@ -278,6 +279,19 @@ class Assembly:
             weights=settings.users.weights,
             is_drained=lambda: self.nodes.drain.is_ordered,
         )
+        self.shares = NodeShares(
+            reactor=reactor,
+            clock=clock,
+            database=self.database,
+            incarnation=incarnation,
+            lease=self.lease,
+            streams=self.streams,
+            executor=self.executor,
+            health=health,
+            service_health=self.service_health,
+            claimer=self.claimer,
+            signals=self.signals,
+        )
         self.lease.connect(
             known=lambda: self.executor.attempts() | self._settler.attempts(),
             claims_over=self.claimer.claims_over,
@@ -311,7 +325,6 @@ class Assembly:
         self.feed.on_written = self.notifications.events_written
         load_pattern_libraries()
         self.users = AccessList.read(settings.users)
-        logons = LogonThrottle()
         self.context = api_context(
             self,
             reactor=reactor,
@@ -319,7 +332,6 @@ class Assembly:
             clock=clock,
             offered=offered,
             site_check=site_check,
-            logons=logons,
             trust_directory=trust_directory,
         )
         self.feed.progress_of = partial(progress_event, self.context)
@@ -347,7 +359,6 @@ class Assembly:
             listeners=(
                 health.clock_was_set,
                 self.claimer.clock_was_set,
-                logons.clock_was_set,
                 self.deadlines.timer.wake,
                 self.scheduler.timer.wake,
             ),
@@ -370,7 +381,8 @@ class Assembly:
         services.add("instance lock", start=self._lock, interruptible=True)
         # Answers while the others start and stop: it says so.
         services.add("admin port", start=self.admin_port.start, stop=self.admin_port.stop)
-        services.add("database", start=self.database.start, stop=self.database.stop)
+        open_database = partial(self.database.start, self._settings.database.start_timeout_s)
+        services.add("database", start=open_database, stop=self.database.stop, interruptible=True)
         # Before all that acts on the signals of other nodes: none is missed.
         services.add("signals", start=self.signals.start, stop=self.signals.stop)
         services.add("lease", start=self.lease.start, stop=self.lease.stop, interruptible=True)
@@ -391,6 +403,7 @@ class Assembly:
         services.add("schedules", start=self.scheduler.timer.start, stop=self.scheduler.timer.stop)
         services.add("peers", stop=self.nodes.peers.stop)
         services.add("drain", start=self.nodes.drain.start, stop=self.nodes.drain.stop)
+        services.add("shares of limits", start=self.shares.start, stop=self.shares.stop)
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
         services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)
@@ -479,7 +492,7 @@ class Assembly:
         start_background("tls files", self._refresh_tls())
 
     async def _find_missing(self) -> Mapping[str, str]:
-        return await run_in_thread(self._missing_software, self._command_for(AgentKind(_PREREQUISITES, "", {})))
+        return await run_in_thread(self._missing_software, self._command_for(AgentKind(PREREQUISITES, "", {})))
 
     def _command_for(self, kind: AgentKind) -> AgentCommand:
         return helper_command(self._settings, kind, self._lock_fd)

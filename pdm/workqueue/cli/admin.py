@@ -23,6 +23,7 @@ from pdm.workqueue.admin.instance import (
 )
 from pdm.workqueue.cli.nodes import node
 from pdm.workqueue.cli.pruning import prune
+from pdm.workqueue.cli.recovery import backup, check, rekey, restore, upgrade
 
 #: Characters of generated passphrases: none looks like another.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -34,7 +35,7 @@ def admin() -> None:
     """Create and maintain an instance of the service."""
 
 
-for _command in (node, prune):
+for _command in (check, backup, restore, rekey, upgrade, prune, node):
     admin.add_command(_command)
 
 

@@ -43,6 +43,7 @@ class Ending(enum.StrEnum):
     LAPSED = "the lease was not renewed in time"
     DRAINED = "the node is drained, and its deadline is over"
     CREDENTIAL = "the credential that it used was removed or replaced"
+    GIVEN_BACK = "another node can begin it sooner"
 
 
 #: Log text of elements whose agent was ended because of another job.

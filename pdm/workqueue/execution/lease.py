@@ -20,7 +20,7 @@ from pdm.workqueue.store import leases
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError
 from pdm.workqueue.store.leases import FindBegun, Registration, WorkerIdentity
-from pdm.workqueue.telemetry.background import Background, Periodic
+from pdm.workqueue.telemetry.background import Background, Periodic, ReportedError
 
 #: Seconds after a failed renewal.
 _PAUSE_AFTER_ERROR_S = 1.0
@@ -41,6 +41,7 @@ class Lease:
         begun: finds attempts of an earlier run whose work had begun.
         ends_at: no daemon takes the claims before this time (`boot_seconds`); 0 without a lease.
         on_renewed: called with each new `ends_at`, once it is certain.
+        generation: another number after each time when there was no lease, so that others may have taken what was ours.
     """
 
     reactor: IReactorTime
@@ -50,6 +51,7 @@ class Lease:
     lease_s: float
     begun: FindBegun | None = None
     ends_at: float = 0.0
+    generation: int = 0
     on_renewed: list[Callable[[float], None]] = field(factory=list)
     _known: Callable[[], Collection[ClaimToken]] = tuple
     _claims_over: Callable[[], Awaitable[None]] | None = None
@@ -181,26 +183,35 @@ class Lease:
         return None
 
     def _extend(self, began: float) -> None:
+        if boot_seconds() >= self.ends_at:
+            self.generation += 1
         # Counted from before the request: in the database the lease ends later.
         self.ends_at = began + self.lease_s
         for notify in self.on_renewed:
             notify(self.ends_at)
 
     async def _renew(self) -> None:
-        is_failing = False
+        is_failing = has_ended = False
         while not self._stopping:
             try:
                 await self._renew_once()
             except DatabaseClosedError:
                 return
             except Exception as error:
-                if not is_failing:
+                # An outage of the database has a line of its own.
+                if not is_failing and not isinstance(error, ReportedError):
                     self._log.warn(
                         "the lease could not be renewed ({why}), and is tried again; it ends in {left:.0f} s",
                         why=_first_line(error),
                         left=max(self.ends_at - boot_seconds(), 0.0),
                     )
                 is_failing = True
+                if self._is_ours and not self.is_held and not has_ended:
+                    has_ended = True
+                    self._log.warn(
+                        "the lease has ended, for it could not be renewed: what runs is ended, and is repeated later"
+                        " without counting"
+                    )
                 await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)
             else:
                 return

@@ -26,7 +26,7 @@ from pdm.workqueue.logstore.removal import Place, RemovedLogs, remove_logs
 from pdm.workqueue.store import expiry, idempotency, purged_jobs
 from pdm.workqueue.store import retention as store
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.store.errors import DatabaseClosedError
+from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
 from pdm.workqueue.store.retention import EndedJob, Step
 from pdm.workqueue.telemetry.background import Periodic, run_in_thread
 
@@ -173,6 +173,10 @@ class Retention:
             await function(*args, **kwargs)
         except (_StoppedError, DatabaseClosedError):
             raise
+        except DatabaseUnavailableError as error:
+            # The database logs it itself.
+            if not error.alone:
+                raise
         except Exception:
             self._log.failure("{name} could not be removed; tried again in {s:g} s", name=name, s=_PERIOD_S)
 
