@@ -67,7 +67,7 @@ def api_context(
         deadline_added=parts.deadlines.timer.wake,
         schedules_changed=parts.scheduler.timer.wake,
         resume=executor.resume,
-        full=executor.reached_limits,
+        full=lambda job, listing: [*parts.nodes.wait_reasons(), *executor.reached_limits(job, listing)],
         faults=lambda: parts.service_health.faults,
         may_claim=lambda: parts.service_health.may_claim,
     )

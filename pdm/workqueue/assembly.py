@@ -203,6 +203,7 @@ class Assembly:
             board=self.board,
             logs=self.logs,
             signals=self.signals,
+            give_back_waiting=lambda: self.executor.give_back(0.0),
             give_back=self._give_back,
             on_resume=self._work_added,
         )

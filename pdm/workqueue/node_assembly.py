@@ -40,6 +40,11 @@ class NodeParts:
         hosts = self.tls.hosts_of(transport)
         return bool(hosts) and await self.peers.is_node(hosts)
 
+    def wait_reasons(self) -> list[str]:
+        """Why nothing is started at all, a sentence; only where no other node could start it."""
+        message = None if self.peers.database.is_shared else self.drain.message
+        return [] if message is None else [f"an operator has drained the service: {message}"]
+
     def nodes_changed(self, _job: int | None = None) -> None:
         """A node has come or gone, or is drained."""
         self.peers.forget_nodes()
@@ -57,6 +62,7 @@ def node_parts(
     board: ProgressBoard,
     logs: LogStore,
     signals: SignalListener,
+    give_back_waiting: Callable[[], None],
     give_back: Callable[[], Awaitable[None]],
     on_resume: Callable[[], None],
 ) -> NodeParts:
@@ -81,6 +87,7 @@ def node_parts(
             database=database,
             clock=clock,
             incarnation=worker.incarnation,
+            give_back_waiting=give_back_waiting,
             give_back=give_back,
             on_resume=on_resume,
         ),

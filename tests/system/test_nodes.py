@@ -162,6 +162,9 @@ def test_a_daemon_alone_is_drained(tmp_path: Path) -> None:
         number = service.submit("admin", "list", src_siteid=1, src_filepath="/t", protocol="DUMMY")["id"]
         time.sleep(1.0)
         assert service.call("admin", "GET", f"/jobs/{number}")[1]["status"] == "SUBMITTED"
+        time.sleep(1.0)
+        waiting = service.call("admin", "GET", f"/jobs/{number}")[1]["waiting"]
+        assert "an operator has drained the service: a new disk" in waiting
         assert service.stop() == 0
         service.start()
         time.sleep(1.0)

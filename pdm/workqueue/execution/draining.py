@@ -25,6 +25,7 @@ class Drain:
 
     Attributes:
         incarnation: of this node.
+        give_back_waiting: returns to the queue what was claimed and has not begun.
         give_back: ends all that runs; the elements go back to the queue.
         on_resume: called when work may be started again.
     """
@@ -33,6 +34,7 @@ class Drain:
     database: Database
     clock: Callable[[], datetime]
     incarnation: str
+    give_back_waiting: Callable[[], None]
     give_back: Callable[[], Awaitable[None]]
     on_resume: Callable[[], None]
     _order: DrainOrder | None = None
@@ -82,6 +84,7 @@ class Drain:
             return _LOOK_EVERY_S
         if before is None or before.message != order.message:
             self._log.warn("this node is drained: {message}; it starts nothing more", message=order.message)
+        self.give_back_waiting()
         if order.left_s is None:
             self._given_back = False
             return _LOOK_EVERY_S
