@@ -37,7 +37,7 @@ async def test_only_nodes_may_ask_what_nodes_ask(service: Service) -> None:
     assert len(FOR_NODES) == 4
     authority = service.certificates.authority
     other = authority.host(["other.example.org"])
-    callers = [
+    callers: list[Any] = [
         *("alice", "operator"),
         authority.user("a user").proxy(),
         other,
