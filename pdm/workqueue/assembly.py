@@ -1,7 +1,7 @@
 """Composition root: build the parts of the service from its settings, connect them, and order their start and stop.
 
-No other module constructs them, except those of webhooks and mail (`policies.notifications`). Tests build this assembly
-too, and replace some of its edges.
+No other module constructs them, except those of webhooks and mail (`policies.notifications`) and the context of request
+handlers (`api_assembly`). Tests build this assembly too, and replace some of its edges.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand
+from pdm.workqueue.api_assembly import api_context
 from pdm.workqueue.certificates.files import CredentialFiles, CredentialFilesError, TrustDirectories
-from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem import CertificateFilesError
-from pdm.workqueue.certificates.signatures import service_name, sign_detached
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
@@ -51,7 +50,6 @@ from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.http.access import AccessList, LogonThrottle
 from pdm.workqueue.http.admin_port import AdminPort
-from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoints.schedules import planned_run
 from pdm.workqueue.http.metrics import ServiceMetrics
 from pdm.workqueue.http.request import ApiSite
@@ -295,40 +293,15 @@ class Assembly:
         load_pattern_libraries()
         self.users = AccessList.read(settings.users)
         logons = LogonThrottle()
-        self.context = ApiContext(
-            database=self.database,
-            sites=self.sites,
-            logstore=self.logs,
-            vault=self.vault,
+        self.context = api_context(
+            self,
+            reactor=reactor,
             settings=settings,
             clock=clock,
-            in_thread=run_in_thread,
-            wake=self._wake,
-            reactor=reactor,
-            add_element=self._add_element,
-            cancelled=self.executor.cancel,
-            progress=self.board,
-            routes=self.streams.routes,
-            credential_need=offered.credential_need,
-            supports=offered.supports,
-            trust=lambda: self.tls.trust,
-            myproxy=MyProxyLogons(reactor, settings.credentials.trust_dir, trust=trust_directory),
-            site_directory=self.site_directory,
-            feed=self.feed,
-            check_site=site_check.check,
-            notifications=self.notifications,
-            service_name=lambda: service_name(self.tls.identity),
-            sign=lambda payload: run_in_thread(sign_detached, self.tls.identity, payload),
-            relays_to=offered.relays_to,
-            credentials_changed=self.executor.credentials_changed,
-            job_retried=self.executor.continue_change,
-            deadline_added=self.deadlines.timer.wake,
-            schedules_changed=self.scheduler.timer.wake,
-            resume=self.executor.resume,
-            full=self.executor.reached_limits,
+            offered=offered,
+            site_check=site_check,
             logons=logons,
-            faults=lambda: self.service_health.faults,
-            may_claim=lambda: self.service_health.may_claim,
+            trust_directory=trust_directory,
         )
         self.feed.progress_of = partial(progress_event, self.context)
         write_page = AccessPage().write

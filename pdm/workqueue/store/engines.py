@@ -235,6 +235,11 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
             "tcp_keepalives_interval": _PROBE_EVERY_S,
             "tcp_keepalives_count": _MOST_PROBES,
             "tcp_user_timeout": _milliseconds(timeouts.network_s),
+            # Queries of large tables have an index. The statistics of a table that has just grown are outdated: without
+            # this, the results of a young job are stored by reading all elements.
+            "enable_seqscan": "off",
+            # None of our queries takes as long as compiling it.
+            "jit": "off",
         }.items()
     )
 
