@@ -86,7 +86,7 @@ from pdm.workqueue.web.getting_in import AccessPage
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
 _BACKLOG = 1024
-_PREREQUISITES = "pdm.workqueue.helpers.prerequisites"
+PREREQUISITES = "pdm.workqueue.helpers.prerequisites"
 #: What `start` steps raise when the operator can correct it; each has a text of one line.
 EXPECTED_ERRORS = (
     ConfigError,
@@ -457,7 +457,7 @@ class Assembly:
         start_background("tls files", self._refresh_tls())
 
     async def _find_missing(self) -> Mapping[str, str]:
-        return await run_in_thread(self._missing_software, self._command_for(AgentKind(_PREREQUISITES, "", {})))
+        return await run_in_thread(self._missing_software, self._command_for(AgentKind(PREREQUISITES, "", {})))
 
     def _command_for(self, kind: AgentKind) -> AgentCommand:
         return helper_command(self._settings, kind, self._lock_fd)

@@ -27,7 +27,7 @@ from pdm.workqueue.certificates.proxies import VomsAttributes
 from pdm.workqueue.certificates.tokens import TokenError, describe_token
 from pdm.workqueue.certificates.vault import VaultError
 from pdm.workqueue.domain.credentials import ALL_SITES, MIN_VALIDITY, CredentialKind
-from pdm.workqueue.execution.credentials import PROXY, vault_context
+from pdm.workqueue.execution.credentials import PROXY, pending_context, vault_context
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext, PlainText, endpoint
@@ -117,10 +117,6 @@ def _check_own(caller: Caller, name: str) -> None:
         raise NotFoundError("you have no such delegation; GET /whoami has your delegation id")
 
 
-def _pending_context(user_id: int) -> str:
-    return f"pending delegation of user {user_id}"
-
-
 def _delegation_view(record: CredentialRecord) -> DelegationView:
     # A proxy always has an expiry.
     end = record.valid_until or datetime.max.replace(tzinfo=UTC)
@@ -154,7 +150,7 @@ async def get_delegation_request(api: ApiContext, caller: Caller, delegation_id:
     pending = await api.database.read("find a pending delegation", credentials.find_pending, caller.user_id)
     if pending is None:
         key_pem, csr_pem = await api.in_thread(new_request, caller.subject, api.settings.credentials.key_bits)
-        sealed = api.vault.seal(key_pem, _pending_context(caller.user_id))
+        sealed = api.vault.seal(key_pem, pending_context(caller.user_id))
         fresh = PendingDelegation(delegation_id, caller.user_id, sealed, csr_pem.decode("ascii"), api.clock())
         pending = await api.database.run("store a pending delegation", transactions.begin_delegation, fresh)
     return PlainText(pending.csr_pem)
@@ -179,7 +175,7 @@ async def put_delegation_credential(api: ApiContext, caller: Caller, delegation_
     if pending is None:
         raise ConflictError("no certificate request is pending: get a request first, then sign it")
     try:
-        key_pem = api.vault.unseal(pending.key, _pending_context(caller.user_id))
+        key_pem = api.vault.unseal(pending.key, pending_context(caller.user_id))
     except VaultError as error:
         await api.database.run("drop a pending delegation", credentials.drop_pending, caller.user_id)
         raise ConflictError("the key of the request can no longer be decrypted: get a new one and sign it") from error
