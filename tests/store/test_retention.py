@@ -272,8 +272,11 @@ def test_what_is_old_is_found_by_indexes(store: Store) -> None:
                 plain.close()
 
         sa.event.listen(connection, "before_cursor_execute", note)
-        for statuses in ({JobStatus.RUNNING}, {JobStatus.FAILED, JobStatus.CANCELLED}):
-            jobs.page(session, JobFilter(statuses=statuses, limit=50, newest_first=True))
+        for statuses in ({JobStatus.RUNNING}, {JobStatus.SUBMITTED, JobStatus.HELD}):
+            for owner in (None, user):
+                jobs.page(session, JobFilter(owner_id=owner, statuses=statuses, limit=50, newest_first=True))
+        job_changes.unfinished_changes(session)
+        job_changes.next_deadline(session)
         retention.ended_jobs(session, store.now, (store.now, 1), 10)
         retention.remove_rows(session, 10)
         expiry.remove_events(session, store.now, 10)
