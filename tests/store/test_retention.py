@@ -288,9 +288,10 @@ def test_what_is_old_is_found_by_indexes(store: Store) -> None:
 
     if store.engine.dialect.name != "sqlite":
         pytest.skip("the plans of SQLite do not depend on statistics")
-    scans = [plan for plan in store.run(plans) if plan.startswith("SCAN") and "USING" not in plan.partition("|")[0]]
+    tables = tuple(f"SCAN {table} |" for table in Base.metadata.tables)
+    scans = {plan for plan in store.run(plans) if plan.startswith(tables)}
     # The oldest events are read in the order of the primary key.
-    assert all("SCAN events |" in plan or "SCAN retention" in plan for plan in scans), scans
+    assert {plan for plan in scans if not plan.startswith("SCAN events |")} == set()
 
 
 def test_summaries_say_what_a_job_was(store: Store) -> None:
