@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.admin.instance import make_instance
 from pdm.workqueue.admin.prune import PruneError, compact, forecast, policy_of
+from pdm.workqueue.cli.pruning import prune
 from pdm.workqueue.config.reader import read_settings
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobStatus
@@ -56,6 +58,9 @@ def test_jobs_are_forecast_purged_and_the_file_shrinks(instance: Settings) -> No
     assert (found.survey.jobs, found.survey.elements) == (2, 2)
     assert (found.log_files, found.log_bytes) == (1, 1000)
     assert forecast(instance, policy_of(instance, None)).survey.jobs == 0
+    shown = CliRunner().invoke(prune, [str(instance.source), "--dry-run", "--older-than", "90d"])
+    assert "jobs                         2  2 elements, about " in shown.output
+    assert "their receipts are stored" in shown.output
     done = _pdm(str(instance.source), "--older-than", "90d", "--compact")
     assert done.returncode == 0, done.stderr
     assert "2 jobs" in done.stdout
