@@ -79,7 +79,6 @@ from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnusableError
-from pdm.workqueue.store.leases import write_probe
 from pdm.workqueue.telemetry.background import Periodic, run_in_thread, start_background
 from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag, utc_now
 from pdm.workqueue.web import page_routes
@@ -146,6 +145,7 @@ class Assembly:
             threads=settings.database.threads,
             timeouts=database_timeouts(settings),
         )
+        self.database.probed_worker = incarnation
         self.signals = SignalListener(reactor=reactor, database=self.database, by=incarnation)
         name = worker_name(settings.state.folder)
         self.logs = LogStore(
@@ -199,15 +199,15 @@ class Assembly:
         self.service_health = ServiceHealth(
             reactor=reactor,
             clock=clock,
+            database=self.database,
             checks={
-                ServicePart.DATABASE: lambda: self.database.run("is the database written", write_probe, incarnation),
                 ServicePart.CREDENTIAL_FILES: partial(run_in_thread, self._check_credential_files),
                 ServicePart.HELPERS: partial(run_in_thread, check_resources),
                 ServicePart.ATTEMPT_LOGS: partial(run_in_thread, self.logs.check),
             },
             on_change=self._work_added,
-            log_errors=lambda: self.logs.errors,
         )
+        self.logs.on_fault = partial(self.service_health.report, ServicePart.ATTEMPT_LOGS)
         context = AttemptContext(
             reactor=reactor,
             clock=clock,
@@ -354,7 +354,8 @@ class Assembly:
         services.add("instance lock", start=self._lock, interruptible=True)
         # Answers while the others start and stop: it says so.
         services.add("admin port", start=self.admin_port.start, stop=self.admin_port.stop)
-        services.add("database", start=self.database.start, stop=self.database.stop)
+        open_database = partial(self.database.start, self._settings.database.start_timeout_s)
+        services.add("database", start=open_database, stop=self.database.stop, interruptible=True)
         # Before all that acts on the signals of other nodes: none is missed.
         services.add("signals", start=self.signals.start, stop=self.signals.stop)
         services.add("lease", start=self.lease.start, stop=self.lease.stop, interruptible=True)

@@ -67,6 +67,9 @@ def database_timeouts(settings: Settings) -> DatabaseTimeouts:
         statement_s=database.statement_timeout_s,
         idle_in_transaction_s=database.idle_timeout_s,
         network_s=database.network_timeout_s,
+        # Two thirds of a lease are left when its renewal begins, and a transaction that hangs is cut off after two of
+        # these: then there is time for one with a new connection.
+        renewal_s=settings.queue.lease_s / 6,
     )
 
 

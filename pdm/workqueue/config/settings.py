@@ -149,16 +149,18 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         statement_timeout_s: for one statement of PostgreSQL.
         idle_timeout_s: PostgreSQL ends a session that has begun a transaction and is silent for so long.
         network_timeout_s: a connection whose other end does not acknowledge what was sent for so long is dead.
+        start_timeout_s: when the service starts, how long to wait for a database that is away.
         stop_timeout_s: when the service stops, how long to wait for the database to store results.
     """
 
     url: str = ""
     threads: Annotated[int, Meta(ge=1, le=64)] = 4
-    connect_timeout_s: Duration = field(default=10.0, name="connect_timeout")
+    connect_timeout_s: Duration = field(default=5.0, name="connect_timeout")
     lock_timeout_s: Duration = field(default=10.0, name="lock_timeout")
     statement_timeout_s: Duration = field(default=60.0, name="statement_timeout")
     idle_timeout_s: Duration = field(default=30.0, name="idle_timeout")
     network_timeout_s: Duration = field(default=30.0, name="network_timeout")
+    start_timeout_s: Duration = field(default=60.0, name="start_timeout")
     stop_timeout_s: Duration = field(default=20.0, name="stop_timeout")
 
 

@@ -24,6 +24,7 @@ from pdm.workqueue.sites.registry import SiteRegistry, moved_by_tools
 from pdm.workqueue.store import job_changes, results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.job_changes import HeldRoute
+from pdm.workqueue.telemetry.background import ReportedError
 from pdm.workqueue.wire import agent_messages as wire
 
 #: Elements of one round; the next round continues after them, so that files which cannot be removed do not block
@@ -85,6 +86,9 @@ class LeftoverFiles:
             await self._discard(Batch.of_one(job, JobType.COPY, elements))
         except (NotPossibleError, AgentStartError, _NotRemovedError) as error:
             self._log.warn("unfinished files of job {job} are still there: {why}", job=job.id, why=str(error))
+        except ReportedError:
+            # The database is away.
+            raise
         except Exception:
             self._log.failure("unfinished files of job {job} could not be removed", job=job.id)
         else:

@@ -27,6 +27,7 @@ from pdm.workqueue.logstore.removal import Place, RemovedLogs, remove_logs
 from pdm.workqueue.store import expiry, idempotency, purged_jobs
 from pdm.workqueue.store import retention as store
 from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.store.retention import EndedJob, Step
 from pdm.workqueue.telemetry.background import Periodic, ReportedError, run_in_thread
 
@@ -179,6 +180,11 @@ class Retention:
         """Run a part; its failure is logged, and does not prevent the others."""
         try:
             await function(*args, **kwargs)
+        except DatabaseUnavailableError as error:
+            # The database logs it itself.
+            if not error.alone:
+                raise
+            self.failures[name] = str(error)
         except (_StoppedError, ReportedError):
             raise
         except Exception as error:

@@ -199,12 +199,22 @@ class ServiceBusyError(ApiError):
 
 
 class DatabaseOutageError(ApiError):
+    """The database cannot be used; `may_be_done` says whether a part of the request may have been carried out."""
+
     status, word, title = 503, "database-unavailable", "The database is unavailable"
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_be_done: bool = False) -> None:
         super().__init__(
-            "the service's database is unavailable; nothing was done, send the same request again in a few seconds"
-            " (with its Idempotency-Key nothing is done twice)",
+            (
+                "the service's database became unavailable while it carried the request out, which may be done or not;"
+                " send the same request again in a few seconds (with its Idempotency-Key nothing is done twice), or"
+                " look what was done"
+            )
+            if may_be_done
+            else (
+                "the service's database is unavailable; nothing was done, send the same request again in a few seconds"
+                " (with its Idempotency-Key nothing is done twice)"
+            ),
             None,
             {"Retry-After": "10"},
         )
