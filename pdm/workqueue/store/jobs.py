@@ -314,7 +314,8 @@ def page_statement(wanted: JobFilter) -> sa.Select[Any]:
 
 
 def _has_status(wanted: JobFilter, status: JobStatus) -> Sequence[sa.ColumnElement[bool]]:
-    has_status = jobs.c.status == status
+    # In the text: a generic plan of PostgreSQL expects as many that run as that are DONE, and reads all of the user's.
+    has_status = jobs.c.status == sa.literal(status, jobs.c.status.type, literal_execute=True)
     if wanted.owner_id is not None or status is JobStatus.DONE:
         return [has_status]
     # Of all users, a partial index has those that are not DONE; those that are will be found in the order of numbers.
