@@ -29,7 +29,7 @@ from pdm.workqueue.certificates.vault import VaultError
 from pdm.workqueue.domain.credentials import ALL_SITES, MIN_VALIDITY, CredentialKind
 from pdm.workqueue.execution.credentials import PROXY, pending_context, vault_context
 from pdm.workqueue.http import transactions
-from pdm.workqueue.http.access import Caller
+from pdm.workqueue.http.access import LOGON_WINDOW, MAX_LOGON_FAILURES, Caller
 from pdm.workqueue.http.context import ApiContext, PlainText, endpoint
 from pdm.workqueue.http.problems import (
     ConflictError,
@@ -40,7 +40,7 @@ from pdm.workqueue.http.problems import (
 )
 from pdm.workqueue.http.views import credential_view
 from pdm.workqueue.sites.registry import Site
-from pdm.workqueue.store import credentials
+from pdm.workqueue.store import credentials, logons
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.store.job_changes import Resumed
@@ -348,9 +348,13 @@ async def log_on(
     site = _site(api, caller, site_id, None)
     if site.myproxy is None:
         raise ConflictError(f"site {site.name} has no MyProxy server: delegate a proxy instead")
-    if wait_s := api.logons.wait_s(caller.user_id, api.clock()):
-        raise TooManyAttemptsError(wait_s)
+    permit = await api.database.run(
+        "begin a logon", logons.begin_logon, caller.user_id, api.clock(), most=MAX_LOGON_FAILURES, window=LOGON_WINDOW
+    )
+    if permit.number is None:
+        raise TooManyAttemptsError(permit.wait_s)
     lifetime_s = _DEFAULT_LIFETIME_S if body.lifetime is None else body.lifetime
+    is_refused = False
     try:
         proxy = await api.myproxy.fetch_for(
             caller.user_id, site.myproxy, body.username, body.password, lifetime_s, site.authorities
@@ -358,15 +362,17 @@ async def log_on(
     except LogonUnderWayError as error:
         raise ConflictError(str(error)) from None
     except WrongPasswordError as error:
-        api.logons.failed(caller.user_id, api.clock())
+        is_refused = True
         raise InvalidInputError(str(error), "$.password") from error
     except NoSuchUserError as error:
-        api.logons.failed(caller.user_id, api.clock())
+        is_refused = True
         raise InvalidInputError(str(error), "$.username") from error
     except MyProxyError as error:
-        if isinstance(error, LogonRefusedError):
-            api.logons.failed(caller.user_id, api.clock())
+        is_refused = isinstance(error, LogonRefusedError)
         raise SiteFailedError(f"{error} ({site.name}: {site.myproxy})") from error
+    finally:
+        if not is_refused:
+            await api.database.run("end a logon", logons.forget_failure, permit.number)
     if proxy.valid_until <= api.clock() + MIN_VALIDITY:
         raise SiteFailedError(f"the MyProxy server of {site.name} returned an expired proxy")
     kind = CredentialKind.PROXY
