@@ -37,6 +37,9 @@ def test_the_queue_and_why_a_job_waits(service: TestService, waiting: int) -> No
     found = json.loads(pdm(service, "admin", "why", str(waiting), "-F", "json").stdout)
     assert found["job"] == waiting and found["reasons"][0]["code"] == "WAITS"
     assert "ENDED: it has ended: DONE" in pdm(service, "admin", "why", "1").stdout
+    failed = int(pdm(service, "rm", "local-a:/nothing", "--no-wait").stdout)
+    service.wait_for("admin", failed)
+    assert "it has failed: NOT_FOUND" in pdm(service, "admin", "why", f"{failed}.0").stdout
     pdm(service, "admin", "why", "999999", code=3)
     for wrong in ("x", "1.x", "0", "1.-1"):
         pdm(service, "admin", "why", wrong, code=2)
