@@ -108,6 +108,7 @@ class NodeShares:
             self.claimer.on_starved = self._work_waits
             for kind in (SignalKind.NODES, SignalKind.REPORT):
                 self.signals.subscribe(kind, lambda _job: self._wake())
+            self.lease.on_renewed.append(self._renewed)
             self._timer.start()
 
     async def stop(self) -> None:
@@ -117,6 +118,10 @@ class NodeShares:
         """Look at the reports now: one has changed, or this node's own would."""
         self._must_read = True
         self._timer.wake()
+
+    def _renewed(self, _ends_at: float) -> None:
+        if self.lease.generation != self._generation:
+            self._wake()
 
     def _work_waits(self) -> None:
         """Work is due that this node may not claim, although it has free streams."""
@@ -204,7 +209,7 @@ class NodeShares:
         sick = self._sick_reason()
         expected = increased(report.share, [other.share for other in found.others], busy, self.streams.limit_of_all)
         is_new = evolve(report, share=expected) != found.own or sick != self._sick
-        if is_new:
+        if is_new or self._published is None:
             published = await self.database.run(
                 "publish the report of this node",
                 node_reports.publish,
