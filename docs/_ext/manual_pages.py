@@ -140,8 +140,8 @@ def _daemon_page() -> Iterator[str]:
     yield _heading("OPTIONS", "~")
     for name, short, default, text in Options.optParameters:
         yield _definition(f"**-{short}, --{name}** *{name.upper()}*", f"{text} Default: {default}")
-    for name, _short, text in Options.optFlags:
-        yield _definition(f"**--{name}**", text)
+    for flag, _short, meaning in Options.optFlags:
+        yield _definition(f"**--{flag}**", str(meaning))
     yield _heading("SIGNALS", "~")
     for name, text in _SIGNALS:
         yield _definition(f"**{name}**", text)
