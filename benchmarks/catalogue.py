@@ -195,6 +195,30 @@ _ALL = (
         _MANY_JOBS_BARS,
     ),
     Benchmark(
+        "cluster",
+        "Elements of no work with 1, 2 and 3 daemons on one PostgreSQL, against one on SQLite",
+        "cluster",
+        ("--shape", "zero"),
+        (Bar("CPU each with one daemon within 1.5 of SQLite's", "cpu each, of SQLite's/1", most=1.5),),
+    ),
+    Benchmark(
+        "cluster_jobs",
+        "Jobs of one element of no work with 1, 2 and 3 daemons on one PostgreSQL, against one on SQLite",
+        "cluster",
+        ("--shape", "jobs"),
+        (Bar("CPU each with one daemon within 1.5 of SQLite's", "cpu each, of SQLite's/1", most=1.5),),
+    ),
+    Benchmark(
+        "cluster_rate",
+        "Elements that sleep, with 1, 2 and 3 daemons on one PostgreSQL",
+        "cluster",
+        ("--shape", "sleep", "--sqlite", "0"),
+        (
+            Bar("0.9 of twice the rate with two", "rate, of one daemon's/2", least=1.8),
+            Bar("0.9 of three times the rate with three", "rate, of one daemon's/3", least=2.7),
+        ),
+    ),
+    Benchmark(
         "claim_rate",
         "Claims with 1,000,000 elements queued, against 1,000",
         "claim_rate",

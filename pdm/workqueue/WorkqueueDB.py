@@ -391,10 +391,19 @@ class JobElement(Base):
 
 
 class Worker(Base):
-    """A daemon that claims; see `pdm.workqueue.store.leases.WorkerIdentity`.
+    """A daemon that claims; see `pdm.workqueue.store.leases.WorkerIdentity`. With a lease it is a node of the cluster.
+
+    All columns from ``node`` on are null in rows of earlier versions.
 
     Attributes:
         lease_until: null once the lease was taken away.
+        node: name for people.
+        address: URL under which other nodes reach it; null for none.
+        started_at: by the clock that measures leases, as ``seen_at``, the last renewal of its lease.
+        drain: why it claims nothing more, by an operator; null while it claims.
+        drain_until: then it gives back what still runs; null for never.
+        sick: why it claims nothing, by its own checks; null while it is healthy.
+        report: what it says of itself with each renewal.
     """
 
     __tablename__ = "workers"
@@ -405,6 +414,15 @@ class Worker(Base):
     incarnation: Mapped[str | None] = mapped_column(String(64))
     instance: Mapped[str | None] = mapped_column(String(256))
     host: Mapped[str | None] = mapped_column(String(256))
+    node: Mapped[str | None] = mapped_column(String(256))
+    address: Mapped[str | None]
+    version: Mapped[str | None] = mapped_column(String(64))
+    started_at: Mapped[datetime | None]
+    seen_at: Mapped[datetime | None]
+    drain: Mapped[str | None] = mapped_column(UntrustedText)
+    drain_until: Mapped[datetime | None]
+    sick: Mapped[str | None] = mapped_column(UntrustedText)
+    report: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
 
 
 class KeyCheck(Base):

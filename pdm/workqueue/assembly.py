@@ -1,12 +1,11 @@
 """Composition root: build the parts of the service from its settings, connect them, and order their start and stop.
 
-No other module constructs them, except those of webhooks and mail (`policies.notifications`). Tests build this assembly
-too, and replace some of its edges.
+No other module constructs them, except those of webhooks and mail (`policies.notifications`) and the context of request
+handlers (`api_assembly`). Tests build this assembly too, and replace some of its edges.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import time
@@ -22,10 +21,9 @@ from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand
+from pdm.workqueue.api_assembly import api_context
 from pdm.workqueue.certificates.files import CredentialFiles, CredentialFilesError, TrustDirectories
-from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem import CertificateFilesError
-from pdm.workqueue.certificates.signatures import service_name, sign_detached
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
@@ -45,12 +43,16 @@ from pdm.workqueue.execution.lease import Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import Housekeeping, missing_software
 from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.preparing import Preparation
+from pdm.workqueue.execution.readiness import Readiness
 from pdm.workqueue.execution.scheduler import Scheduler
+from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.http.access import AccessList, LogonThrottle
-from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.endpoints.schedules import planned_run
+from pdm.workqueue.http.metrics import ServiceMetrics
+from pdm.workqueue.http.request import ApiSite
 from pdm.workqueue.http.waiting import progress_event
 from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance, worker_name
 from pdm.workqueue.logstore.attempt_log import LogRef
@@ -68,12 +70,13 @@ from pdm.workqueue.policies import (
     server_tls,
     stream_limits,
     time_limits,
+    worker_identity,
 )
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnusableError
-from pdm.workqueue.store.leases import WorkerIdentity, write_probe
+from pdm.workqueue.store.leases import write_probe
 from pdm.workqueue.telemetry.background import Periodic, run_in_thread, start_background
 from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag, utc_now
 from pdm.workqueue.web import page_routes
@@ -127,6 +130,7 @@ class Assembly:
         self._missing_software = find_missing
         self._lock_fd: int | None = None
         self._port: Any = None
+        self._site: ApiSite | None = None
         self.url = ""
         queue, agents = settings.queue, settings.agents
         incarnation = secrets.token_hex(16)
@@ -139,6 +143,7 @@ class Assembly:
             threads=settings.database.threads,
             timeouts=database_timeouts(settings),
         )
+        self.signals = SignalListener(reactor=reactor, database=self.database, by=incarnation)
         name = worker_name(settings.state.folder)
         self.logs = LogStore(
             reactor,
@@ -150,11 +155,7 @@ class Assembly:
         self.lease = Lease(
             reactor=reactor,
             database=self.database,
-            worker=WorkerIdentity(
-                name=name,
-                incarnation=incarnation,
-                host=f"{socket.gethostname()}, pid {os.getpid()}",
-            ),
+            worker=worker_identity(settings, name, incarnation),
             clock=clock,
             lease_s=queue.lease_s,
             begun=self._begun,
@@ -292,45 +293,36 @@ class Assembly:
         load_pattern_libraries()
         self.users = AccessList.read(settings.users)
         logons = LogonThrottle()
-        self.context = ApiContext(
-            database=self.database,
-            sites=self.sites,
-            logstore=self.logs,
-            vault=self.vault,
+        self.context = api_context(
+            self,
+            reactor=reactor,
             settings=settings,
             clock=clock,
-            in_thread=run_in_thread,
-            wake=self._wake,
-            reactor=reactor,
-            add_element=self._add_element,
-            cancelled=self.executor.cancel,
-            progress=self.board,
-            routes=self.streams.routes,
-            credential_need=offered.credential_need,
-            supports=offered.supports,
-            trust=lambda: self.tls.trust,
-            myproxy=MyProxyLogons(reactor, settings.credentials.trust_dir, trust=trust_directory),
-            site_directory=self.site_directory,
-            feed=self.feed,
-            check_site=site_check.check,
-            notifications=self.notifications,
-            service_name=lambda: service_name(self.tls.identity),
-            sign=lambda payload: run_in_thread(sign_detached, self.tls.identity, payload),
-            relays_to=offered.relays_to,
-            credentials_changed=self.executor.credentials_changed,
-            job_retried=self.executor.continue_change,
-            deadline_added=self.deadlines.timer.wake,
-            schedules_changed=self.scheduler.timer.wake,
-            resume=self.executor.resume,
-            full=self.executor.reached_limits,
+            offered=offered,
+            site_check=site_check,
             logons=logons,
-            faults=lambda: self.service_health.faults,
-            may_claim=lambda: self.service_health.may_claim,
+            trust_directory=trust_directory,
         )
         self.feed.progress_of = partial(progress_event, self.context)
         write_page = AccessPage().write
         self.api = WorkqueueService(self.context, self.users, make_pages=page_routes, write_access_page=write_page)
         self.lag = ReactorLag(reactor)
+        self.readiness = Readiness(executor=self.executor, lease=self.lease)
+        metrics = ServiceMetrics(
+            api=self.context,
+            executor=self.executor,
+            lease=self.lease,
+            lag=self.lag,
+            tls=self.tls,
+            api_site=lambda: self._site,
+        )
+        self.admin_port = AdminPort(
+            reactor=reactor,
+            settings=settings.admin,
+            readiness=self.readiness,
+            metrics=metrics,
+            started_at=clock(),
+        )
         self._clock_watch = ClockWatch(
             reactor,
             listeners=(
@@ -354,7 +346,11 @@ class Assembly:
         """Add the parts in the order of their start; they stop in reverse."""
         sweep = partial(run_in_thread, self._credential_files.sweep)
         services.add("instance lock", start=self._lock, interruptible=True)
+        # Answers while the others start and stop: it says so.
+        services.add("admin port", start=self.admin_port.start, stop=self.admin_port.stop)
         services.add("database", start=self.database.start, stop=self.database.stop)
+        # Before all that acts on the signals of other nodes: none is missed.
+        services.add("signals", start=self.signals.start, stop=self.signals.stop)
         services.add("lease", start=self.lease.start, stop=self.lease.stop, interruptible=True)
         services.add("key of the credentials", start=self._check_key)
         # Removes files that a killed daemon has left.
@@ -380,6 +376,7 @@ class Assembly:
         services.add("events", start=self.feed.start, stop=self.feed.stop)
         services.add("notifications", start=self.notifications.start, stop=self.notifications.stop)
         services.add("listener", start=self._listen, stop=self._close)
+        services.add("readiness", start=self.readiness.started, stop=self.readiness.stop)
 
     # -- start and stop
 
@@ -397,7 +394,8 @@ class Assembly:
 
     def _listen(self) -> None:
         server = self._settings.server
-        factory = self.tls.wrap(self.api.site(self._reactor))
+        self._site = self.api.site(self._reactor)
+        factory = self.tls.wrap(self._site)
         self._port = self._reactor.listenTCP(server.port, factory, _BACKLOG, server.host)
         address: Any = self._port.getHost()
         host = f"[{address.host}]" if ":" in address.host else address.host

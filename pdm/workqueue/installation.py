@@ -4,7 +4,10 @@ from __future__ import annotations
 
 #: Modules of the libraries in the extra "server" of setup.cfg.
 _SERVER_MODULES = frozenset(
-    {"sqlalchemy", "alembic", "klein", "werkzeug", "h11", "cronsim", "re2", "pathspec", "standardwebhooks", "jinja2"}
+    {
+        *("sqlalchemy", "alembic", "klein", "werkzeug", "h11", "cronsim", "re2", "pathspec", "standardwebhooks"),
+        *("jinja2", "prometheus_client"),
+    }
 )
 
 

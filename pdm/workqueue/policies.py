@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Collection
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +34,7 @@ from pdm.workqueue.execution.webhooks import WebhookSender
 from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.engines import DatabaseTimeouts
+from pdm.workqueue.store.leases import WorkerIdentity
 from pdm.workqueue.wire.agent_messages import TimeLimits
 
 #: Where the helpers' interpreter finds this package.
@@ -63,6 +65,19 @@ def database_timeouts(settings: Settings) -> DatabaseTimeouts:
         statement_s=database.statement_timeout_s,
         idle_in_transaction_s=database.idle_timeout_s,
         network_s=database.network_timeout_s,
+    )
+
+
+def worker_identity(settings: Settings, name: str, incarnation: str) -> WorkerIdentity:
+    """This daemon among those that share its database."""
+    host = socket.gethostname()
+    return WorkerIdentity(
+        name=name,
+        incarnation=incarnation,
+        host=f"{host}, pid {os.getpid()}",
+        node=settings.node.name or host,
+        address=settings.node.address,
+        version=__version__,
     )
 
 

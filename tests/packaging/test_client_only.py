@@ -48,7 +48,7 @@ def _run_without_server(program: str, *arguments: str) -> subprocess.CompletedPr
 
 def test_each_library_of_the_extra_is_explained() -> None:
     explained = {
-        owner.lower()
+        owner.lower().replace("_", "-")
         for module, owners in packages_distributions().items()
         if explain_missing(ModuleNotFoundError(name=module))
         for owner in owners

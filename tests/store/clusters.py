@@ -29,55 +29,74 @@ def programs() -> Path | None:
     return Path(other).parent if other else None
 
 
-@contextmanager
-def cluster(bin_directory: Path) -> Iterator[sa.URL]:
-    """A running server; gives the URL of its maintenance database."""
-    # PostgreSQL refuses to run as root.
-    account = _account() if os.geteuid() == 0 else None
-    directory = Path(tempfile.mkdtemp(prefix="pdm-pg-"))
-    try:
-        if account is not None:
-            os.chown(directory, pwd.getpwnam(account).pw_uid, -1)
-        data = directory / "data"
+class PostgresqlServer:
+    """A server in a directory of its own; made at once, and started by `start`.
+
+    Attributes:
+        directory: has the socket, the data and the log.
+        url: of its maintenance database.
+    """
+
+    def __init__(self, bin_directory: Path, *settings: str) -> None:
+        self._programs = bin_directory
+        self._settings = settings
+        # PostgreSQL refuses to run as root.
+        self._account = _account() if os.geteuid() == 0 else None
+        self._process: subprocess.Popen[bytes] | None = None
+        self.directory = Path(tempfile.mkdtemp(prefix="pdm-pg-"))
+        self.url = sa.URL.create(
+            "postgresql+psycopg", username="pdm", database="postgres", query={"host": str(self.directory)}
+        )
+        if self._account is not None:
+            os.chown(self.directory, pwd.getpwnam(self._account).pw_uid, -1)
         subprocess.run(
-            [bin_directory / "initdb", "-D", data, "-U", "pdm", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"],
+            [
+                *(bin_directory / "initdb", "-D", self._data, "-U", "pdm", "-A", "trust"),
+                *("-E", "UTF8", "--no-locale", "-N"),
+            ],
             check=True,
             capture_output=True,
-            user=account,
-            cwd=directory,
+            user=self._account,
+            cwd=self.directory,
         )
-        with (directory / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [
-                    *_DIES_WITH_US,
-                    bin_directory / "postgres",
-                    "-D",
-                    data,
-                    "-k",
-                    directory,
-                    "-h",
-                    "",
-                    "-F",
-                    "-c",
-                    "max_connections=50",
-                ],
-                stdout=log,
-                stderr=log,
-                user=account,
-                cwd=directory,
-            )
-        try:
-            url = sa.URL.create(
-                "postgresql+psycopg", username="pdm", database="postgres", query={"host": str(directory)}
-            )
-            _wait_for(url, server, directory / "log")
-            yield url
-        finally:
-            # At once, without writing anything: the directory goes with it.
-            server.send_signal(signal.SIGQUIT)
-            server.wait(20)
+
+    @property
+    def _data(self) -> Path:
+        return self.directory / "data"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        command: list[str | Path] = [*_DIES_WITH_US, self._programs / "postgres"]
+        command += ["-D", self._data, "-k", self.directory, "-h", ""]
+        for setting in self._settings:
+            command += ["-c", setting]
+        log_path = self.directory / "log"
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, user=self._account, cwd=self.directory)
+        _wait_for(self.url, self._process, log_path)
+
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """End it: SIGINT ends its sessions, SIGQUIT leaves it as after a crash."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(number)
+            process.wait(30)
+
+    def remove(self) -> None:
+        """End it without writing anything, and remove its directory."""
+        self.stop(signal.SIGQUIT)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@contextmanager
+def cluster(bin_directory: Path) -> Iterator[sa.URL]:
+    """A running server that need not survive a crash; gives the URL of its maintenance database."""
+    server = PostgresqlServer(bin_directory, "max_connections=50", "fsync=off")
+    try:
+        server.start()
+        yield server.url
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        server.remove()
 
 
 def _account() -> str:

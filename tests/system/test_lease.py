@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -20,6 +16,7 @@ from pdm.testgrid.service import TestService
 from pdm.testgrid.storage_servers import descendants
 from tests.store.clusters import cluster, programs
 from tests.support.attempt_logs import attempt_lines, job_logs
+from tests.support.cluster import runs, signal_all, until
 
 LEASE_S = 2
 
@@ -61,24 +58,6 @@ def pair(tmp_path: Path, database: str) -> Iterator[tuple[TestService, TestServi
         if service.process is not None:
             signal_all(service, signal.SIGCONT)
             service.kill()
-
-
-def signal_all(service: TestService, number: int) -> list[int]:
-    """Signal a daemon and its helpers, as a suspended machine would; returns the pids of the helpers."""
-    assert service.process is not None
-    pids = descendants(service.process.pid)
-    for pid in (service.process.pid, *pids):
-        # A helper may end by itself at this moment.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-    return pids
-
-
-def until(what: str, condition: Any, timeout_s: float = 60.0) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < give_up_at, f"waited in vain: {what}"
-        time.sleep(0.002)
 
 
 @pytest.mark.full
@@ -145,10 +124,3 @@ def test_helpers_of_a_suspended_daemon_are_gone_before_another_one_takes_over(
     assert first.wait_for("admin", made["id"])["status"] == "DONE"
     # What the first says of its attempts, late, changes nothing.
     assert first.call("admin", "GET", f"/jobs/{job['id']}")[1] == ended
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -325,6 +325,10 @@ class AgentPool:
             if not waiting.woken.called:
                 waiting.woken.callback(None)
 
+    def slots(self) -> dict[str, int]:
+        """How many agents are ``busy`` and ``idle``, and the ``limit`` of busy ones."""
+        return {"busy": len(self._living) - len(self._idle), "idle": len(self._idle), "limit": self._most}
+
     def works_with(self, credential: str) -> bool:
         """Whether an agent with a credential is alive."""
         return any(living.kind.credential == credential for living in self._living.values())

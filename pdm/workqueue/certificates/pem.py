@@ -60,6 +60,11 @@ class TlsIdentity:
     key: PrivateKey = field(repr=False)
     chain: tuple[x509.Certificate, ...]
 
+    @property
+    def valid_until(self) -> datetime:
+        """When the first of the certificates expires (UTC)."""
+        return lifetime_end([self.certificate, *self.chain])
+
 
 def read_identity(certificate_path: Path, key_path: Path | None, passphrase: bytes | None = None) -> TlsIdentity:
     """Read a certificate with its chain and its key.

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 from msgspec.structs import FieldInfo, fields, replace
@@ -35,6 +35,7 @@ _UNITS_BYTES = {
 }
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", re.ASCII)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_NODE_NAME = re.compile(r"[A-Za-z0-9._-]{0,100}", re.ASCII)
 _SHARE = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,6})?", re.ASCII)
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 100
 _YES = frozenset({"yes", "true", "on", "1"})
@@ -137,6 +138,36 @@ def addresses(text: str) -> tuple[AddressRange, ...]:
     return tuple(AddressRange.parse(line.strip()) for line in text.splitlines() if line.strip())
 
 
+def node_name(text: str) -> str:
+    """The name of a node, which is also a part of URLs and of command lines.
+
+    Raises:
+        ValueError: it has other characters, or is too long.
+    """
+    if not _NODE_NAME.fullmatch(text):
+        raise ValueError(f"{_quoted(text)}: letters, digits, '.', '_' and '-' are expected, 100 at most")
+    return text
+
+
+def node_address(text: str) -> str:
+    """The URL of a node, without a path: ``https://HOST:PORT``.
+
+    Raises:
+        ValueError: it is another URL, or none.
+    """
+    if not text:
+        return text
+    complaint = f"{_quoted(text)}: https://HOST:PORT is expected, such as https://node1.example.org:8443"
+    try:
+        parts = urlsplit(text)
+        is_complete = parts.hostname and parts.port
+    except ValueError as error:
+        raise ValueError(complaint) from error
+    if not is_complete or text != f"https://{parts.netloc}" or re.search(r"[@\s]", text):
+        raise ValueError(complaint)
+    return text
+
+
 def one_line(text: str) -> str:
     """The text itself.
 
@@ -179,6 +210,8 @@ def readers(directory: Path) -> dict[str, Callable[[str], Any]]:
         "subjects": subjects,
         "weights": weights,
         "addresses": addresses,
+        "node-name": node_name,
+        "node-address": node_address,
         "int": whole,
         "bool": yes_or_no,
         "str": one_line,

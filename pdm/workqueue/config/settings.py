@@ -42,6 +42,11 @@ Subjects = Annotated[tuple[str, ...], _kind("subjects")]
 #: Addresses and networks, one a line: ``10.0.0.0/8``, ``127.0.0.1:8080``, ``[::1]:8080``.
 AddressRanges = Annotated[tuple[AddressRange, ...], _kind("addresses")]
 
+#: A name for people and for a segment of a URL, or empty.
+NodeName = Annotated[str, _kind("node-name")]
+#: ``https://HOST:PORT``, or empty.
+NodeAddress = Annotated[str, _kind("node-address")]
+
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 #: Streams of work at once: no more than there can be helpers.
@@ -75,6 +80,18 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections_per_address: Count = 2500
     new_connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 100
     anonymous_connections: Count = 250
+
+
+class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Health and metrics for monitoring: plain HTTP, without authentication.
+
+    Attributes:
+        host: address (or name of an address) to listen on.
+        port: TCP port; 0 for none.
+    """
+
+    host: Text = "127.0.0.1"
+    port: Port = 0
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -331,6 +348,21 @@ class MailSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password_file: OptionalPath = None
 
 
+class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """This daemon among others that use its database.
+
+    Attributes:
+        name: for people; the host name if empty.
+        address: URL under which the other nodes reach it; empty: they do not ask it.
+        peers_trust: PEM file or hashed directory of the authorities of the nodes' host certificates; those of `[tls]`
+            without it.
+    """
+
+    name: NodeName = ""
+    address: NodeAddress = ""
+    peers_trust: OptionalPath = None
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration; every path is absolute once read.
 
@@ -340,6 +372,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     source: Path
     server: ServerSettings = ServerSettings()
+    admin: AdminSettings = AdminSettings()
     tls: TlsSettings = TlsSettings()
     users: UserSettings = UserSettings()
     database: DatabaseSettings = DatabaseSettings()
@@ -353,11 +386,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: EventSettings = EventSettings()
     webhooks: WebhookSettings = WebhookSettings()
     mail: MailSettings = MailSettings()
+    node: NodeSettings = NodeSettings()
 
 
 #: Section name → its struct.
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": ServerSettings,
+    "admin": AdminSettings,
     "tls": TlsSettings,
     "users": UserSettings,
     "database": DatabaseSettings,
@@ -371,4 +406,5 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "events": EventSettings,
     "webhooks": WebhookSettings,
     "mail": MailSettings,
+    "node": NodeSettings,
 }

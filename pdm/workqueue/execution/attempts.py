@@ -22,6 +22,7 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, ElementRecord, JobRecord, Verdict
 from pdm.workqueue.domain.lifecycle import MOST_UNCOUNTED, GiveUp, Hold, RetryAt, RetryPolicy, decide_retry
+from pdm.workqueue.execution.attempt_counts import AttemptCounts
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.monitoring import ProgressBoard, ReportedProgress, ServiceHealth
 from pdm.workqueue.logstore.attempt_log import LogRef
@@ -63,6 +64,8 @@ class Settler:
         self._worker = worker
         self._clock = clock
         self._on_settled = on_settled
+        #: Of the attempts whose verdicts are in the database.
+        self.counts = AttemptCounts()
         self._pending: list[Verdict] = []
         self._awaited = 0
         self._tokens: set[ClaimToken] = set()
@@ -126,6 +129,7 @@ class Settler:
                     )
                     self._pending.clear()
                     self._tokens.clear()
+                    self.counts.forget()
                     return
                 except DatabaseUnavailableError:
                     skip_locked = True
@@ -144,20 +148,22 @@ class Settler:
                 del self._pending[: len(verdicts)]
                 at_once = min(2 * at_once, _MOST_AT_ONCE)
                 self._tokens.difference_update(verdict.token for verdict in verdicts)
-                for token in settled.lost:
-                    if token not in settled.repeated:
-                        self._log.warn(
-                            "job {job} element {element} attempt {attempt}: result dropped, the claim was lost",
-                            job=token.job_id,
-                            element=token.element_id,
-                            attempt=token.attempt,
-                        )
+                dropped = [token for token in settled.lost if token not in settled.repeated]
+                for token in dropped:
+                    self._log.warn(
+                        "job {job} element {element} attempt {attempt}: result dropped, the claim was lost",
+                        job=token.job_id,
+                        element=token.element_id,
+                        attempt=token.attempt,
+                    )
+                later = {verdict.token for verdict in settled.passed_over}
+                self.counts.settled((verdict for verdict in verdicts if verdict.token not in later), {*dropped})
                 for job in settled.finished:
                     log_ended(job)
                 self._on_settled(any(verdict.leftover for verdict in verdicts), settled.has_waiting)
                 skip_locked = bool(settled.passed_over)
                 if settled.passed_over:
-                    self._tokens.update(verdict.token for verdict in settled.passed_over)
+                    self._tokens.update(later)
                     is_stuck = not self._pending
                     self._pending += settled.passed_over
                     if is_stuck:
@@ -364,6 +370,7 @@ class RunningAttempt:
             skipped,
             not_preserved,
         )
+        context.settler.counts.submitted(verdict.token, self.job, record.type)
         last_line = f"outcome={outcome} rc={code} bytes={moved} seconds={seconds:.3f}{words}"
         context.logs.end(self._ref, last_line, context.settler.submit(verdict))
 

@@ -168,6 +168,14 @@ class SiteHealth:
                     ),
                 )
 
+    def failing(self, now: datetime) -> Counter[int]:
+        """Site → number of its endpoints that do not work."""
+        return Counter(
+            endpoint.site_id
+            for endpoint, breaker in self._breakers.items()
+            if breaker.phase(now) is not BreakerState.CLOSED
+        )
+
     def sentence(self, site: Site, protocol: JobProtocol, now: datetime) -> str | None:
         """Why work with a protocol waits for a site; None if it does not."""
         found = [health for endpoint, health in self.of_site(site, now) if endpoint.protocol is protocol]

@@ -226,6 +226,7 @@ class Executor:
             running.refuse(missing_mover(batch.job.protocol))
             return
         self._running[running] = ""
+        self.context.settler.counts.begun(batch, self.context.clock())
         # Counted at once, for the next claim.
         slot = None if batch.type is JobType.LIST else self.streams.slot(batch)
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):

@@ -57,6 +57,8 @@ class Lease:
     _on_cancelled: Callable[[int], None] = lambda job_id: None
     _on_work: Callable[[], None] = lambda: None
     _is_ours: bool = False
+    #: How often the lease was lost, because it was not renewed in time.
+    expired: int = field(default=0, init=False)
     _stopping: bool = False
     _conflict_logged: bool = False
     _tasks: list[Periodic] = field(factory=list)
@@ -217,6 +219,7 @@ class Lease:
         if renewal.lost:
             self._log.error("the lease of {worker} was taken away; its attempts are given up", worker=self.worker.name)
             self._is_ours = False
+            self.expired += 1
             self.ends_at = 0.0
             if self._on_lost is not None:
                 await self._on_lost()

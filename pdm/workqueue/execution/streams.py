@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 from attrs import frozen
@@ -21,7 +21,7 @@ from pdm.workqueue.domain.limits import (
     route_of,
 )
 from pdm.workqueue.domain.pacing import MIN_STREAMS, BatchRun, Pacer
-from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.registry import Site, SiteRegistry
 
 #: Routes that are remembered while nothing runs on them.
 _MOST_IDLE = 1000
@@ -170,6 +170,14 @@ class Streams:
                 self._pacers.items(), key=lambda item: (item[0].source, item[0].destination or 0)
             )
         ]
+
+    def of_sites(self) -> Iterator[tuple[Site, LimitKind, int, int]]:
+        """Sites of files, and others with streams: `LimitKind.INTO` or `OUT_OF`, number of streams, and their limit."""
+        for site in self._sites.all():
+            for kind in (LimitKind.INTO, LimitKind.OUT_OF):
+                running = self._ledger.running((kind, site.id))
+                if running or site.owner_id is None:
+                    yield site, kind, running, self._site_limit(kind, site.id)
 
     # -- limits
 

@@ -87,6 +87,8 @@ class WebhookSender:
     _sending: set[Deferred[SendResult]] = field(factory=set)
     _background: Background = field(factory=Background)
     _stopping: bool = False
+    #: Number of deliveries that were not accepted.
+    failures: int = field(default=0, init=False)
     _log: Logger = field(factory=Logger)
 
     def start(self) -> None:
@@ -156,6 +158,7 @@ class WebhookSender:
         result = await self._send(webhook, message_id, delivery.body)
         if result is None:
             return False
+        self.failures += result.error is not None
         settled = await self.database.run(
             "settle a delivery", webhooks.settle, delivery, result, self.policy, self.jitter(), self.clock()
         )

@@ -192,6 +192,7 @@ class _RouteHandler:
     def serve(self, request: ApiRequest, **path_values: Any) -> Deferred[None] | None:
         """Answer a request, errors included; synchronously where the handler need not wait."""
         request.route = (self.serve, path_values)
+        request.template = self.endpoint.path
         return run_eagerly(self._serve(request, path_values))
 
     async def _serve(self, request: ApiRequest, path_values: dict[str, Any]) -> None:

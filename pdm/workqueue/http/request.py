@@ -37,6 +37,7 @@ from pdm.workqueue.http.problems import (
 )
 from pdm.workqueue.telemetry.background import Periodic, ReportedError, start_background
 from pdm.workqueue.telemetry.logging import log_incident
+from pdm.workqueue.telemetry.metrics import HTTP_DURATION, OTHER, HistogramTally
 from pdm.workqueue.wire.responses import MEDIA_TYPE
 
 JSON = b"application/json"
@@ -45,6 +46,8 @@ _PROBLEM = MEDIA_TYPE.encode("ascii")
 _HTML = "text/html"
 
 _WRITE_SIZE = 64 * 1024
+#: Methods that are counted apart.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _log = Logger()
 
@@ -176,6 +179,7 @@ class ApiRequest(Request):
         request_id: identifies it in the log and in problems.
         subject: of the caller, once authenticated.
         route: its handler and path values, once routed.
+        template: the path of its route, with the names of its parameters: for metrics.
         write_access_page: answers a browser without a certificate with a page; None if there is none.
     """
 
@@ -186,6 +190,7 @@ class ApiRequest(Request):
         self.request_id = f"{random.getrandbits(64):016x}"
         self.subject: str | None = None
         self.route: tuple[Callable[..., Deferred[None] | None], dict[str, Any]] | None = None
+        self.template = OTHER
         self._site: ApiSite = channel.site
         self._begun = time.perf_counter()
         self._received = 0
@@ -307,6 +312,9 @@ class ApiRequest(Request):
         self._log_end(None)
 
     def _log_end(self, result: Failure | None) -> None:
+        seconds, method = time.perf_counter() - self._begun, self.method.decode("ascii", "replace")
+        label = method if method in _METHODS else OTHER
+        self._site.durations.observe((self.template, label, self.code if result is None else 0), seconds)
         # Clients that poll must not flood the log: successful reads are logged at the level debug.
         quiet = self.method in (b"GET", b"HEAD") and self.code < 400 and result is None
         if quiet and not self._site.log_reads:
@@ -315,12 +323,12 @@ class ApiRequest(Request):
         uri = self.uri.decode("ascii", "replace")
         write(
             "{method} {uri} {end} {ms} ms",
-            method=self.method.decode("ascii", "replace"),
+            method=method,
             uri=uri,
             path=uri.partition("?")[0],
             status=self.code if result is None else None,
             end=self.code if result is None else "client disconnected",
-            ms=round((time.perf_counter() - self._begun) * 1000, 1),
+            ms=round(seconds * 1000, 1),
             request_id=self.request_id,
             subject=self.subject,
         )
@@ -354,6 +362,8 @@ class ApiSite(Site):
         self.body_limit = body_limit_bytes
         self.log_reads = log_reads
         self.write_access_page = write_access_page
+        #: Of requests, by template, method and status.
+        self.durations: HistogramTally[tuple[str, str, int]] = HistogramTally(HTTP_DURATION, (OTHER, OTHER, 0))
         #: Number of bodies beyond the limit that are received or answered.
         self.large_bodies = 0
         self.connections = ConnectionLimiter(limits, reactor.seconds)

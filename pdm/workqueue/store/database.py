@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -27,7 +27,9 @@ from pdm.workqueue.store.errors import (
     SchemaTooNewError,
 )
 from pdm.workqueue.store.jobs import MOST_JOBS, JobCache
+from pdm.workqueue.store.signals import NotedSignal, SignalConnection
 from pdm.workqueue.store.transaction_threads import QueuedCall, TransactionThreads
+from pdm.workqueue.telemetry.metrics import DB_SECONDS, OTHER, HistogramTally
 
 __all__ = [
     "Database",
@@ -70,6 +72,8 @@ class Database:
         self._reader = threads(engine=engines.reader, threads=engines.readers, together=1, name="database-reader")
         # A thread and a connection of its own, where possible: nothing may delay the renewal of the lease.
         self._lease = threads(engine=engines.lease, threads=1, together=1, name="database-lease")
+        #: Durations of transactions, by name.
+        self.durations: HistogramTally[str] = HistogramTally(DB_SECONDS, OTHER)
         self._writing = Availability("writing", time.monotonic)
         self._reading = Availability("reading", time.monotonic)
         self._open = False
@@ -79,6 +83,8 @@ class Database:
         self.on_awaited_end: Callable[[int], None] = lambda job_id: None
         #: Called after each commit that has written events.
         self.on_events: Callable[[], None] = lambda: None
+        #: Called after each commit with the signals for other daemons that it has noted.
+        self.on_signals: Callable[[Collection[NotedSignal]], None] = lambda signals: None
         #: Job → Deferreds that wait for the next commit that writes it.
         self._waiting: dict[int, set[Deferred[None]]] = {}
 
@@ -206,7 +212,15 @@ class Database:
         if not of_job:
             self._waiting.pop(job_id, None)
 
-    def _tell_waiting(self, written: Mapping[int, JobRecord], has_events: bool) -> None:
+    def signal_connection(self) -> SignalConnection | None:
+        """A new connection for signals between daemons, not opened yet; None if the database is not shared."""
+        return None if self._engines.signals is None else SignalConnection(self._engines.signals)
+
+    def _tell_waiting(
+        self, written: Mapping[int, JobRecord], has_events: bool, signals: Collection[NotedSignal]
+    ) -> None:
+        if signals:
+            self.on_signals(signals)
         if has_events:
             self.on_events()
         for job_id, record in written.items():
@@ -228,11 +242,14 @@ class Database:
         self._under_way += 1
         # The caller may cancel its own Deferred; the count of running transactions must not depend on that.
         watched: Deferred[Any] = Deferred()
-        call.result.addBoth(self._ended, availability, name, watched)
+        call.result.addBoth(self._ended, availability, name, watched, time.perf_counter())
         return watched
 
-    def _ended(self, result: Any, availability: Availability | None, name: str, watched: Deferred[Any]) -> None:
+    def _ended(
+        self, result: Any, availability: Availability | None, name: str, watched: Deferred[Any], began: float
+    ) -> None:
         self._under_way -= 1
+        self.durations.observe(name, time.perf_counter() - began)
         outage = result.value if isinstance(result, Failure) else None
         if availability is not None and isinstance(outage, DatabaseUnavailableError):
             availability.failed(outage)
@@ -244,6 +261,17 @@ class Database:
         if self._idle is not None and not self._under_way:
             idle, self._idle = self._idle, None
             idle.callback(None)
+
+
+def check_schema(session: Session) -> None:
+    """Check that this version can work with the schema.
+
+    Raises:
+        DatabaseUnusableError: it is older than this version needs, or there is none.
+    """
+    outdated = engines.outdated_schema(session.connection())
+    if outdated is not None:
+        raise DatabaseUnusableError(f"the schema of the database is {outdated}, which is older than this version")
 
 
 def _call(function: Callable[..., _R], args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> _R:

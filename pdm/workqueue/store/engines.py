@@ -72,6 +72,7 @@ class Engines:
     Attributes:
         reader: for transactions that only read; the same engine as ``writer`` on PostgreSQL.
         lease: for the renewal of leases, which waits for nothing else; the same engine as ``writer`` on SQLite.
+        signals: for the connection on which daemons announce changes to each other; None on SQLite.
         together: how many calls may share one commit.
         shared: whether other daemons may use the database at the same time.
     """
@@ -79,6 +80,7 @@ class Engines:
     writer: sa.Engine
     reader: sa.Engine
     lease: sa.Engine
+    signals: sa.Engine | None
     writers: int
     readers: int
     together: int
@@ -87,8 +89,9 @@ class Engines:
 
     def dispose(self) -> None:
         """Close all connections."""
-        for engine in (self.writer, self.reader, self.lease):
-            engine.dispose()
+        for engine in (self.writer, self.reader, self.lease, self.signals):
+            if engine is not None:
+                engine.dispose()
 
 
 def make_engines(url: str, threads: int, timeouts: DatabaseTimeouts = DEFAULT_TIMEOUTS) -> Engines:
@@ -122,6 +125,7 @@ def _sqlite(url: URL, threads: int) -> Engines:
         writer=writer,
         reader=_sqlite_engine(url, readers, "BEGIN", read_only=True),
         lease=writer,
+        signals=None,
         writers=1,
         readers=readers,
         together=64,
@@ -184,11 +188,12 @@ def _write_ahead(cursor: Any) -> None:
 
 
 def _postgresql(url: URL, threads: int, timeouts: DatabaseTimeouts) -> Engines:
-    engine, lease = (_postgresql_engine(url, connections, timeouts) for connections in (threads, 1))
+    engine, lease, signals = (_postgresql_engine(url, connections, timeouts) for connections in (threads, 1, 1))
     return Engines(
         writer=engine,
         reader=engine,
         lease=lease,
+        signals=signals,
         writers=threads,
         readers=threads,
         together=1,
@@ -230,6 +235,11 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
             "tcp_keepalives_interval": _PROBE_EVERY_S,
             "tcp_keepalives_count": _MOST_PROBES,
             "tcp_user_timeout": _milliseconds(timeouts.network_s),
+            # Queries of large tables have an index. The statistics of a table that has just grown are outdated: without
+            # this, the results of a young job are stored by reading all elements.
+            "enable_seqscan": "off",
+            # None of our queries takes as long as compiling it.
+            "jit": "off",
         }.items()
     )
 
@@ -294,6 +304,16 @@ def migrate(connection: sa.Connection) -> None:
         from alembic import command
 
         command.upgrade(config(connection), "head")
+
+
+def outdated_schema(connection: sa.Connection) -> str | None:
+    """The revision of a schema that is older than this version needs; None if it is current or newer.
+
+    A newer one is that of another daemon, which was upgraded before this one: changes of the schema only add to it.
+    """
+    present: str | None = connection.scalar(sa.select(_VERSIONS))
+    known = _known_revisions()
+    return present if present is None or (present in known and present != max(known)) else None
 
 
 def check(url: str) -> None:

@@ -70,12 +70,18 @@ class WorkerIdentity:
         instance: unique to an instance while it locks its state directory: an earlier incarnation with the same one is
             dead. Empty without such a lock.
         host: host and process id, for the operator.
+        node: name for people, `[node] name`.
+        address: URL under which other nodes reach it; empty for none.
+        version: of its program.
     """
 
     name: str
     incarnation: str
     instance: str = ""
     host: str = ""
+    node: str = ""
+    address: str = ""
+    version: str = ""
 
 
 @frozen
@@ -109,14 +115,14 @@ class Renewal:
     cancelled_jobs: frozenset[int]
 
 
-def _is_shared(session: Session) -> bool:
+def is_shared(session: Session) -> bool:
     """Whether several daemons may share the database; then its clock measures leases."""
     return session.get_bind().dialect.name == "postgresql"
 
 
 def lease_clock(session: Session, now: datetime) -> datetime:
     """The present time of the clock that measures leases."""
-    if not _is_shared(session):
+    if not is_shared(session):
         return now
     return session.scalars(sa.select(sa.cast(sa.func.clock_timestamp(), UtcDateTime()))).one()
 
@@ -179,6 +185,13 @@ def register_worker(
             incarnation=worker.incarnation,
             instance=worker.instance,
             host=worker.host,
+            node=worker.node or worker.name,
+            address=worker.address or None,
+            version=worker.version or None,
+            started_at=timestamp,
+            seen_at=timestamp,
+            sick=None,
+            report=None,
         )
     )
     left = [number]
@@ -191,11 +204,12 @@ def register_worker(
 def renew(session: Session, worker: str, now: datetime, lease_s: float) -> Renewal:
     """Renew the lease of an incarnation. Waits for no claim and for no other daemon."""
     lease = timedelta(seconds=lease_s)
+    timestamp = sa.func.clock_timestamp() if is_shared(session) else sa.literal(now)
     renewed = matched(
         session,
         sa.update(workers)
         .where(IS_INCARNATION, workers.c.lease_until.is_not(None))
-        .values(lease_until=sa.func.clock_timestamp() + lease if _is_shared(session) else now + lease),
+        .values(lease_until=timestamp + lease if is_shared(session) else now + lease, seen_at=timestamp),
         {"of_incarnation": worker},
     )
     if not renewed:
@@ -229,7 +243,7 @@ _LIVE_WORKER = {
 
 def live_worker(session: Session, worker: str) -> int | None:
     """The id of a worker with a lease, which cannot be taken away before this transaction ends."""
-    number: int | None = session.scalar(_LIVE_WORKER[_is_shared(session)], {"of_incarnation": worker})
+    number: int | None = session.scalar(_LIVE_WORKER[is_shared(session)], {"of_incarnation": worker})
     return number
 
 
@@ -241,7 +255,7 @@ def release_expired(session: Session, now: datetime) -> int:
     Returns:
         The number of elements; `RELEASED_AT_ONCE` if there may be more.
     """
-    has_ended = workers.c.lease_until <= (sa.func.clock_timestamp() if _is_shared(session) else now)
+    has_ended = workers.c.lease_until <= (sa.func.clock_timestamp() if is_shared(session) else now)
     expired = session.scalars(
         sa.select(workers.c.id).where(has_ended).order_by(workers.c.id).with_for_update(skip_locked=True)
     ).all()
@@ -260,7 +274,7 @@ def end_suspended_sessions(session: Session) -> int:
     Returns:
         The number of sessions.
     """
-    if not _is_shared(session):
+    if not is_shared(session):
         return 0
     return sum(session.scalars(_END_SUSPENDED, {"application": APPLICATION_NAME}))
 

@@ -1,8 +1,8 @@
-"""Who waits for what now: unfinished jobs by user and route, and the daemons that work on them."""
+"""What waits for what now: unfinished jobs by user and route, their totals, and the daemons that work on them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,26 +10,28 @@ import sqlalchemy as sa
 from attrs import frozen
 from sqlalchemy.orm import Session
 
+from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.store import users
-from pdm.workqueue.store.records import columns_of, elements, jobs, workers
-from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK, IS_RUNNING
+from pdm.workqueue.store.records import columns_of, credentials, elements, jobs, workers
+from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK, IS_RUNNING, UtcDateTime
 
 #: Unfinished jobs that are counted at most.
 MOST_OPEN_JOBS = 100_000
 
 _COLUMNS = columns_of(jobs, "id", "user_id", "src_siteid", "dst_siteid", "num_submitted", "num_running", "num_held")
-#: Found by partial indexes, which have no other jobs; a job may be in several.
-_OPEN = (
-    sa.union(
-        *(
-            sa.select(sa.select(*_COLUMNS).where(sa.text(condition)).limit(MOST_OPEN_JOBS).subquery())
-            for condition in (HAS_WORK, HAS_LISTING, HAS_RUNNING, HAS_HELD)
-        )
+
+
+def _open_jobs(columns: Collection[sa.ColumnElement[Any]]) -> Any:
+    """Unfinished jobs, found by partial indexes, which have no other jobs; a job may be in several."""
+    parts = (
+        sa.select(sa.select(*columns).where(sa.text(condition)).limit(MOST_OPEN_JOBS).subquery())
+        for condition in (HAS_WORK, HAS_LISTING, HAS_RUNNING, HAS_HELD)
     )
-    .subquery("open_jobs")
-    .c
-)
+    return sa.union(*parts).subquery("open_jobs").c
+
+
+_OPEN = _open_jobs(_COLUMNS)
 _IS_WAITING = sa.and_(_OPEN.num_running == 0, _OPEN.num_submitted > 0)
 _ROUTE_OF_USER = (_OPEN.user_id, _OPEN.src_siteid, _OPEN.dst_siteid)
 _SHARES = (
@@ -112,3 +114,77 @@ def worker_states(session: Session) -> Sequence[WorkerState]:
     """All daemons that have worked on this database, by name."""
     running: dict[Any, int] = {row.worker_id: row.running for row in session.execute(_RUNNING)}
     return [WorkerState(running=running.get(row.id, 0), **row._mapping) for row in session.execute(_WORKERS)]
+
+
+@frozen(kw_only=True)
+class QueueTotals:
+    """All unfinished jobs, summed up; those that wait for other jobs are left out.
+
+    Attributes:
+        jobs: type and status → number.
+        elements: type of the job, and ``waiting``, ``running`` or ``held`` → number of elements.
+        oldest: ``listing`` or ``work`` → registration of the oldest job that could begin and has not begun.
+        credentials: site (0 for every site) → when the first credential expires, of the users of these jobs.
+        leases: name of a daemon → end of its lease, of those that have not stopped.
+    """
+
+    jobs: Mapping[tuple[JobType, JobStatus], int]
+    elements: Mapping[tuple[JobType, str], int]
+    oldest: Mapping[str, datetime]
+    credentials: Mapping[int, datetime]
+    leases: Mapping[str, datetime]
+
+
+_TOTALS = _open_jobs(
+    columns_of(
+        jobs,
+        *("id", "user_id", "type", "status", "src_siteid", "dst_siteid", "timestamp", "started_at"),
+        *("list_due_at", "work_due_at", "num_submitted", "num_running", "num_held"),
+    )
+)
+_now = sa.bindparam("now", type_=UtcDateTime())
+_BEGINS = sa.and_(
+    _TOTALS.started_at.is_(None),
+    _TOTALS.user_id.not_in(sa.bindparam("users", expanding=True)),
+    _TOTALS.src_siteid.not_in(sa.bindparam("sites", expanding=True)),
+    sa.func.coalesce(_TOTALS.dst_siteid, 0).not_in(sa.bindparam("sites", expanding=True)),
+)
+_BY_STATE = sa.select(
+    _TOTALS.type,
+    _TOTALS.status,
+    sa.func.count().label("jobs"),
+    *(sa.func.sum(_TOTALS[f"num_{name}"]).label(name) for name in ("submitted", "running", "held")),
+    sa.func.min(sa.case((sa.and_(_BEGINS, _TOTALS.list_due_at <= _now), _TOTALS.timestamp))).label("listing"),
+    sa.func.min(sa.case((sa.and_(_BEGINS, _TOTALS.work_due_at <= _now), _TOTALS.timestamp))).label("work"),
+).group_by(_TOTALS.type, _TOTALS.status)
+_FIRST_EXPIRY = (
+    sa.select(credentials.c.site_id, sa.func.min(credentials.c.valid_until).label("ends"))
+    .where(credentials.c.valid_until.is_not(None), credentials.c.user_id.in_(sa.select(_TOTALS.user_id)))
+    .group_by(credentials.c.site_id)
+    .limit(1000)
+)
+_LEASES = sa.select(workers.c.name, workers.c.lease_until).where(workers.c.lease_until.is_not(None))
+
+
+def queue_totals(session: Session, now: datetime, sites: Collection[int], users: Collection[int]) -> QueueTotals:
+    """Sum up the unfinished jobs; at most `MOST_OPEN_JOBS` are counted of those that wait, run or are held each.
+
+    ``sites``, ``users``: whose jobs cannot begin now.
+    """
+    found: dict[tuple[JobType, JobStatus], int] = {}
+    sums: dict[tuple[JobType, str], int] = {}
+    oldest: dict[str, datetime] = {}
+    for row in session.execute(_BY_STATE, {"now": now, "sites": list(sites), "users": list(users)}):
+        found[row.type, row.status] = row.jobs
+        for state, number in (("waiting", row.submitted), ("running", row.running), ("held", row.held)):
+            sums[row.type, state] = sums.get((row.type, state), 0) + int(number)
+        for name, registered in (("listing", row.listing), ("work", row.work)):
+            if registered is not None:
+                oldest[name] = min(oldest.get(name, registered), registered)
+    return QueueTotals(
+        jobs=found,
+        elements=sums,
+        oldest=oldest,
+        credentials={row.site_id: row.ends for row in session.execute(_FIRST_EXPIRY)},
+        leases={row.name: row.lease_until for row in session.execute(_LEASES)},
+    )

@@ -3,11 +3,15 @@
 For a row of an ``executemany`` SQLAlchemy spends more time (a dict, a function for each value) than SQLite needs to
 write it. Here the rows are part of the statement, as ``VALUES`` of a common table expression. SQLite then evaluates
 constants, and the lists of names in CHECK constraints, once for all rows instead of once for each execution.
+
+PostgreSQL gets an array for each column: one statement for any number of rows, which is parsed and planned once, and
+whose few parameters the driver need not find in a long text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from itertools import chain
 from typing import Any
 
@@ -15,20 +19,27 @@ import sqlalchemy as sa
 from attrs import define, field
 from sqlalchemy.orm import Session
 
-#: Rows of one execution. A list is split into pieces of this size and of smaller powers of two: few different
+#: Rows of one execution on SQLite. A list is split into pieces of this size and of smaller powers of two: few different
 #: statements, which the driver keeps prepared.
 _MOST_ROWS = 64
+#: Rows of one execution on PostgreSQL, in arrays.
+_MOST_IN_ARRAYS = 1000
 
 _Processors = Sequence[Callable[[Any], Any] | None]
 
 
 @define
 class _Form:
-    """A statement for one dialect: how values are converted, and the text by number of rows."""
+    """A statement for one dialect: how values are converted, and the text by number of rows.
+
+    Attributes:
+        arrays: text with an array for each column instead of rows; empty on SQLite, which has no arrays.
+    """
 
     of_row: _Processors
     of_shared: _Processors
     of_result: _Processors
+    arrays: str = ""
     texts: dict[int, str] = field(factory=dict)
 
 
@@ -37,7 +48,7 @@ class RowStatement:
     """A statement about many rows.
 
     Args:
-        text: with ``{rows}`` for the rows, before any ``?``, which stands for a shared value.
+        text: with ``VALUES {rows}`` for the rows, before any ``?``, which stands for a shared value.
         row: columns that have the types of the values of a row.
         shared: the same of the values that all rows share, in the order of their ``?``.
         result: the same of what it returns; empty if it returns nothing.
@@ -57,12 +68,16 @@ class RowStatement:
         values = _converted(rows, form.of_row)
         common = tuple(chain.from_iterable(_converted([shared], form.of_shared)))
         found: list[Sequence[Any]] = []
-        first, size = 0, _MOST_ROWS
+        first, size = 0, _MOST_IN_ARRAYS if form.arrays else _MOST_ROWS
         while first < len(values):
-            while first + size > len(values):
-                size //= 2
-            text = form.texts.get(size) or self._text(connection.dialect, form, size)
-            flat = (*chain.from_iterable(values[first : first + size]), *common)
+            if form.arrays:
+                text = form.arrays
+                flat = (*map(_array, zip(*values[first : first + size], strict=True)), *common)
+            else:
+                while first + size > len(values):
+                    size //= 2
+                text = form.texts.get(size) or self._text(form, size)
+                flat = (*chain.from_iterable(values[first : first + size]), *common)
             done = connection.exec_driver_sql(text, flat)
             if self.result:
                 found += done.all()
@@ -76,14 +91,42 @@ class RowStatement:
                 [column.type.dialect_impl(dialect).bind_processor(dialect) for column in self.row],
                 [column.type.dialect_impl(dialect).bind_processor(dialect) for column in self.shared],
                 [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in self.result],
+                self._with_arrays(dialect) if dialect.name == "postgresql" else "",
             )
         return form
 
-    def _text(self, dialect: sa.Dialect, form: _Form, size: int) -> str:
+    def _with_arrays(self, dialect: sa.Dialect) -> str:
+        types = ", ".join(f"CAST(%s AS {_array_type(column, dialect)})" for column in self.row)
+        # Types only.
+        arrays = f"SELECT * FROM unnest({types})"  # noqa: S608
+        text = self.text.replace("%", "%%").replace("VALUES {rows}", arrays)
+        return text.replace("?", "%s")
+
+    def _text(self, form: _Form, size: int) -> str:
         row = f"({', '.join('?' * len(self.row))})"
-        text = self.text.format(rows=", ".join([row] * size))
-        form.texts[size] = text = text if dialect.paramstyle == "qmark" else text.replace("?", "%s")
+        form.texts[size] = text = self.text.format(rows=", ".join([row] * size))
         return text
+
+
+def _array_type(column: sa.Column[Any], dialect: sa.Dialect) -> str:
+    impl = column.type.dialect_impl(dialect)
+    # A cast to a type with a length would cut longer texts without an error.
+    is_text = isinstance(impl, sa.String) or isinstance(getattr(impl, "impl", None), sa.String)
+    return "TEXT[]" if is_text else f"{column.type.compile(dialect)}[]"
+
+
+def _array(values: Iterable[Any]) -> str:
+    """An array as PostgreSQL reads it."""
+    return f"{{{','.join(map(_array_element, values))}}}"
+
+
+def _array_element(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return f'"{value.isoformat()}"' if isinstance(value, datetime) else str(value)
 
 
 def _converted(rows: Iterable[Sequence[Any]], processors: _Processors) -> list[tuple[Any, ...]]:

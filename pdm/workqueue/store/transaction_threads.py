@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +28,7 @@ from pdm.workqueue.store.engines import cut_connection
 from pdm.workqueue.store.errors import DatabaseClosedError, unavailable_error
 from pdm.workqueue.store.events import write_noted
 from pdm.workqueue.store.jobs import JobCache, written_jobs
+from pdm.workqueue.store.signals import NotedSignal, noted_signals
 
 _MAX_TRIES = 6
 #: For a locked SQLite file: each try has waited for the busy timeout.
@@ -67,7 +68,8 @@ class TransactionThreads:
     Args:
         together: how many queued functions may share a commit.
         cache: is updated with the jobs that are written.
-        on_written: called with these jobs, by id, after their commit, and whether it has written events.
+        on_written: called with these jobs, by id, after their commit, whether it has written events, and the signals
+            that it has noted.
         transaction_s: a transaction that takes longer is cut off; None for no limit.
     """
 
@@ -82,7 +84,7 @@ class TransactionThreads:
         together: int,
         name: str,
         cache: JobCache,
-        on_written: Callable[[Mapping[int, JobRecord], bool], None],
+        on_written: Callable[[Mapping[int, JobRecord], bool, Collection[NotedSignal]], None],
         transaction_s: float | None = None,
     ) -> None:
         self._reactor = reactor
@@ -195,6 +197,7 @@ class TransactionThreads:
         commit = 0
         records: Mapping[int, JobRecord] = {}
         has_events = False
+        signals: Collection[NotedSignal] = ()
         for call in calls:
             call.committing = False
         try:
@@ -206,6 +209,7 @@ class TransactionThreads:
                 for call in calls:
                     call.run(session)
                 has_events = write_noted(session)
+                signals = noted_signals(session)
                 records = written_jobs(session)
                 if records:
                     commit = self._cache.begin_write(records)
@@ -214,7 +218,7 @@ class TransactionThreads:
         except BaseException:
             self._cache.end_write(commit, records, committed=False)
             raise
-        self._reactor.callFromThread(self._deliver, calls, commit, records, has_events)
+        self._reactor.callFromThread(self._deliver, calls, commit, records, has_events, signals)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sa.Connection]:
@@ -248,7 +252,12 @@ class TransactionThreads:
     # -- in the reactor thread
 
     def _deliver(
-        self, calls: Sequence[QueuedCall], commit: int, records: Mapping[int, JobRecord], has_events: bool
+        self,
+        calls: Sequence[QueuedCall],
+        commit: int,
+        records: Mapping[int, JobRecord],
+        has_events: bool,
+        signals: Collection[NotedSignal],
     ) -> None:
         # First update the cache: a caller whose call is done must read its result.
         self._cache.end_write(commit, records, committed=True)
@@ -256,7 +265,7 @@ class TransactionThreads:
             if call.seconds > _SLOW_S:
                 self._log.warn("transaction {name!r} took {seconds:.1f} s", name=call.name, seconds=call.seconds)
             call.result.callback(call.outcome)
-        self._on_written(records, has_events)
+        self._on_written(records, has_events, signals)
 
 
 def _max_tries(error: Exception, *, committing: bool = False) -> int:

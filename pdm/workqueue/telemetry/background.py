@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
+from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.threads import deferToThread
@@ -70,6 +71,101 @@ class Background:
         """Wait until all that was started has ended."""
         while self._under_way:
             await following(next(iter(self._under_way)))
+
+
+@frozen
+class CallOutcome(Generic[_T]):
+    """How a call ended.
+
+    Attributes:
+        value: its result; None if it has failed.
+        error: why it has failed, or has not ended; None for a success.
+        at: when it ended, or was last seen unfinished, by the reactor's clock.
+    """
+
+    value: _T | None
+    error: Exception | None
+    at: float
+
+
+class SharedCall(Generic[_T]):
+    """A call whose result is kept for some seconds, and for which callers wait for a limited time.
+
+    At most one call is under way, however many ask, and however long it takes.
+
+    Args:
+        function: what is called; it may hang.
+        kept_s: seconds for which a success is returned again.
+        failure_kept_s: likewise, a failure.
+        limit_s: seconds for which a caller waits.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        function: Callable[[], Awaitable[_T]],
+        *,
+        kept_s: float,
+        failure_kept_s: float,
+        limit_s: float,
+    ) -> None:
+        self._reactor = reactor
+        self._function = function
+        self._kept_s = kept_s
+        self._failure_kept_s = failure_kept_s
+        self._limit_s = limit_s
+        self._running: Deferred[None] | None = None
+        self._began_at = 0.0
+        #: The latest outcome, and the latest success.
+        self._last: CallOutcome[_T] | None = None
+        self.succeeded: CallOutcome[_T] | None = None
+
+    async def outcome(self) -> CallOutcome[_T]:
+        """The kept outcome, or that of a call; a `TimeoutError` if it does not end in time."""
+        last, now = self._last, self._reactor.seconds()
+        if last is not None and now - last.at < (self._kept_s if last.error is None else self._failure_kept_s):
+            return last
+        if self._running is None:
+            self._began_at = now
+            running = Deferred.fromCoroutine(self._run())
+            # It may have ended at once.
+            self._running = None if running.called else running
+        if self._running is not None:
+            await self._wait(self._running)
+        now = self._reactor.seconds()
+        if self._running is not None or self._last is None:
+            return CallOutcome(None, TimeoutError(f"no answer for {now - self._began_at:.1f} s"), now)
+        return self._last
+
+    async def _run(self) -> None:
+        value: _T | None = None
+        error: Exception | None = None
+        try:
+            value = await self._function()
+        except Exception as raised:
+            error = raised
+        self._last = CallOutcome(value, error, self._reactor.seconds())
+        if error is None:
+            self.succeeded = self._last
+        self._running = None
+
+    async def _wait(self, running: Deferred[None]) -> None:
+        waiter: Deferred[None] = Deferred()
+        running.addCallback(lambda _: _fire(waiter))
+        timer = self._reactor.callLater(self._limit_s, _fire, waiter)
+        await waiter
+        if timer.active():
+            timer.cancel()
+
+    async def over(self) -> None:
+        """Wait until no call is under way."""
+        if self._running is not None:
+            await following(self._running)
+
+
+def _fire(waiter: Deferred[None]) -> None:
+    if not waiter.called:
+        waiter.callback(None)
 
 
 class Periodic:

@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.telemetry.background import Periodic
+from pdm.workqueue.telemetry.metrics import REACTOR_LAG, HistogramTally
 
 #: Less is no step: time services correct that much by a slower or faster clock.
 _LEAST_STEP_S = 1.0
@@ -96,6 +97,7 @@ class ReactorLag:
 
     Attributes:
         worst_s: the highest latency so far.
+        latencies: all that were measured.
     """
 
     _log = Logger()
@@ -107,6 +109,7 @@ class ReactorLag:
         self._next_log_at = 0.0
         self._unlogged_s = 0.0
         self.worst_s = 0.0
+        self.latencies: HistogramTally[tuple[()]] = HistogramTally(REACTOR_LAG, ())
 
     def start(self) -> None:
         """Begin to measure."""
@@ -128,6 +131,7 @@ class ReactorLag:
         now = self._reactor.seconds()
         late_s = now - self._planned_at
         self.worst_s = max(self.worst_s, late_s)
+        self.latencies.observe((), max(late_s, 0.0))
         self._unlogged_s = max(self._unlogged_s, late_s)
         if self._unlogged_s > LATE_S and now >= self._next_log_at:
             self._log.warn("the reactor was {lag:.0f} ms late: something blocks it", lag=self._unlogged_s * 1000)

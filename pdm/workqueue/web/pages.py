@@ -175,6 +175,7 @@ class PageRouteHandler:
     def serve(self, request: ApiRequest, **path_values: Any) -> Deferred[None] | None:
         """Answer a request, errors included."""
         request.route = (self.serve, path_values)
+        request.template = self.endpoint.path
         return run_eagerly(self._serve(request, path_values))
 
     async def _serve(self, request: ApiRequest, path_values: dict[str, Any]) -> None:
@@ -246,6 +247,7 @@ class StaticFiles:
 
     def serve(self, request: ApiRequest, name: str) -> None:
         """Answer a request; an address with the digest of the content is cached for good."""
+        request.template = "/web/static/<word:name>"
         found = static_file(name)
         if found is None:
             write_response(request, 404, b"there is no such file\n", b"text/plain; charset=us-ascii")

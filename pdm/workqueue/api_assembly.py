@@ -1,0 +1,73 @@
+"""Second part of the composition root: what the handlers of the REST API and the pages use of the daemon's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdm.workqueue.certificates.myproxy import MyProxyLogons
+from pdm.workqueue.certificates.signatures import service_name, sign_detached
+from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.execution.endpoint_checks import SiteCheck
+from pdm.workqueue.http.access import LogonThrottle
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.movers import OfferedMovers
+from pdm.workqueue.telemetry.background import run_in_thread
+
+if TYPE_CHECKING:
+    from pdm.workqueue.assembly import Assembly
+
+
+def api_context(
+    parts: Assembly,
+    *,
+    reactor: Any,
+    settings: Settings,
+    clock: Callable[[], datetime],
+    offered: OfferedMovers,
+    site_check: SiteCheck,
+    logons: LogonThrottle,
+    trust_directory: Callable[[Path | None, Collection[str]], Awaitable[Path]],
+) -> ApiContext:
+    """The context of request handlers.
+
+    ``trust_directory``: `TrustDirectories.directory_for` in a thread. All other arguments are those of the assembly.
+    """
+    executor = parts.executor
+    return ApiContext(
+        database=parts.database,
+        sites=parts.sites,
+        logstore=parts.logs,
+        vault=parts.vault,
+        settings=settings,
+        clock=clock,
+        in_thread=run_in_thread,
+        wake=parts.claimer.wake,
+        reactor=reactor,
+        add_element=parts.claimer.add_element,
+        cancelled=executor.cancel,
+        progress=parts.board,
+        routes=parts.streams.routes,
+        credential_need=offered.credential_need,
+        supports=offered.supports,
+        trust=lambda: parts.tls.trust,
+        myproxy=MyProxyLogons(reactor, settings.credentials.trust_dir, trust=trust_directory),
+        site_directory=parts.site_directory,
+        feed=parts.feed,
+        check_site=site_check.check,
+        notifications=parts.notifications,
+        service_name=lambda: service_name(parts.tls.identity),
+        sign=lambda payload: run_in_thread(sign_detached, parts.tls.identity, payload),
+        relays_to=offered.relays_to,
+        credentials_changed=executor.credentials_changed,
+        job_retried=executor.continue_change,
+        deadline_added=parts.deadlines.timer.wake,
+        schedules_changed=parts.scheduler.timer.wake,
+        resume=executor.resume,
+        full=executor.reached_limits,
+        logons=logons,
+        faults=lambda: parts.service_health.faults,
+        may_claim=lambda: parts.service_health.may_claim,
+    )

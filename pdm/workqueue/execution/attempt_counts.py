@@ -1,0 +1,94 @@
+"""Counts of attempts for the metrics: how they ended, the bytes they moved, how long they and their jobs took.
+
+An attempt is counted once its result is in the database, so the counters and the database agree. Written and read on
+the reactor thread.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from typing import NamedTuple
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord, Verdict
+from pdm.workqueue.telemetry.metrics import OTHER, QUEUE_WAIT, TRANSFER_DURATION, HistogramTally
+
+#: Combinations of type, outcome and sites that are counted apart at most.
+_MOST_KEYS = 5000
+
+
+class Work(NamedTuple):
+    """What an attempt works on; the sites are None where they are counted as `OTHER`."""
+
+    type: JobType
+    source: int | None
+    destination: int | None
+
+
+class AttemptEnd(NamedTuple):
+    """How an attempt ended; ``scope`` and ``code`` are empty without a failure."""
+
+    work: Work
+    status: JobStatus
+    scope: str
+    code: str
+
+
+class AttemptCounts:
+    """Attempts of this daemon.
+
+    Attributes:
+        ended: how they ended → number.
+        bytes: source and destination → proven bytes.
+        durations: of successful copies.
+        waits: of jobs, by class: ``listing`` or ``work``.
+    """
+
+    def __init__(self) -> None:
+        self.ended: defaultdict[AttemptEnd, int] = defaultdict(int)
+        self.bytes: defaultdict[tuple[int | None, int | None], int] = defaultdict(int)
+        self.durations: HistogramTally[tuple[()]] = HistogramTally(TRANSFER_DURATION, (), known=[()])
+        self.waits: HistogramTally[str] = HistogramTally(QUEUE_WAIT, OTHER, known=["listing", "work"])
+        #: Unsettled attempts.
+        self._works: dict[ClaimToken, Work] = {}
+
+    def begun(self, batch: Batch, now: datetime) -> None:
+        """Note how long the jobs have waited that begin with this batch."""
+        for element in batch.elements:
+            # The first element of a job is its listing, or all that it has to do.
+            if element.id == 0 and element.attempts == 1:
+                job = batch.job_of(element)
+                if job.after is None:
+                    wait_s = (now - job.timestamp).total_seconds()
+                    self.waits.observe("listing" if batch.type is JobType.LIST else "work", max(wait_s, 0.0))
+
+    def submitted(self, token: ClaimToken, job: JobRecord, type_: JobType) -> None:
+        """Note an attempt that has ended; it is counted when its verdict is settled."""
+        self._works[token] = Work(type_, job.src_siteid, job.dst_siteid)
+
+    def settled(self, verdicts: Iterable[Verdict], dropped: Collection[ClaimToken]) -> None:
+        """Count verdicts that were committed; ``dropped``: those that were not written, because the claim was lost."""
+        for verdict in verdicts:
+            work = self._works.pop(verdict.token, None)
+            if work is not None and verdict.token not in dropped:
+                self._count(work, verdict)
+
+    def forget(self) -> None:
+        """Drop what was noted: its verdicts are lost."""
+        self._works.clear()
+
+    def _count(self, work: Work, verdict: Verdict) -> None:
+        failure = verdict.failure
+        scope, code = ("", "") if failure is None else (failure.scope.value, failure.code.value)
+        key = AttemptEnd(work, verdict.status, scope, code)
+        if key not in self.ended and len(self.ended) >= _MOST_KEYS:
+            work = Work(work.type, None, None)
+            key = AttemptEnd(work, verdict.status, scope, code)
+        self.ended[key] += 1
+        if verdict.transferred and not verdict.already_there:
+            # Its key is a part of that above, so this is bounded, too.
+            self.bytes[work.source, work.destination] += verdict.transferred
+        if work.type is JobType.COPY and verdict.status is JobStatus.DONE and not verdict.already_there:
+            self.durations.observe((), (verdict.ended_at - verdict.started_at).total_seconds())
