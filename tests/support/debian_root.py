@@ -13,7 +13,7 @@ from pathlib import Path
 
 #: What a Debian has besides its base for the tests: systemd, and the libraries that the package recommends.
 _PACKAGES = (
-    *("systemd-sysv", "dbus", "python3", "libstdc++6", "man-db", "logrotate"),
+    *("systemd-sysv", "dbus", "python3", "libstdc++6", "man-db", "logrotate", "procps"),
     *("libglobus-gssapi-gsi4", "openssh-client", "python3-xrootd", "myproxy"),
 )
 PROGRAMS = ("mmdebstrap", "systemd-nspawn", "lintian", "dh")
