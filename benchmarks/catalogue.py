@@ -226,6 +226,13 @@ _ALL = (
         (_ratio(0.90, "the rate with few"),),
     ),
     Benchmark(
+        "history",
+        "Work beside 10,000,000 elements of history, against an empty database",
+        "history",
+        (),
+        (_ratio(0.90, "the rate in an empty database"),),
+    ),
+    Benchmark(
         "post_list",
         "POST /list over mTLS, 16 kept connections",
         "rest_rates",

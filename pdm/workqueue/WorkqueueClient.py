@@ -229,6 +229,7 @@ class WorkqueueClient:
         key: PEM file; None if the key is in the file of the certificate.
         passphrase: of an encrypted key.
         timeout_s: how many seconds the service may be silent.
+        on_wait: called with a sentence before each wait for a service that is temporarily unavailable.
     """
 
     def __init__(
@@ -241,17 +242,24 @@ class WorkqueueClient:
         key: Path | None = None,
         passphrase: bytes | None = None,
         timeout_s: float = 60.0,
+        on_wait: Callable[[str], object] = lambda sentence: None,
     ) -> None:
         self._reactor = reactor
         self._url = base_url
         self._policy = policy
-        self._connection = Connection(reactor, base_url=base_url, policy=policy, timeout_s=timeout_s)
+        self._connection = Connection(reactor, base_url=base_url, policy=policy, timeout_s=timeout_s, on_wait=on_wait)
         self._certificate = certificate
         self._key = key
         self._passphrase = passphrase
 
     @classmethod
-    def from_settings(cls, reactor: Any, settings: ClientSettings, timeout_s: float = 60.0) -> Self:
+    def from_settings(
+        cls,
+        reactor: Any,
+        settings: ClientSettings,
+        timeout_s: float = 60.0,
+        on_wait: Callable[[str], object] = lambda sentence: None,
+    ) -> Self:
         """A client with explicit settings.
 
         Raises:
@@ -277,6 +285,7 @@ class WorkqueueClient:
             key=settings.key,
             passphrase=settings.passphrase,
             timeout_s=timeout_s,
+            on_wait=on_wait,
         )
 
     @classmethod

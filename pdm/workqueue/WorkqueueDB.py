@@ -50,6 +50,9 @@ __all__ = [
     "MailSubscriptionRow",
     "MailNoticeRow",
     "NotifiedRow",
+    "PurgedJobRow",
+    "KeptReceiptRow",
+    "RetentionRow",
 ]
 
 #: ``due_at`` of an element that was never postponed: it sorts before all that were.
@@ -144,6 +147,10 @@ HAS_HELD = "num_held > 0"
 HAS_OPEN_DEADLINE = "deadline IS NOT NULL AND finished_at IS NULL"
 IS_DUE = "next_due IS NOT NULL"
 IS_UNDELIVERED = "due_at IS NOT NULL"
+HAS_ENDED = "finished_at IS NOT NULL AND purged_at IS NULL"
+IS_PURGED = "purged_at IS NOT NULL"
+IS_OF_JOB = "job_id IS NOT NULL"
+HAS_RECEIPT = "receipt_pieces IS NOT NULL"
 
 
 def _partial(name: str, condition: str, *columns: str) -> Index:
@@ -193,6 +200,7 @@ class Job(Base):
         deadline: when it is cancelled; null for never.
         schedule_id: the schedule of which it is a run; that may have been removed.
         cancel_reason: ``{"code": ..., "message": ...}`` if the service has cancelled it, not its user.
+        purged_at: when it became one of `PurgedJobRow`; its rows are being deleted, and nothing reads them any more.
     """
 
     __tablename__ = "jobs"
@@ -208,6 +216,7 @@ class Job(Base):
         ),
         Index("ix_jobs_user", "user_id", "id"),
         Index("ix_jobs_user_status", "user_id", "status", "id"),
+        Index("ix_jobs_status", "status", "id"),
         _partial("ix_jobs_work", HAS_WORK, "user_id", "priority", "id", "work_due_at"),
         _partial("ix_jobs_work_due", HAS_WORK, "work_due_at"),
         _partial("ix_jobs_listing", HAS_LISTING, "user_id", "priority", "id", "list_due_at"),
@@ -215,6 +224,8 @@ class Job(Base):
         _partial("ix_jobs_running", HAS_RUNNING, "user_id", "id"),
         _partial("ix_jobs_held", HAS_HELD, "user_id", "id"),
         _partial("ix_jobs_deadline", HAS_OPEN_DEADLINE, "deadline"),
+        _partial("ix_jobs_ended", HAS_ENDED, "finished_at", "id"),
+        _partial("ix_jobs_purged", IS_PURGED, "id"),
         {"sqlite_autoincrement": True},
     )
 
@@ -255,6 +266,7 @@ class Job(Base):
     deadline: Mapped[datetime | None]
     cancel_reason: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     schedule_id: Mapped[int | None]
+    purged_at: Mapped[datetime | None]
 
 
 class PredecessorRow(Base):
@@ -312,11 +324,14 @@ class ScheduleRunRow(Base):
 
     Attributes:
         due_at: that time; the row may be written later, if no daemon ran.
-        job_id: the job; null if none was submitted.
+        job_id: the job; null if none was submitted, or if it was purged.
     """
 
     __tablename__ = "schedule_runs"
-    __table_args__ = ({"sqlite_with_rowid": False},)
+    __table_args__ = (
+        _partial("ix_schedule_runs_job", IS_OF_JOB, "job_id"),
+        {"sqlite_with_rowid": False},
+    )
 
     schedule_id: Mapped[int] = mapped_column(ForeignKey("schedules.id"), primary_key=True)
     due_at: Mapped[datetime] = mapped_column(primary_key=True)
@@ -445,6 +460,7 @@ class Attempt(Base):
     __tablename__ = "attempts"
     __table_args__ = (
         ForeignKeyConstraint(["job_id", "element_id"], ["job_elements.job_id", "job_elements.id"]),
+        Index("ix_attempts_worker", "worker_id"),
         {"sqlite_with_rowid": False},
     )
 
@@ -534,6 +550,7 @@ class IdempotentRequest(Base):
     """The job of a request with an ``Idempotency-Key``, so that a repeated request does not register another."""
 
     __tablename__ = "idempotent_requests"
+    __table_args__ = (Index("ix_idempotent_requests_job", "job_id"),)
 
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
@@ -670,6 +687,7 @@ class WebhookRow(Base):
     __tablename__ = "webhooks"
     __table_args__ = (
         Index("ix_webhooks_user", "user_id", "id"),
+        _partial("ix_webhooks_job", IS_OF_JOB, "job_id"),
         sa.UniqueConstraint("user_id", "request_key"),
         {"sqlite_autoincrement": True},
     )
@@ -709,6 +727,7 @@ class DeliveryRow(Base):
     __table_args__ = (
         _partial("ix_deliveries_due", IS_UNDELIVERED, "webhook_id", "job_id", "id", "due_at"),
         Index("ix_deliveries_webhook", "webhook_id", "id"),
+        Index("ix_deliveries_job", "job_id"),
         {"sqlite_autoincrement": True},
     )
 
@@ -793,3 +812,67 @@ class NotifiedRow(Base):
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
     event_id: Mapped[int]
+
+
+class PurgedJobRow(Base):
+    """What is left of a job whose rows were removed by age: its summary, and where its receipt and logs are.
+
+    Attributes:
+        num_done: elements; so are ``num_failed`` and ``num_cancelled``.
+        receipt_pieces: number of its `KeptReceiptRow`; 0 while they are being removed, null if there are none.
+    """
+
+    __tablename__ = "purged_jobs"
+    __table_args__ = (
+        Index("ix_purged_jobs_purged", "purged_at", "id"),
+        _partial("ix_purged_jobs_receipt", HAS_RECEIPT, "finished_at", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    type: Mapped[str] = mapped_column(String(16))
+    status: Mapped[str] = mapped_column(String(16))
+    src_siteid: Mapped[int]
+    src_filepath: Mapped[str]
+    dst_siteid: Mapped[int | None]
+    dst_filepath: Mapped[str | None]
+    label: Mapped[str | None]
+    log_uid: Mapped[str] = mapped_column(String(64))
+    timestamp: Mapped[datetime]
+    finished_at: Mapped[datetime]
+    purged_at: Mapped[datetime]
+    num_elements: Mapped[int]
+    num_done: Mapped[int]
+    num_failed: Mapped[int]
+    num_cancelled: Mapped[int]
+    bytes_done: Mapped[int]
+    receipt_pieces: Mapped[int | None] = mapped_column(Integer)
+
+
+class KeptReceiptRow(Base):
+    """A piece of the receipt of a purged job: lines of JSON, compressed with zlib.
+
+    It is written before the job is purged, and has no foreign key because of that.
+    """
+
+    __tablename__ = "kept_receipts"
+
+    job_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    content: Mapped[bytes]
+
+
+class RetentionRow(Base):
+    """One row: the daemon that removes what is old.
+
+    Attributes:
+        leased_by: its incarnation; null if none does.
+        receipt_of: the job whose receipt is being written before it is purged.
+    """
+
+    __tablename__ = "retention"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
+    leased_by: Mapped[str | None] = mapped_column(String(64))
+    leased_until: Mapped[datetime | None]
+    receipt_of: Mapped[int | None]

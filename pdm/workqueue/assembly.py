@@ -10,7 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -40,10 +40,11 @@ from pdm.workqueue.execution.endpoint_health import SiteHealth
 from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease, LeaseTakenError
-from pdm.workqueue.execution.maintenance import Housekeeping, missing_software
+from pdm.workqueue.execution.maintenance import missing_software
 from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.readiness import Readiness
+from pdm.workqueue.execution.retention import Retention
 from pdm.workqueue.execution.scheduler import Scheduler
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
@@ -52,6 +53,7 @@ from pdm.workqueue.http.access import AccessList, LogonThrottle
 from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.endpoints.schedules import planned_run
 from pdm.workqueue.http.metrics import ServiceMetrics
+from pdm.workqueue.http.receipts import whole_receipt
 from pdm.workqueue.http.request import ApiSite
 from pdm.workqueue.http.waiting import progress_event
 from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance, worker_name
@@ -66,6 +68,7 @@ from pdm.workqueue.policies import (
     helper_access,
     helper_command,
     notifications,
+    retention_policy,
     retry_policy,
     server_tls,
     stream_limits,
@@ -76,7 +79,6 @@ from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnusableError
-from pdm.workqueue.store.leases import write_probe
 from pdm.workqueue.telemetry.background import Periodic, run_in_thread, start_background
 from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag, utc_now
 from pdm.workqueue.web import page_routes
@@ -143,6 +145,7 @@ class Assembly:
             threads=settings.database.threads,
             timeouts=database_timeouts(settings),
         )
+        self.database.probed_worker = incarnation
         self.signals = SignalListener(reactor=reactor, database=self.database, by=incarnation)
         name = worker_name(settings.state.folder)
         self.logs = LogStore(
@@ -196,15 +199,15 @@ class Assembly:
         self.service_health = ServiceHealth(
             reactor=reactor,
             clock=clock,
+            database=self.database,
             checks={
-                ServicePart.DATABASE: lambda: self.database.run("is the database written", write_probe, incarnation),
                 ServicePart.CREDENTIAL_FILES: partial(run_in_thread, self._check_credential_files),
                 ServicePart.HELPERS: partial(run_in_thread, check_resources),
                 ServicePart.ATTEMPT_LOGS: partial(run_in_thread, self.logs.check),
             },
             on_change=self._work_added,
-            log_errors=lambda: self.logs.errors,
         )
+        self.logs.on_fault = partial(self.service_health.report, ServicePart.ATTEMPT_LOGS)
         context = AttemptContext(
             reactor=reactor,
             clock=clock,
@@ -334,11 +337,14 @@ class Assembly:
             ),
         )
         self._tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
-        self._housekeeping = Housekeeping(
+        self.retention = Retention(
             reactor=reactor,
             database=self.database,
             clock=clock,
-            events_kept=timedelta(seconds=settings.events.keep_s),
+            policy=retention_policy(settings),
+            incarnation=incarnation,
+            logs=settings.logs.folder,
+            receipt_of=partial(whole_receipt, self.context),
         )
         self._add_to(services)
 
@@ -348,7 +354,8 @@ class Assembly:
         services.add("instance lock", start=self._lock, interruptible=True)
         # Answers while the others start and stop: it says so.
         services.add("admin port", start=self.admin_port.start, stop=self.admin_port.stop)
-        services.add("database", start=self.database.start, stop=self.database.stop)
+        open_database = partial(self.database.start, self._settings.database.start_timeout_s)
+        services.add("database", start=open_database, stop=self.database.stop, interruptible=True)
         # Before all that acts on the signals of other nodes: none is missed.
         services.add("signals", start=self.signals.start, stop=self.signals.stop)
         services.add("lease", start=self.lease.start, stop=self.lease.stop, interruptible=True)
@@ -370,7 +377,7 @@ class Assembly:
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
         services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)
-        services.add("housekeeping", start=self._housekeeping.start, stop=self._housekeeping.stop)
+        services.add("retention", start=self.retention.start, stop=self.retention.stop)
         # The daemon starts it when all is ready: the duration of the start is no latency.
         services.add("reactor lag", stop=self.lag.stop)
         services.add("events", start=self.feed.start, stop=self.feed.stop)

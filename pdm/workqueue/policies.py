@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Callable, Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.lifecycle import RetryPolicy
 from pdm.workqueue.domain.mail import check_address
 from pdm.workqueue.domain.pacing import BreakerPolicy
+from pdm.workqueue.domain.retention import RetentionPolicy
 from pdm.workqueue.domain.webhooks import DeliveryPolicy
 from pdm.workqueue.execution.executor import ExecutionLimits
 from pdm.workqueue.execution.mail import MailSender, Smarthost
@@ -65,6 +67,9 @@ def database_timeouts(settings: Settings) -> DatabaseTimeouts:
         statement_s=database.statement_timeout_s,
         idle_in_transaction_s=database.idle_timeout_s,
         network_s=database.network_timeout_s,
+        # Two thirds of a lease are left when its renewal begins, and a transaction that hangs is cut off after two of
+        # these: then there is time for one with a new connection.
+        renewal_s=settings.queue.lease_s / 6,
     )
 
 
@@ -213,6 +218,23 @@ def notifications(
     )
     return Notifications(
         reactor=reactor, database=database, clock=clock, file_sites=file_sites, webhooks=sender, mail=mail
+    )
+
+
+def retention_policy(settings: Settings) -> RetentionPolicy:
+    """How long what has ended is kept."""
+    given = settings.retention
+
+    def kept(seconds: float) -> timedelta | None:
+        return None if math.isinf(seconds) else timedelta(seconds=seconds)
+
+    return RetentionPolicy(
+        jobs=kept(given.jobs_s),
+        logs=kept(given.logs_s),
+        receipts=kept(given.receipts_s),
+        events=kept(given.events_s),
+        audit=kept(given.audit_s),
+        summaries=kept(given.summaries_s),
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError
 
+from pdm.workqueue.client import refusals
 from pdm.workqueue.client.errors import (
     CertificateRefusedError,
     ConflictError,
@@ -134,6 +135,40 @@ async def test_a_temporary_refusal_is_waited_for(server: FaultServer, client_of:
     with pytest.raises(TemporaryRefusalError) as caught:
         await client_of(server.url).job(7)
     assert caught.value.retry_after_s == 3600
+
+
+@ensure
+async def test_the_waits_of_an_outage_are_mentioned_and_end(
+    server: FaultServer, client_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = answer("503 Unavailable", problem("database-unavailable"), Retry_After="1")
+    sentences: list[str] = []
+    client = client_of(server.url, on_wait=sentences.append)
+    server.behaviours[:] = [refused, answer("200 OK", JOB)]
+    assert (await client.copy(1, "/a", 2, "/b")).id == 7
+    first, second = (seen.headers["idempotency-key"] for seen in server.seen)
+    assert first == second
+    assert sentences == ["A title: the request is sent again in 1 s"]
+    # Not for ever.
+    monkeypatch.setattr(refusals, "_MAX_WAIT_S", 2.0)
+    server.behaviours[:] = [refused]
+    server.seen.clear()
+    with pytest.raises(TemporaryRefusalError):
+        await client.job(7)
+    assert len(server.seen) == 2
+
+
+@ensure
+async def test_a_download_that_is_refused_for_the_moment_is_asked_for_again(
+    server: FaultServer, client_of: Make
+) -> None:
+    server.behaviours[:] = [
+        answer("503 Unavailable", problem("database-unavailable"), Retry_After="0"),
+        answer("200 OK", b"content"),
+    ]
+    received: list[bytes] = []
+    await client_of(server.url).receipt(7, received.append)
+    assert received == [b"content"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.events import Event, EventFilter, EventKind
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.pacing import BreakerPolicy
+from pdm.workqueue.domain.retention import RetentionPolicy
 from pdm.workqueue.execution import event_feed
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.event_feed import EventFeed, SlowReaderError, Subscription, SubscriptionEndedError
-from pdm.workqueue.execution.maintenance import Housekeeping
+from pdm.workqueue.execution.retention import Retention
 from pdm.workqueue.store import jobs, users
 from pdm.workqueue.store.database import Database
 from tests.support.records import NOW, new_job
@@ -190,16 +192,26 @@ async def test_the_end_of_the_service_ends_all(database: Database, feed: EventFe
 
 
 @pytest_twisted.ensureDeferred
-async def test_old_events_are_deleted_and_a_reader_continues_with_the_rest(database: Database, feed: EventFeed) -> None:
+async def test_old_events_are_deleted_and_a_reader_continues_with_the_rest(
+    database: Database, feed: EventFeed, tmp_path: Path
+) -> None:
     kept = timedelta(days=30)
     alice, _ = await users_of(database)
     await submit(database, alice, 2)
     first = (await take(feed.subscribe(EventFilter(), 0), 1))[0].id
-    housekeeping = Housekeeping(reactor=reactor, database=database, clock=lambda: NOW + kept, events_kept=kept)
-    await housekeeping.purge()
+    retention = Retention(
+        reactor=reactor,
+        database=database,
+        clock=lambda: NOW + kept,
+        policy=RetentionPolicy(events=kept),
+        incarnation="w",
+        logs=tmp_path,
+        receipt_of=None,  # type: ignore[arg-type]  # no job is purged
+    )
+    assert await retention.run()
     assert len(await feed.read(0, 10, EventFilter())) == 2
-    housekeeping.clock = lambda: NOW + kept + timedelta(seconds=1)
-    await housekeeping.purge()
+    retention.clock = lambda: NOW + kept + timedelta(seconds=1)
+    assert await retention.run()
     assert await feed.read(0, 10, EventFilter()) == []
     (job,) = await submit(database, alice)
     assert [event.job for event in await take(feed.subscribe(EventFilter(), first), 1)] == [job]

@@ -23,7 +23,7 @@ from tests.store.stores import Store
 _ON_BOTH = frozenset(
     {
         *("test_claiming", "test_concurrency", "test_database", "test_hanging_sessions", "test_leases"),
-        *("test_lost_answers", "test_planned", "test_webhooks"),
+        *("test_lost_answers", "test_outages", "test_planned", "test_webhooks"),
     }
 )
 

@@ -255,7 +255,7 @@ async def test_a_lost_server_is_logged_once_and_without_the_statement(lost_error
     found = programs()
     assert found is not None
     with cluster(found) as url:
-        database = Database.open(url.render_as_string(hide_password=False), _reactor)  # type: ignore[arg-type]
+        database = Database.open(url.render_as_string(hide_password=False), _reactor)
         await database.start()
         await database.run("register", users.register, "/CN=alice", "user", START)
 

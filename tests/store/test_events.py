@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.events import Event, EventKind
-from pdm.workqueue.store import claiming, events, job_changes, jobs
+from pdm.workqueue.store import claiming, events, expiry, job_changes, jobs
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.records import events as rows
 from tests.store.stores import EXPIRED, MISSING, START, Store, done, ended
@@ -141,7 +141,7 @@ def test_old_events_are_deleted_in_steps(store: Store) -> None:
         store.submit(user)
     store.pass_time(100)
     kept = [store.submit(user).id for _ in range(2)]
-    assert [store.run(events.delete_old, store.now, 2) for _ in range(3)] == [2, 1, 0]
+    assert [store.run(expiry.remove_events, store.now, 2).rows for _ in range(3)] == [2, 1, 0]
     assert [event.job for event in told(store)] == kept
 
 

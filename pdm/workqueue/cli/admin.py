@@ -21,6 +21,7 @@ from pdm.workqueue.admin.instance import (
     make_instance,
     write_pkcs12,
 )
+from pdm.workqueue.cli.pruning import prune
 
 #: Characters of generated passphrases: none looks like another.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -30,6 +31,9 @@ _SHORTEST_PASSPHRASE = 12
 @click.group()
 def admin() -> None:
     """Create and maintain an instance of the service."""
+
+
+admin.add_command(prune)
 
 
 @admin.command()

@@ -188,7 +188,7 @@ async def _run(reactor: Any, settings: ClientSettings, action: Action, client_ty
 async def _with_client(
     reactor: Any, settings: ClientSettings, action: Action, client_type: type[WorkqueueClient]
 ) -> int:
-    client = client_type.from_settings(reactor, settings)
+    client = client_type.from_settings(reactor, settings, on_wait=print_error)
     try:
         code = await action(client)
         sys.stdout.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -44,6 +45,7 @@ from pdm.workqueue.client.errors import (
     UnreachableError,
     error_for_response,
 )
+from pdm.workqueue.client.refusals import RefusalWaits
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.wire.responses import DelegationView, JobView, WhoamiView
 
@@ -76,8 +78,6 @@ API_ROOT = "/workqueue/api/v1.0"
 #: Seconds before the second, third … try of a request whose connection broke.
 _RETRY_PAUSES_S = (0.2, 1.0, 3.0)
 _MAYBE_DONE_ADVICE = "The request may have been executed nevertheless: check before you repeat it."
-#: A Retry-After of the service is honoured up to this.
-_MAX_RETRY_PAUSE_S = 10.0
 _CONNECTION_ERRORS = (
     ResponseNeverReceived,
     RequestTransmissionFailed,
@@ -90,11 +90,21 @@ _CONNECTION_ERRORS = (
 class Connection:
     """Sends requests to the service at ``https://HOST:PORT``, which may be silent for `timeout_s`.
 
-    The policy presents the caller's certificate and verifies the service's.
+    The policy presents the caller's certificate and verifies the service's. `on_wait` is called with a sentence before
+    each wait for a service that is temporarily unavailable.
     """
 
-    def __init__(self, reactor: Any, *, base_url: str, policy: IPolicyForHTTPS, timeout_s: float) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        base_url: str,
+        policy: IPolicyForHTTPS,
+        timeout_s: float,
+        on_wait: Callable[[str], object] = lambda sentence: None,
+    ) -> None:
         self._reactor: IReactorTime = reactor
+        self._on_wait = on_wait
         self._base_url = base_url.rstrip("/").removesuffix(API_ROOT)
         self._where = urlsplit(self._base_url).netloc
         self._timeout_s = timeout_s
@@ -128,11 +138,12 @@ class Connection:
         """Send a request for a path below the root of the API, and return the body of the response.
 
         Idempotent requests, which are all but a POST without a `key` (``Idempotency-Key``), are retried if the
-        connection breaks or the service is temporarily unavailable. After a timeout only a request with a key is
-        retried, once: it may have been executed, and then the retry gets the result.
+        connection breaks. If the service is temporarily unavailable, and says when to retry (``Retry-After``), they are
+        retried for a minute. After a timeout only a request with a key is retried, once: it may have been executed, and
+        then the retry gets the result.
 
         With `write` the body of a successful response is passed to it piece by piece, and not returned; such a request
-        is never retried.
+        is not retried once a response has begun.
 
         Raises:
             WorkqueueClientError: the request failed; its class and text say how.
@@ -143,10 +154,13 @@ class Connection:
         if key is not None:
             sent.setRawHeaders("Idempotency-Key", [key])
         sent_before = timed_out = False
-        may_repeat = write is None and (key is not None or method != "POST")
-        for pause in self._pauses_s if may_repeat else ():
+        is_idempotent = key is not None or method != "POST"
+        send = partial(self._send, method, path, query, body, sent, write)
+        if is_idempotent:
+            send = partial(RefusalWaits(self._reactor, self._on_wait).over, send)
+        for pause in self._pauses_s if is_idempotent and write is None else ():
             try:
-                return await self._send(method, path, query, body, sent)
+                return await send()
             except NoAnswerError as error:
                 if key is None:
                     raise
@@ -154,10 +168,9 @@ class Connection:
                     raise NoAnswerError(error.what, _MAYBE_DONE_ADVICE) from error
                 timed_out = sent_before = True
             except TemporaryRefusalError as error:
-                asked_s = error.retry_after_s or 0.0
-                if asked_s > _MAX_RETRY_PAUSE_S:
+                if error.retry_after_s is not None:
                     raise
-                await self.pause(max(pause, asked_s))
+                await self.pause(pause)
             except ConnectionBrokenError:
                 sent_before = True
                 await self.pause(pause)
@@ -166,7 +179,7 @@ class Connection:
                 if not sent_before:
                     raise
                 await self.pause(pause)
-        return await self._send(method, path, query, body, sent, write)
+        return await send()
 
     async def _send(
         self,

@@ -155,6 +155,10 @@ class NotFoundError(RequestRefusedError):
     """404: there is no such job, element or site, or it is another user's."""
 
 
+class JobPurgedError(NotFoundError):
+    """410: the job was removed by its age; the text is its summary."""
+
+
 class ConflictError(RequestRefusedError):
     """409: the request conflicts with the current state; 422: its key belongs to another request."""
 
@@ -188,6 +192,7 @@ _BY_STATUS: Mapping[int, type[RequestRefusedError]] = {
     403: ForbiddenError,
     404: NotFoundError,
     409: ConflictError,
+    410: JobPurgedError,
     429: TemporaryRefusalError,
     502: TemporaryRefusalError,
     503: TemporaryRefusalError,

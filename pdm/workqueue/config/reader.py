@@ -63,6 +63,29 @@ def duration(text: str) -> float:
     raise ValueError("a duration is expected, such as 500ms, 30s, 5m, 12h or 7d")
 
 
+def duration_or_forever(text: str) -> float:
+    """Seconds, or infinity for ``forever``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text == "forever":
+        return math.inf
+    try:
+        return duration(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or forever") from error
+
+
+def optional_duration(text: str) -> float | None:
+    """Seconds, or None where nothing is written.
+
+    Raises:
+        ValueError: it is no duration.
+    """
+    return duration(text) if text else None
+
+
 def size(text: str) -> int:
     """Bytes in ``512``, ``64KiB``, ``1MB``.
 
@@ -203,6 +226,8 @@ def readers(directory: Path) -> dict[str, Callable[[str], Any]]:
     path = path_below(directory)
     return {
         "duration": duration,
+        "duration-or-forever": duration_or_forever,
+        "optional-duration": optional_duration,
         "size": size,
         "path": path,
         "state-path": path,
@@ -302,7 +327,26 @@ def read_settings(path: Path, overrides: Mapping[str, str] | None = None) -> Set
     sections = {
         name: _read_section(source, name, struct, texts.get(name, {}), kinds) for name, struct in SECTIONS.items()
     }
+    _take_events_keep(source, sections, texts)
     return _located(Settings(source=source, **sections))
+
+
+#: Bounds of ``[events] keep``, in seconds.
+_EVENTS_KEPT_S = (3600, 3650 * 86400)
+
+
+def _take_events_keep(source: Path, sections: dict[str, Any], texts: Mapping[str, Mapping[str, str]]) -> None:
+    """Take ``[events] keep``, the earlier name of ``[retention] events``."""
+    kept_s: float | None = sections["events"].keep_s
+    if kept_s is None:
+        return
+    least, most = _EVENTS_KEPT_S
+    if not least <= kept_s <= most:
+        text = _quoted(texts["events"]["keep"])
+        raise ConfigError(f"{source}: [events] keep: {text} is out of range: at least {least} is expected")
+    if "events" in texts.get("retention", {}):
+        raise ConfigError(f"{source}: [events] keep is the earlier name of [retention] events: remove it")
+    sections["retention"] = replace(sections["retention"], events_s=kept_s)
 
 
 def _read_section(

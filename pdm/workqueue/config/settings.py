@@ -7,6 +7,7 @@ value (``30s``, ``1MiB``), so a key is the attribute without it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +29,10 @@ _DAY = 86400.0
 Duration = Annotated[float, _kind("duration", gt=0, le=3650 * _DAY)]
 #: Seconds, or 0 for "not at all".
 DurationOrZero = Annotated[float, _kind("duration", ge=0, le=3650 * _DAY)]
+#: Seconds, or ``forever``, which is infinite.
+DurationOrForever = Annotated[float, _kind("duration-or-forever", gt=0)]
+#: Seconds, or nothing.
+OptionalDuration = Annotated[float | None, _kind("optional-duration")]
 #: Bytes, written ``512``, ``64KiB``, ``1MB``.
 Size = Annotated[int, _kind("size", ge=1, le=2**62)]
 #: A path; a relative one is relative to the directory of the configuration file.
@@ -144,16 +149,18 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         statement_timeout_s: for one statement of PostgreSQL.
         idle_timeout_s: PostgreSQL ends a session that has begun a transaction and is silent for so long.
         network_timeout_s: a connection whose other end does not acknowledge what was sent for so long is dead.
+        start_timeout_s: when the service starts, how long to wait for a database that is away.
         stop_timeout_s: when the service stops, how long to wait for the database to store results.
     """
 
     url: str = ""
     threads: Annotated[int, Meta(ge=1, le=64)] = 4
-    connect_timeout_s: Duration = field(default=10.0, name="connect_timeout")
+    connect_timeout_s: Duration = field(default=5.0, name="connect_timeout")
     lock_timeout_s: Duration = field(default=10.0, name="lock_timeout")
     statement_timeout_s: Duration = field(default=60.0, name="statement_timeout")
     idle_timeout_s: Duration = field(default=30.0, name="idle_timeout")
     network_timeout_s: Duration = field(default=30.0, name="network_timeout")
+    start_timeout_s: Duration = field(default=60.0, name="start_timeout")
     stop_timeout_s: Duration = field(default=20.0, name="stop_timeout")
 
 
@@ -299,9 +306,29 @@ class SshSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EventSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``keep_s``: how long events are stored, for readers that resume; webhooks and mail need some hours."""
+    """``keep_s``: earlier name of ``[retention] events``; None where that is used."""
 
-    keep_s: Annotated[float, _kind("duration", ge=3600, le=3650 * _DAY)] = field(default=30 * _DAY, name="keep")
+    keep_s: OptionalDuration = field(default=None, name="keep")
+
+
+class RetentionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long what has ended is kept.
+
+    Attributes:
+        jobs_s: after their end, with elements, listings and logs.
+        logs_s: after the end of their job.
+        receipts_s: after the end of their job, although that is purged.
+        events_s: for readers that resume; webhooks and mail need some hours.
+        audit_s: records of actions.
+        summaries_s: of purged jobs.
+    """
+
+    jobs_s: Annotated[float, _kind("duration-or-forever", ge=7 * _DAY)] = field(default=math.inf, name="jobs")
+    logs_s: Annotated[float, _kind("duration-or-forever", ge=_DAY)] = field(default=math.inf, name="logs")
+    receipts_s: DurationOrForever = field(default=math.inf, name="receipts")
+    events_s: Annotated[float, _kind("duration-or-forever", ge=3600)] = field(default=30 * _DAY, name="events")
+    audit_s: Annotated[float, _kind("duration-or-forever", ge=_DAY)] = field(default=math.inf, name="audit")
+    summaries_s: DurationOrForever = field(default=math.inf, name="summaries")
 
 
 class WebhookSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -384,6 +411,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credentials: CredentialSettings = CredentialSettings()
     ssh: SshSettings = SshSettings()
     events: EventSettings = EventSettings()
+    retention: RetentionSettings = RetentionSettings()
     webhooks: WebhookSettings = WebhookSettings()
     mail: MailSettings = MailSettings()
     node: NodeSettings = NodeSettings()
@@ -404,6 +432,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "credentials": CredentialSettings,
     "ssh": SshSettings,
     "events": EventSettings,
+    "retention": RetentionSettings,
     "webhooks": WebhookSettings,
     "mail": MailSettings,
     "node": NodeSettings,

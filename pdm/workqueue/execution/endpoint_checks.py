@@ -24,7 +24,7 @@ from pdm.workqueue.movers import mover_of
 from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools
 from pdm.workqueue.sites.storage_urls import storage_url
-from pdm.workqueue.telemetry.background import Background
+from pdm.workqueue.telemetry.background import Background, ReportedError
 from pdm.workqueue.wire import agent_messages as wire
 
 #: Seconds for one endpoint, its login and its listing.
@@ -175,8 +175,9 @@ class SiteCheck:
         try:
             if self.preparation.context.reactor.seconds() < until:
                 found[endpoint] = await self._timed_check(user_id, site, endpoint, until)
-        except Exception:
-            self._log.failure("an endpoint of site {site} could not be checked", site=site.id)
+        except Exception as error:
+            if not isinstance(error, ReportedError):
+                self._log.failure("an endpoint of site {site} could not be checked", site=site.id)
             why = _failure(FailureCode.INTERNAL, "a fault of the service: ask an operator")
             found[endpoint] = EndpointCheck(endpoint, why, 0.0)
         finally:

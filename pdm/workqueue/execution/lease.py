@@ -20,7 +20,7 @@ from pdm.workqueue.store import leases
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError
 from pdm.workqueue.store.leases import FindBegun, Registration, WorkerIdentity
-from pdm.workqueue.telemetry.background import Background, Periodic
+from pdm.workqueue.telemetry.background import Background, Periodic, ReportedError
 
 #: Seconds after a failed renewal.
 _PAUSE_AFTER_ERROR_S = 1.0
@@ -187,20 +187,27 @@ class Lease:
             notify(self.ends_at)
 
     async def _renew(self) -> None:
-        is_failing = False
+        is_failing = has_ended = False
         while not self._stopping:
             try:
                 await self._renew_once()
             except DatabaseClosedError:
                 return
             except Exception as error:
-                if not is_failing:
+                # An outage of the database has a line of its own.
+                if not is_failing and not isinstance(error, ReportedError):
                     self._log.warn(
                         "the lease could not be renewed ({why}), and is tried again; it ends in {left:.0f} s",
                         why=_first_line(error),
                         left=max(self.ends_at - boot_seconds(), 0.0),
                     )
                 is_failing = True
+                if self._is_ours and not self.is_held and not has_ended:
+                    has_ended = True
+                    self._log.warn(
+                        "the lease has ended, for it could not be renewed: what runs is ended, and is repeated later"
+                        " without counting"
+                    )
                 await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)
             else:
                 return

@@ -139,7 +139,7 @@ class MailSender:
 
     async def _postpone(self, due: DueMail) -> bool:
         again_at = self.clock() + timedelta(seconds=_LOOK_EVERY_S)
-        await self.database.run("postpone a mail", mail.failed, self.incarnation, due, "not sent yet", again_at)
+        await self.database.store("postpone a mail", mail.failed, self.incarnation, due, "not sent yet", again_at)
         return True
 
     async def _send(self, due: DueMail) -> bool:
@@ -156,7 +156,7 @@ class MailSender:
         if self._is_away:
             self._is_away = False
             self._log.info("the smarthost {host} takes mail again", host=self.smarthost.host)
-        await self.database.run("store that a mail is sent", mail.sent, self.incarnation, due, self.clock())
+        await self.database.store("store that a mail is sent", mail.sent, self.incarnation, due, self.clock())
         return False
 
     async def _failed(self, due: DueMail, error: MailRefusedError) -> None:
@@ -165,7 +165,7 @@ class MailSender:
         pause_s = min(_FIRST_PAUSE_S * 2 ** min(failures, 10), _LONGEST_PAUSE_S)
         over = error.final or now - due.notices[0].at >= _GIVE_UP
         again_at = None if over else now + timedelta(seconds=pause_s)
-        await self.database.run("store that a mail failed", mail.failed, self.incarnation, due, str(error), again_at)
+        await self.database.store("store that a mail failed", mail.failed, self.incarnation, due, str(error), again_at)
         if error.away and not self._is_away:
             self._is_away = True
             self._log.error("the smarthost {host}: {why}", host=self.smarthost.host, why=str(error))

@@ -1,7 +1,6 @@
 """Background maintenance of queue and storage.
 
-Removes leftover files of copies, resumes jobs that were HELD for missing software, deletes expired idempotency keys and
-events.
+Removes leftover files of copies, and resumes jobs that were HELD for missing software.
 """
 
 from __future__ import annotations
@@ -9,10 +8,8 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from datetime import datetime, timedelta
 
 from attrs import define, field
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentPool, ask
@@ -24,11 +21,10 @@ from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
 from pdm.workqueue.execution.site_directory import reached_by_protocol
 from pdm.workqueue.movers import BUILT_IN, MOVERS
 from pdm.workqueue.sites.registry import SiteRegistry, moved_by_tools
-from pdm.workqueue.store import events, idempotency, job_changes, results
+from pdm.workqueue.store import job_changes, results
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.store.errors import DatabaseClosedError
 from pdm.workqueue.store.job_changes import HeldRoute
-from pdm.workqueue.telemetry.background import Periodic
+from pdm.workqueue.telemetry.background import ReportedError
 from pdm.workqueue.wire import agent_messages as wire
 
 #: Elements of one round; the next round continues after them, so that files which cannot be removed do not block
@@ -90,6 +86,9 @@ class LeftoverFiles:
             await self._discard(Batch.of_one(job, JobType.COPY, elements))
         except (NotPossibleError, AgentStartError, _NotRemovedError) as error:
             self._log.warn("unfinished files of job {job} are still there: {why}", job=job.id, why=str(error))
+        except ReportedError:
+            # The database is away.
+            raise
         except Exception:
             self._log.failure("unfinished files of job {job} could not be removed", job=job.id)
         else:
@@ -234,77 +233,6 @@ def _missing_protocols(found: Mapping[str, str]) -> dict[JobProtocol, str]:
         if mover is BUILT_IN.get(protocol) and protocol.name in found:
             missing[protocol] = found[protocol.name]
     return missing
-
-
-#: Requests with an ``Idempotency-Key`` may be repeated for this time.
-KEYS_KEPT = timedelta(days=7)
-_PERIOD_S = 3600.0
-_KEYS_AT_ONCE = 1000
-_EVENTS_AT_ONCE = 1000
-
-
-@define(eq=False, kw_only=True)
-class Housekeeping:
-    """Deletes expired idempotency keys and events once an hour, a few per transaction.
-
-    Attributes:
-        events_kept: for how long.
-    """
-
-    reactor: IReactorTime
-    database: Database
-    clock: Callable[[], datetime]
-    events_kept: timedelta
-    _periodic: Periodic | None = None
-    _log: Logger = field(factory=Logger)
-
-    def start(self) -> None:
-        self._periodic = Periodic(self.reactor, "expire keys and events", _PERIOD_S, self.purge)
-        self._periodic.start()
-
-    async def stop(self) -> None:
-        if self._periodic is not None:
-            await self._periodic.stop()
-
-    async def purge(self) -> None:
-        """Delete what has expired."""
-        await self._purge_events()
-        await self._purge_keys()
-
-    async def _purge_events(self) -> None:
-        before, count = self.clock() - self.events_kept, 0
-        deleted = _EVENTS_AT_ONCE
-        while deleted == _EVENTS_AT_ONCE:
-            try:
-                deleted = await self.database.run("delete old events", events.delete_old, before, _EVENTS_AT_ONCE)
-            except DatabaseClosedError:
-                raise
-            except Exception:
-                self._log.failure("old events could not be deleted; tried again in {period:g} s", period=_PERIOD_S)
-                break
-            count += deleted
-        if count:
-            self._log.info("{count} old events deleted", count=count)
-
-    async def _purge_keys(self) -> None:
-        """Delete keys older than `KEYS_KEPT`; a failed transaction does not prevent the others."""
-        before = self.clock() - KEYS_KEPT
-        after, count = (0, ""), 0
-        while True:
-            keys = await self.database.read("find expired keys", idempotency.expired_keys, before, after, _KEYS_AT_ONCE)
-            if not keys:
-                break
-            after = keys[-1]
-            try:
-                await self.database.run("delete expired keys", idempotency.delete_keys, keys, before)
-            except DatabaseClosedError:
-                raise
-            except Exception:
-                self._log.failure("{count} expired idempotency keys could not be deleted", count=len(keys))
-            else:
-                count += len(keys)
-        if count:
-            self._log.info("{count} expired idempotency keys deleted", count=count)
 
 
 def missing_software(command: AgentCommand) -> Mapping[str, str]:

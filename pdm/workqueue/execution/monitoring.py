@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
+from functools import partial
 
 from attrs import define, field, frozen
 from twisted.internet.interfaces import IReactorTime
@@ -24,6 +25,7 @@ from twisted.logger import Logger
 
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.progress import Moving, RateHistory, SmoothedRate
+from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Periodic
 
@@ -52,6 +54,7 @@ class ServicePart(enum.StrEnum):
     """Parts of the service; the values are shown by ``GET /health``."""
 
     DATABASE = "database"
+    TRANSACTIONS = "single database transactions"
     CREDENTIAL_FILES = "credential files"
     HELPERS = "helpers"
     ATTEMPT_LOGS = "attempt logs"
@@ -59,6 +62,9 @@ class ServicePart(enum.StrEnum):
 
 #: Required parts; attempts can run without their logs.
 _REQUIRED = frozenset({ServicePart.DATABASE, ServicePart.CREDENTIAL_FILES, ServicePart.HELPERS})
+
+#: Parts whose faults the database logs itself.
+_LOGGED_ELSEWHERE = frozenset({ServicePart.DATABASE, ServicePart.TRANSACTIONS})
 
 #: Raises if a part still does not work.
 PartCheck = Callable[[], Awaitable[object]]
@@ -84,19 +90,29 @@ class ServiceHealth:
     """Faulty parts of the service.
 
     Attributes:
-        checks: part → check whether it works.
+        database: tells of its outages itself.
+        checks: other part → check whether it works.
         on_change: called when work may begin again.
-        log_errors: total number of failed writes of attempt logs.
     """
 
     reactor: IReactorTime
     clock: Callable[[], datetime]
+    database: Database
     checks: Mapping[ServicePart, PartCheck]
     on_change: Callable[[], None] = lambda: None
-    log_errors: Callable[[], int] = lambda: 0
     _faults: dict[ServicePart, PartFault] = field(factory=dict)
-    _log_errors_seen: int = 0
     _periodic: Periodic | None = None
+
+    def __attrs_post_init__(self) -> None:
+        found = self.database.availability
+        self.checks = {
+            **self.checks,
+            ServicePart.DATABASE: partial(_check_reason, lambda: found.reason),
+            ServicePart.TRANSACTIONS: partial(_check_reason, lambda: found.reason_alone),
+        }
+        found.on_outage = partial(self.report, ServicePart.DATABASE)
+        found.on_recovery = partial(self.repaired, ServicePart.DATABASE)
+        found.on_alone = partial(self.report, ServicePart.TRANSACTIONS)
 
     def start(self) -> None:
         self._periodic = Periodic(self.reactor, "check faulty parts", _CHECK_PERIOD_S, self._check)
@@ -124,10 +140,20 @@ class ServiceHealth:
         check = check or self.checks[part]
         if known is None:
             stops = "nothing is claimed until it works again" if part in _REQUIRED else "work continues without it"
-            _log.error("{part} do not work: {reason}; {stops}", part=part.value, reason=reason, stops=stops)
+            if part not in _LOGGED_ELSEWHERE:
+                _log.error("{part} do not work: {reason}; {stops}", part=part.value, reason=reason, stops=stops)
             self._faults[part] = PartFault(part, self.clock(), reason, check)
         else:
             self._faults[part] = PartFault(part, known.since, reason, check)
+
+    def repaired(self, part: ServicePart) -> None:
+        """A part works again."""
+        if self._faults.pop(part, None) is None:
+            return
+        if part not in _LOGGED_ELSEWHERE:
+            _log.info("{part} work again", part=part.value)
+        if self.may_claim:
+            self.on_change()
 
     def blame(self, error: BaseException, part: ServicePart, check: PartCheck | None = None) -> AttemptFailure:
         """The failure of an attempt that could not begin. Reports ``part`` if the error is one of this machine.
@@ -145,10 +171,6 @@ class ServiceHealth:
         return AttemptFailure(FailureScope.SERVICE, FailureCode.INTERNAL, why)
 
     async def _check(self) -> None:
-        failed = self.log_errors()
-        if failed > self._log_errors_seen:
-            self._log_errors_seen = failed
-            self.report(ServicePart.ATTEMPT_LOGS, f"{failed} writes have failed so far")
         for fault in self.faults:
             try:
                 await fault.check()
@@ -157,10 +179,13 @@ class ServiceHealth:
                 self._faults[fault.part] = PartFault(fault.part, fault.since, reason, fault.check)
                 continue
             if self._faults.get(fault.part) is fault:
-                del self._faults[fault.part]
-                _log.info("{part} work again", part=fault.part.value)
-                if self.may_claim:
-                    self.on_change()
+                self.repaired(fault.part)
+
+
+async def _check_reason(reason: Callable[[], str | None]) -> None:
+    found = reason()
+    if found is not None:
+        raise DatabaseUnavailableError(found)
 
 
 def is_exhausted(number: int | None) -> bool:

@@ -29,6 +29,8 @@ _STOP_S = 1.0
 #: A node hears its own signals; one that does not within this time hears none.
 _HEARD_WITHIN_S = 10.0
 _IDLE_S = 10.0
+#: After so many lost connections in a row the log mentions it.
+_LOSSES_MENTIONED = 3
 
 #: Called in the reactor thread with the job that is concerned; None for none, for several, or for signals that may
 #: have been lost.
@@ -69,6 +71,8 @@ class SignalListener:
     _sent_at: dict[SignalKind, float] = field(factory=dict)
     _thread: threading.Thread | None = None
     _ending: threading.Event = field(factory=threading.Event)
+    #: In a row.
+    _losses: int = 0
     _has_warned: bool = False
     _log: Logger = field(factory=Logger)
 
@@ -185,13 +189,21 @@ class SignalListener:
 
     def _restored(self) -> None:
         """Have all subscribers look at the database: signals may have been lost before this connection."""
+        self._losses = 0
         if self._has_warned:
             self._has_warned = False
             self._log.info("changes by other nodes are announced again")
         self._receive([Signal(kind, "") for kind in self._subscribers])
 
     def _lost(self, error: SignalsLostError) -> None:
-        if not self._has_warned and not self._ending.is_set():
+        if self._ending.is_set():
+            return
+        self._losses += 1
+        if self._losses == 1:
+            self.reactor.callFromThread(self.database.suspect)
+        # An outage of the whole database has a line of its own.
+        is_alone = self._losses >= _LOSSES_MENTIONED and self.database.unavailable is None
+        if is_alone and not self._has_warned:
             self._has_warned = True
             self._log.warn(
                 "the connection on which other nodes announce changes is lost ({why}); they are found by polling",

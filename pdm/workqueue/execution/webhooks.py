@@ -148,7 +148,7 @@ class WebhookSender:
         finally:
             self._busy[webhook.user_id] -= 1
             self._busy += Counter()
-            await self.database.run("release a webhook", webhooks.release, self.incarnation, webhook.id, self.clock())
+            await self.database.store("release a webhook", webhooks.release, self.incarnation, webhook.id, self.clock())
             self.timer.wake()
 
     async def _deliver(self, due: DueDelivery) -> bool:
@@ -159,7 +159,7 @@ class WebhookSender:
         if result is None:
             return False
         self.failures += result.error is not None
-        settled = await self.database.run(
+        settled = await self.database.store(
             "settle a delivery", webhooks.settle, delivery, result, self.policy, self.jitter(), self.clock()
         )
         if settled.state is DeliveryState.GIVEN_UP:

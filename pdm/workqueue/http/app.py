@@ -42,6 +42,7 @@ from pdm.workqueue.http.problems import (
 )
 from pdm.workqueue.http.request import TEXT, ApiRequest, write_problem, write_response, write_stream
 from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
+from pdm.workqueue.store.outages import begin_request, request_transactions
 from pdm.workqueue.telemetry.logging import log_context, log_incident
 from pdm.workqueue.wire.events import EVENT_STREAM
 from pdm.workqueue.wire.requests import LARGEST_ID
@@ -82,6 +83,8 @@ def run_eagerly(coroutine: Coroutine[Deferred[Any], Any, None]) -> Deferred[None
 
 _log = Logger()
 
+#: Seconds for which a request waits for a transaction, whatever the database does.
+REQUEST_PATIENCE_S = 10.0
 #: Methods that banned users may not use; they may still read, cancel and delete.
 _FORBIDDEN_WHILE_BANNED = frozenset({"POST", "PUT", "PATCH"})
 #: Bytes of a body that is decoded in a thread.
@@ -196,6 +199,7 @@ class _RouteHandler:
         return run_eagerly(self._serve(request, path_values))
 
     async def _serve(self, request: ApiRequest, path_values: dict[str, Any]) -> None:
+        transactions = begin_request(REQUEST_PATIENCE_S)
         with log_context(request_id=request.request_id) as fields:
             try:
                 result = await self._call(request, path_values, fields)
@@ -204,6 +208,8 @@ class _RouteHandler:
                 raise
             except Exception as error:
                 write_problem(request, *problem_of(error))
+            finally:
+                transactions.is_over = True
 
     async def _call(self, request: ApiRequest, path_values: dict[str, Any], fields: dict[str, Any]) -> object:
         endpoint = self.endpoint
@@ -278,7 +284,8 @@ def problem_of(error: Exception) -> tuple[ApiError, str | None]:
     if isinstance(error, DatabaseClosedError):
         return ServiceStoppingError(), None
     if isinstance(error, DatabaseUnavailableError):
-        return DatabaseOutageError(), None
+        request = request_transactions()
+        return DatabaseOutageError(may_be_done=error.may_be_done or (request is not None and request.has_written)), None
     if isinstance(error, ApiError):
         if error.status >= 500:
             _log.error("{word}: {detail}", word=error.word, detail=error.detail)

@@ -32,9 +32,10 @@ from pdm.workqueue.execution.notifications import Notifications
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.access import LogonThrottle
-from pdm.workqueue.http.problems import ApiError, JobNotFoundError
+from pdm.workqueue.http.problems import ApiError, JobNotFoundError, JobPurgedError
 from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.sites.registry import Site, SiteRegistry
+from pdm.workqueue.store import purged_jobs
 from pdm.workqueue.store.claim_queries import WaitReason
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.estimates import EstimateBasis
@@ -213,8 +214,13 @@ class ApiContext:
 
         Raises:
             JobNotFoundError: the job does not exist, or is another user's.
+            JobPurgedError: it was removed by its age.
         """
         record = await self.database.job(job_id)
+        if record is None:
+            purged = await self.database.read("find a purged job", purged_jobs.purged_job, job_id, scope)
+            if purged is not None:
+                raise JobPurgedError(purged)
         if record is None or scope not in (None, record.user_id):
             raise JobNotFoundError(job_id)
         return record
@@ -383,7 +389,12 @@ def endpoint(
     errors: tuple[type[ApiError], ...] = (),
     media_types: tuple[str, ...] = (),
 ) -> Callable[[Handler], Endpoint]:
-    """Declare the route of a handler; the function is replaced by its `Endpoint`."""
+    """Declare the route of a handler; the function is replaced by its `Endpoint`.
+
+    Where a job may not exist, it may also be purged.
+    """
+    if JobNotFoundError in errors:
+        errors = (*errors, JobPurgedError)
 
     def declare(handler: Handler) -> Endpoint:
         return Endpoint(

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import msgspec
 
+from pdm.workqueue.domain.retention import PurgedJob
 from pdm.workqueue.wire.responses import MEDIA_TYPE, PROBLEM_TYPE_PREFIX, Problem
 
 _LONGEST_DETAIL, _LONGEST_POINTER = 1000, 200
@@ -107,6 +108,20 @@ class ElementNotFoundError(NotFoundError):
         super().__init__(f"job {job_id} has no element {element_id}; GET /jobs/{job_id}/elements lists all")
 
 
+class JobPurgedError(ApiError):
+    """The job was removed by its age.
+
+    Attributes:
+        job: what is left of it.
+    """
+
+    status, word, title = 410, "job-purged", "The job was purged"
+
+    def __init__(self, job: PurgedJob) -> None:
+        super().__init__(job.summary())
+        self.job = job
+
+
 class MethodNotAllowedError(ApiError):
     status, word, title = 405, "method-not-allowed", "Method not allowed"
 
@@ -184,12 +199,22 @@ class ServiceBusyError(ApiError):
 
 
 class DatabaseOutageError(ApiError):
+    """The database cannot be used; `may_be_done` says whether a part of the request may have been carried out."""
+
     status, word, title = 503, "database-unavailable", "The database is unavailable"
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_be_done: bool = False) -> None:
         super().__init__(
-            "the service's database is unavailable; nothing was done, send the same request again in a few seconds"
-            " (with its Idempotency-Key nothing is done twice)",
+            (
+                "the service's database became unavailable while it carried the request out, which may be done or not;"
+                " send the same request again in a few seconds (with its Idempotency-Key nothing is done twice), or"
+                " look what was done"
+            )
+            if may_be_done
+            else (
+                "the service's database is unavailable; nothing was done, send the same request again in a few seconds"
+                " (with its Idempotency-Key nothing is done twice)"
+            ),
             None,
             {"Retry-After": "10"},
         )

@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import zlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -22,16 +23,20 @@ from pdm.workqueue import __version__
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.planning import SKIP_REASONS, SkipCode, Skipped
+from pdm.workqueue.domain.retention import PurgedJob
 from pdm.workqueue.http import transactions
-from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.problems import JobPurgedError
 from pdm.workqueue.http.transactions import PAGE_SIZE, ReceiptPage
 from pdm.workqueue.http.views import failure_view, job_view
-from pdm.workqueue.store import jobs, listings
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.store import jobs, listings, purged_jobs
+from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.planned_elements import is_moved
 from pdm.workqueue.wire.receipts import (
     ALREADY_THERE,
     CSV,
     DONE,
+    NDJSON,
     RECEIPT_VERSION,
     SIGNATURE_MEMBER,
     ReceiptElement,
@@ -64,12 +69,27 @@ _PLANNED_OUTCOMES: Mapping[PlannedAction, str] = {
 }
 
 
+class ReceiptSource(Protocol):
+    """What receipts are made of."""
+
+    @property
+    def database(self) -> Database: ...
+    @property
+    def sites(self) -> SiteRegistry: ...
+    @property
+    def clock(self) -> Callable[[], datetime]: ...
+    @property
+    def service_name(self) -> Callable[[], str]: ...
+    @property
+    def sign(self) -> Callable[[bytes], Awaitable[str]]: ...
+
+
 class _Format(Protocol):
     """How lines become bytes."""
 
     def encode(self, lines: Sequence[ReceiptLine]) -> bytes: ...
 
-    async def end(self, api: ApiContext, end: ReceiptEnd) -> bytes:
+    async def end(self, api: ReceiptSource, end: ReceiptEnd) -> bytes:
         """The last line."""
         ...
 
@@ -83,7 +103,7 @@ class _JsonLines:
     def encode(self, lines: Sequence[ReceiptLine]) -> bytes:
         return self._encoder.encode_lines(lines)
 
-    async def end(self, api: ApiContext, end: ReceiptEnd) -> bytes:
+    async def end(self, api: ReceiptSource, end: ReceiptEnd) -> bytes:
         signed = self._encoder.encode(end)
         signature = await api.sign(signed)
         return signed[:-1] + SIGNATURE_MEMBER + signature.encode("ascii") + b'"}\n'
@@ -113,7 +133,7 @@ class _CsvLines:
         rows.writerows([_cell(row.get(column)) for column in _COLUMNS] for row in map(_csv_row, lines))
         return text.getvalue().encode()
 
-    async def end(self, api: ApiContext, end: ReceiptEnd) -> bytes:
+    async def end(self, api: ReceiptSource, end: ReceiptEnd) -> bytes:
         return self.encode([end])
 
 
@@ -186,7 +206,7 @@ class _Tally:
         return encoded
 
 
-async def receipt_pieces(api: ApiContext, page: ReceiptPage, media_type: str) -> AsyncGenerator[bytes]:
+async def receipt_pieces(api: ReceiptSource, page: ReceiptPage, media_type: str) -> AsyncGenerator[bytes]:
     """The receipt of a job, from its first page of elements on."""
     job, tally = page.job, _Tally()
     form: _Format = _CsvLines() if media_type == CSV else _JsonLines()
@@ -220,7 +240,36 @@ async def receipt_pieces(api: ApiContext, page: ReceiptPage, media_type: str) ->
     yield await form.end(api, end)
 
 
-def first_line(api: ApiContext, page: ReceiptPage) -> ReceiptJob:
+async def whole_receipt(api: ReceiptSource, job_id: int) -> AsyncGenerator[bytes]:
+    """The receipt of a job of any user, as lines of JSON.
+
+    Raises:
+        JobNotFoundError: the job does not exist.
+        JobPurgedError: it was removed by its age.
+    """
+    first = await api.database.read("page of a receipt", transactions.receipt_page, job_id, None, None)
+    return receipt_pieces(api, first, NDJSON)
+
+
+_DECODER = msgspec.json.Decoder(ReceiptLine)
+
+
+async def kept_receipt_pieces(database: Database, job: PurgedJob, media_type: str) -> AsyncGenerator[bytes]:
+    """The receipt of a purged job, as it was written before.
+
+    Raises:
+        JobPurgedError: the receipt is being removed, too.
+    """
+    form = _CsvLines() if media_type == CSV else None
+    for number in range(job.receipt_pieces):
+        content = await database.read("piece of a receipt", purged_jobs.receipt_piece, job.id, number)
+        if content is None:
+            raise JobPurgedError(job)
+        lines = zlib.decompress(content)
+        yield lines if form is None else form.encode([_DECODER.decode(line) for line in lines.splitlines()])
+
+
+def first_line(api: ReceiptSource, page: ReceiptPage) -> ReceiptJob:
     """What was asked, by whom and when."""
     job = page.job
     return ReceiptJob(
@@ -235,7 +284,7 @@ def first_line(api: ApiContext, page: ReceiptPage) -> ReceiptJob:
     )
 
 
-def _site(api: ApiContext, job: JobRecord, number: int) -> ReceiptSite:
+def _site(api: ReceiptSource, job: JobRecord, number: int) -> ReceiptSite:
     """A site as it is now; one that was removed has no name any more."""
     site = api.sites.by_id(number)
     if site is None:

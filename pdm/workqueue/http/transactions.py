@@ -1,7 +1,7 @@
 """Database transactions of the REST API; each reads only what the caller may see (`scope`: a user, or None for all).
 
 They run in the database thread; an exception rolls the transaction back. Those for a job raise `JobNotFoundError`,
-those for an element also `ElementNotFoundError`.
+or `JobPurgedError`, those for an element also `ElementNotFoundError`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pdm.workqueue.http.problems import (
     ElementNotFoundError,
     InvalidInputError,
     JobNotFoundError,
+    JobPurgedError,
     NotFoundError,
 )
 from pdm.workqueue.store import (
@@ -40,6 +41,7 @@ from pdm.workqueue.store import (
     job_changes,
     jobs,
     outcomes,
+    purged_jobs,
     schedules,
     selected_retries,
     sites,
@@ -227,7 +229,8 @@ def first_credential_expiry(
 def fetch_job(session: Session, job_id: int, scope: int | None) -> JobRecord:
     found = jobs.fetch(session, job_id, scope)
     if found is None:
-        raise JobNotFoundError(job_id)
+        purged = purged_jobs.purged_job(session, job_id, scope)
+        raise JobNotFoundError(job_id) if purged is None else JobPurgedError(purged)
     return found
 
 

@@ -65,6 +65,8 @@ class LogStore:
         self._operations: list[Operation] = []
         self._put = 0
         self._missing: dict[LogRef, int] = {}
+        #: Called with the reason when logs cannot be written, from time to time.
+        self.on_fault: Callable[[str], object] = lambda reason: self._log.error("{complaint}", complaint=reason)
         self._stopped = False
 
     @property
@@ -239,6 +241,6 @@ class LogStore:
 
     def _give(self, answers: list[Answer], complaint: str | None) -> None:
         if complaint is not None:
-            self._log.error("{complaint}", complaint=complaint)
+            self.on_fault(complaint)
         for answer, value in answers:
             answer(value)

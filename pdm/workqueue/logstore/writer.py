@@ -79,7 +79,7 @@ class LogWriter:
         self._answers: list[Answer] = []
         self._finished = False
         self._stamps = TimestampFormatter()
-        self._complaint = ""
+        self._complaint = self._unwritten = ""
         self._complain_at = 0.0
         #: Number of logs in failed writes, added up. Written by the thread, read by any thread.
         self.errors = 0
@@ -219,18 +219,22 @@ class LogWriter:
         by_file: dict[JobFile, list[OpenLog]] = {}
         for opened in logs:
             by_file.setdefault(opened.file, []).append(opened)
+        if by_file:
+            # A complaint that waits is void once all can be written.
+            self._unwritten = ""
         for file, together in by_file.items():
             fault = file.append(together)
             if fault is not None:
                 failed, why = fault
                 self.errors += failed
-                self._complaint = f"the log {file.path} could not be written: {why}; failed writes: {self.errors}"
+                self._unwritten = f"the log {file.path} could not be written: {why}; failed writes: {self.errors}"
 
     def _give_answers(self) -> None:
         complaint = None
-        if self._complaint and time.monotonic() >= self._complain_at:
+        if (self._complaint or self._unwritten) and time.monotonic() >= self._complain_at:
             # A full disk fails thousands of writes a second: log an error at intervals only.
-            complaint, self._complaint = self._complaint, ""
+            complaint = self._complaint or self._unwritten
+            self._complaint = self._unwritten = ""
             self._complain_at = time.monotonic() + _COMPLAINT_PAUSE_S
         if self._answers or complaint:
             answers, self._answers = self._answers, []

@@ -21,7 +21,8 @@ from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import CancelCode, CancelReason, JobRecord
 from pdm.workqueue.store.job_changes import cancel_locked, waiting_listings
 from pdm.workqueue.store.locks import LockedJob, lock_jobs, save_jobs
-from pdm.workqueue.store.records import FINAL, jobs, predecessors
+from pdm.workqueue.store.purged_jobs import purged_statuses
+from pdm.workqueue.store.records import FINAL, IS_THERE, jobs, predecessors
 from pdm.workqueue.WorkqueueDB import NEVER
 
 #: Waiting jobs that one transaction releases or cancels.
@@ -71,6 +72,7 @@ _MARK_AWAITED = (
         jobs.c.id.in_(bindparam("numbers", expanding=True)),
         jobs.c.id < bindparam("before"),
         jobs.c.user_id == bindparam("of_user"),
+        IS_THERE,
     )
     .values(is_awaited=True)
     .returning(jobs.c.id, jobs.c.status)
@@ -94,6 +96,8 @@ def begin_waiting(session: Session, job: JobRecord, now: datetime) -> JobRecord:
         _MARK_AWAITED, {"numbers": list(job.after.jobs), "before": job.id, "of_user": job.user_id}
     ).all()
     known = {row.id: row.status for row in marked}
+    if len(known) < len(set(job.after.jobs)):
+        known |= purged_statuses(session, set(job.after.jobs) - known.keys(), job.user_id)
     for number in job.after.jobs:
         if number not in known:
             raise NoPredecessorError(number)

@@ -19,21 +19,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from attrs import frozen
+from attrs import evolve, frozen
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 
-from pdm.workqueue.store.errors import DatabaseMissingError, DatabaseUrlError, ForeignSchemaError, SchemaTooNewError
+from pdm.workqueue.store.errors import (
+    DatabaseFileGoneError,
+    DatabaseMissingError,
+    DatabaseUrlError,
+    ForeignSchemaError,
+    SchemaTooNewError,
+)
 from pdm.workqueue.WorkqueueDB import Base
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-#: Per try; a transaction is retried, unless the service stops.
 _BUSY_TIMEOUT_S = 5
 _BUSY_PAUSE_S = 0.01
 #: TCP keepalive: seconds between probes, and how many may remain unanswered.
 _PROBE_EVERY_S, _MOST_PROBES = 10, 3
+#: The least that libpq accepts as connect_timeout, in seconds.
+_LEAST_CONNECT_S = 2
 #: Name of our sessions on PostgreSQL, in pg_stat_activity.
 APPLICATION_NAME = "pdm-workqueue"
 
@@ -48,18 +55,33 @@ class DatabaseTimeouts:
         statement_s: for one statement.
         idle_in_transaction_s: after which the server ends a session that is idle within a transaction.
         network_s: for sent data that the peer does not acknowledge; then the connection is dead.
+        renewal_s: for each of these, where a lease is renewed: of several tries one must succeed before the lease ends.
     """
 
-    connect_s: float = 10.0
+    connect_s: float = 5.0
     lock_s: float = 10.0
     statement_s: float = 60.0
     idle_in_transaction_s: float = 30.0
     network_s: float = 30.0
+    renewal_s: float = 5.0
 
     @property
     def transaction_s(self) -> float:
         """After this time a transaction hangs, and its connection is cut by the client."""
         return self.statement_s + self.lock_s
+
+    @property
+    def of_renewal(self) -> DatabaseTimeouts:
+        """Those of the connection that renews leases."""
+        longest = self.renewal_s
+        return evolve(
+            self,
+            connect_s=min(self.connect_s, longest),
+            lock_s=min(self.lock_s, longest),
+            statement_s=min(self.statement_s, longest),
+            idle_in_transaction_s=min(self.idle_in_transaction_s, longest),
+            network_s=min(self.network_s, longest),
+        )
 
 
 DEFAULT_TIMEOUTS = DatabaseTimeouts()
@@ -145,12 +167,16 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
 
     # Readers scan pages once; the writer touches the same rows and indexes again: it gets the larger cache.
     cache_kib = 16384 if read_only else 65536
+    may_create = not read_only
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
         # The driver must not begin transactions implicitly.
         connection.isolation_level = None
         cursor = connection.cursor()
+        if not read_only:
+            # Of a new file only, and before anything else: free pages can be returned in small steps.
+            cursor.execute("PRAGMA auto_vacuum=incremental")
         _write_ahead(cursor)
         for pragma in ("synchronous=full", "foreign_keys=on", f"cache_size=-{cache_kib}"):
             cursor.execute(f"PRAGMA {pragma}")
@@ -160,13 +186,51 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
 
     @event.listens_for(engine, "do_connect")
     def make_file(*_: Any) -> None:
-        create_sqlite_file(engine)
+        nonlocal may_create
+        if may_create:
+            create_sqlite_file(engine)
+            may_create = False
+        else:
+            # SQLite itself would create an empty one.
+            _require_file(str(url.database))
 
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: sa.Connection) -> None:
         connection.exec_driver_sql(begin)
+        if not read_only:
+            _check_files(connection, str(url.database))
 
     return engine
+
+
+def _require_file(path: str) -> None:
+    try:
+        os.stat(path)  # noqa: PTH116 - like `_check_files`
+    except OSError as error:
+        raise DatabaseFileGoneError(f"its file {path} cannot be opened: {error.strerror}") from error
+
+
+def _check_files(connection: sa.Connection, path: str) -> None:
+    """Check that the open files of a database are still those of their names.
+
+    Raises:
+        DatabaseFileGoneError: one was removed or replaced.
+    """
+    found: dict[str, tuple[int, int] | None] = {}
+    for name in (path, f"{path}-wal"):
+        try:
+            status = os.stat(name)  # noqa: PTH116 - at a third of the price, for every transaction
+        except FileNotFoundError:
+            found[name] = None
+        else:
+            found[name] = (status.st_dev, status.st_ino)
+    known = connection.info.setdefault("files", found)
+    if found != known:
+        changed = next(name for name in found if found[name] != known[name])
+        raise DatabaseFileGoneError(
+            f"its file {changed} was removed or replaced while it was open: put that file back, or stop the service and"
+            " restore a backup"
+        )
 
 
 def _write_ahead(cursor: Any) -> None:
@@ -188,7 +252,8 @@ def _write_ahead(cursor: Any) -> None:
 
 
 def _postgresql(url: URL, threads: int, timeouts: DatabaseTimeouts) -> Engines:
-    engine, lease, signals = (_postgresql_engine(url, connections, timeouts) for connections in (threads, 1, 1))
+    engine, signals = (_postgresql_engine(url, connections, timeouts) for connections in (threads, 1))
+    lease = _postgresql_engine(url, 1, timeouts.of_renewal)
     return Engines(
         writer=engine,
         reader=engine,
@@ -208,8 +273,9 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
             url.set(drivername="postgresql+psycopg"),
             pool_size=connections,
             max_overflow=0,
+            pool_timeout=timeouts.lock_s,
             connect_args={
-                "connect_timeout": max(round(timeouts.connect_s), 2),
+                "connect_timeout": max(round(timeouts.connect_s), _LEAST_CONNECT_S),
                 "keepalives": 1,
                 "keepalives_idle": _PROBE_EVERY_S,
                 "keepalives_interval": _PROBE_EVERY_S,
@@ -249,7 +315,24 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
         connection.execute(session_settings)
         connection.autocommit = False
 
+    @event.listens_for(engine, "handle_error")
+    def leave_standby(context: sa.engine.ExceptionContext) -> None:
+        # The server has become a standby, or this is one: a new connection may find the primary.
+        if getattr(context.original_exception, "sqlstate", None) == "25006":
+            context.is_disconnect = True
+
     return engine
+
+
+def is_reachable(engine: sa.Engine) -> bool:
+    """Whether a PostgreSQL server answers a new connection within two seconds; blocks."""
+    arguments, options = engine.dialect.create_connect_args(engine.url)
+    try:
+        engine.dialect.connect(*arguments, **{**options, "connect_timeout": _LEAST_CONNECT_S}).close()
+    except Exception as error:
+        # Too many connections, a start or a stop: its transactions end by themselves.
+        return "FATAL" in str(error)
+    return True
 
 
 def _milliseconds(seconds: float) -> int:
@@ -257,7 +340,7 @@ def _milliseconds(seconds: float) -> int:
 
 
 def cut_connection(connection: Any) -> None:
-    """Abort the statement of a driver connection from another thread. A closed connection is left alone."""
+    """Abort the statement of a driver connection from another thread. A closed connection, or None, is left alone."""
     if isinstance(connection, sqlite3.Connection):
         with contextlib.suppress(sqlite3.ProgrammingError):
             connection.interrupt()

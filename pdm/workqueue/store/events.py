@@ -15,7 +15,7 @@ from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.events import Event, EventKind, is_milestone
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, hint_for
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.store.records import columns_of, elements, events, failure_counts, matched
+from pdm.workqueue.store.records import columns_of, elements, events, failure_counts
 from pdm.workqueue.store.row_statements import RowStatement
 
 _KEY = "noted events"
@@ -164,15 +164,8 @@ def write_noted(session: Session) -> bool:
 
 # -- maintenance
 
-_OLDEST = sa.select(events.c.id).order_by(events.c.id).limit(bindparam("most"))
-_DELETE = sa.delete(events).where(events.c.id.in_(_OLDEST.scalar_subquery()), events.c.at < bindparam("before"))
 #: PostgreSQL: no transaction with such a number has begun.
 _FUTURE = sa.cast(sa.cast(sa.func.pg_snapshot_xmax(sa.func.pg_current_snapshot()), sa.Text), sa.BigInteger)
-
-
-def delete_old(session: Session, before: datetime, most: int) -> int:
-    """Delete events of before a time, of a number of the oldest; returns how many were deleted."""
-    return matched(session, _DELETE, {"before": before, "most": most})
 
 
 def repair_order(session: Session) -> bool:

@@ -22,6 +22,7 @@ from pdm.workqueue.store.idempotency import IdempotencyKey, earlier_job, remembe
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
     ENDED_ATTEMPTS,
+    IS_THERE,
     JOB_COLUMNS,
     attempt_record,
     columns_of,
@@ -127,6 +128,13 @@ class JobCache:
                     if committed:
                         self._keep(record)
 
+    def forget(self, numbers: Collection[int]) -> None:
+        """Drop jobs that are not there any more; a read of one of them that still runs is not cached either."""
+        with self._lock:
+            for job_id in numbers:
+                self._kept.pop(job_id, None)
+                self._loading.pop(job_id, None)
+
     def _keep(self, record: JobRecord) -> None:
         if len(record.src_filepath) + len(record.dst_filepath or "") + len(record.label or "") > LONGEST_TEXT:
             return
@@ -189,7 +197,7 @@ class ElementFilter:
     until: int | None = None
 
 
-_FETCH = sa.select(*JOB_COLUMNS).where(jobs.c.id == bindparam("number"))
+_FETCH = sa.select(*JOB_COLUMNS).where(jobs.c.id == bindparam("number"), IS_THERE)
 _INSERT_JOB = sa.insert(jobs).returning(jobs.c.id)
 
 
@@ -269,7 +277,7 @@ def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
     }
 
 
-_PAGE = sa.select(*JOB_COLUMNS)
+_PAGE = sa.select(*JOB_COLUMNS).where(IS_THERE)
 
 
 def fetch(session: Session, job_id: int, owner_id: int | None) -> JobRecord | None:

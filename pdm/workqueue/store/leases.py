@@ -232,6 +232,11 @@ def write_probe(session: Session, worker: str) -> None:
     session.execute(sa.update(workers).where(IS_INCARNATION).values(name=workers.c.name), {"of_incarnation": worker})
 
 
+def read_probe(session: Session) -> None:
+    """Read a row."""
+    session.scalar(sa.select(workers.c.id).limit(1))
+
+
 _RUN_BY_WORKER = elements.c.worker_id == WORKER_ID.scalar_subquery()
 # KEY SHARE blocks releasing the lease, not its renewal.
 _LOCK_WORKER = WORKER_ID.with_for_update(read=True, key_share=True)

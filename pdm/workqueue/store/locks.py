@@ -20,7 +20,7 @@ from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Counters, JobRecord, NewElement
 from pdm.workqueue.store.events import note_changes
 from pdm.workqueue.store.jobs import note_written
-from pdm.workqueue.store.records import JOB_COLUMNS, job_record, jobs
+from pdm.workqueue.store.records import IS_THERE, JOB_COLUMNS, job_record, jobs
 from pdm.workqueue.WorkqueueDB import AT_ONCE, MAX_BYTES, NEVER
 
 _COLUMNS = (*JOB_COLUMNS, jobs.c.list_due_at, jobs.c.work_due_at)
@@ -161,7 +161,7 @@ class LockedJob:
 
 _LOCK = sa.select(*_COLUMNS).order_by(jobs.c.id)
 _LOCK_BY_NUMBER = {
-    skip_locked: _LOCK.where(jobs.c.id.in_(bindparam("numbers", expanding=True))).with_for_update(
+    skip_locked: _LOCK.where(jobs.c.id.in_(bindparam("numbers", expanding=True)), IS_THERE).with_for_update(
         key_share=True, skip_locked=skip_locked
     )
     for skip_locked in (False, True)

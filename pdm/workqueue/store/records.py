@@ -40,6 +40,7 @@ from pdm.workqueue.WorkqueueDB import (
     IdempotentRequest,
     Job,
     JobElement,
+    KeptReceiptRow,
     KeyCheck,
     ListingChunk,
     ListingNotes,
@@ -48,7 +49,9 @@ from pdm.workqueue.WorkqueueDB import (
     NotifiedRow,
     PendingDelegationRow,
     PredecessorRow,
+    PurgedJobRow,
     RestrictionRow,
+    RetentionRow,
     ScheduleRow,
     ScheduleRunRow,
     SiteRow,
@@ -88,6 +91,9 @@ deliveries = _table(DeliveryRow)
 mail_subscriptions = _table(MailSubscriptionRow)
 mail_notices = _table(MailNoticeRow)
 notified = _table(NotifiedRow)
+purged_jobs = _table(PurgedJobRow)
+kept_receipts = _table(KeptReceiptRow)
+retention = _table(RetentionRow)
 
 
 #: The row of the daemon that claims under an incarnation. The parameter has no column's name: UPDATE would set that.
@@ -95,6 +101,8 @@ IS_INCARNATION = workers.c.incarnation == sa.bindparam("of_incarnation")
 WORKER_ID = sa.select(workers.c.id).where(IS_INCARNATION)
 
 
+#: Of jobs that are not purged; the rows of the others are being deleted.
+IS_THERE = jobs.c.purged_at.is_(None)
 #: Of jobs and elements that have ended.
 FINAL = tuple(status for status in JobStatus if status.is_final)
 

@@ -24,18 +24,21 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.store.engines import cut_connection
-from pdm.workqueue.store.errors import DatabaseClosedError, unavailable_error
+from pdm.workqueue.store.engines import cut_connection, is_reachable
+from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError, unavailable_error
 from pdm.workqueue.store.events import write_noted
 from pdm.workqueue.store.jobs import JobCache, written_jobs
 from pdm.workqueue.store.signals import NotedSignal, noted_signals
 
 _MAX_TRIES = 6
-#: For a locked SQLite file: each try has waited for the busy timeout.
-_MAX_TRIES_LOCKED = 2
+#: After a lost connection: the second try has a new one.
+_MAX_TRIES_LOST = 2
 _FIRST_PAUSE_S = 0.01
 #: Interval of the check for hanging transactions.
 _CHECK_EVERY_S = 1.0
+#: A transaction that takes longer may hang: then a new connection shows whether the server answers at all.
+_SUSPECT_S = 3.0
+_NO_ANSWER = "it does not answer"
 #: Slower transactions are logged.
 _SLOW_S = 1.0
 #: PostgreSQL: serialization failure, deadlock.
@@ -44,10 +47,15 @@ _RETRYABLE_STATES = frozenset({"40001", "40P01"})
 
 @define(eq=False)
 class QueuedCall:
-    """A function that is queued for a transaction."""
+    """A function that is queued for a transaction.
+
+    Attributes:
+        is_probe: it only shows whether the database can be used.
+    """
 
     name: str
     function: Callable[[Session], Any]
+    is_probe: bool = False
     result: Deferred[Any] = field(factory=Deferred)
     seconds: float = 0.0
     outcome: Any = None
@@ -71,6 +79,7 @@ class TransactionThreads:
         on_written: called with these jobs, by id, after their commit, whether it has written events, and the signals
             that it has noted.
         transaction_s: a transaction that takes longer is cut off; None for no limit.
+        may_write: whether the functions may write.
     """
 
     _log = Logger()
@@ -86,6 +95,7 @@ class TransactionThreads:
         cache: JobCache,
         on_written: Callable[[Mapping[int, JobRecord], bool, Collection[NotedSignal]], None],
         transaction_s: float | None = None,
+        may_write: bool = True,
     ) -> None:
         self._reactor = reactor
         self._engine = engine
@@ -93,13 +103,17 @@ class TransactionThreads:
         self._together = together
         self._cache = cache
         self._on_written = on_written
-        self._pool = ThreadPool(minthreads=0, maxthreads=threads, name=name)
+        # All threads from the start: later there may be no memory for one.
+        self._pool = ThreadPool(minthreads=threads, maxthreads=threads, name=name)
         self._waiting: deque[QueuedCall] = deque()
         self._draining = 0
         self._lock = threading.Lock()
-        #: Thread → start (`time.monotonic`) and driver connection of its running transaction.
+        #: Thread → start (`time.monotonic`) and driver connection of its running transaction; None while it connects.
         self._under_way: dict[int, tuple[float, Any]] = {}
         self._transaction_s = transaction_s
+        self._may_write = may_write
+        #: The server does not answer: transactions are failed at once, not repeated.
+        self._unreachable = False
         self._closing = False
         self._watch: threading.Thread | None = None
         self._ended = threading.Event()
@@ -135,15 +149,22 @@ class TransactionThreads:
             self._draining += 1
         self._pool.callInThread(self._drain)
 
+    def withdraw(self, call: QueuedCall) -> bool:
+        """Take a function out of the queue; False if it runs already, or has ended."""
+        with self._lock:
+            try:
+                self._waiting.remove(call)
+            except ValueError:
+                return False
+        return True
+
     # -- in a thread
 
     def _drain(self) -> None:
         try:
             while calls := self._take_next():
-                if len(calls) > 1 and self._run_together(calls):
-                    continue
-                for call in calls:
-                    self._run_alone(call)
+                if len(calls) == 1 or not self._run_together(calls):
+                    self._run_one_by_one(calls)
         except BaseException:
             with self._lock:
                 self._draining -= 1
@@ -160,26 +181,59 @@ class TransactionThreads:
         """Run several functions in one transaction; False if it failed for any reason."""
         try:
             self._run_transaction(calls)
-        except Exception:
-            # Each function is retried on its own, and gets its own error.
-            return False
+        except Exception as error:
+            outage = unavailable_error(error, may_write=self._may_write)
+            if outage is None or outage.alone:
+                # Each function is retried on its own, and gets its own error.
+                return False
+            self._fail([*calls, *self._take_waiting()], outage)
         return True
 
-    def _run_alone(self, call: QueuedCall) -> None:
+    def _run_one_by_one(self, calls: Sequence[QueuedCall]) -> None:
+        for number, call in enumerate(calls):
+            outage = self._run_alone(call)
+            if outage is not None:
+                # At once: otherwise each would wait for its own timeout.
+                self._fail([*calls[number + 1 :], *self._take_waiting()], outage)
+                return
+
+    def _run_alone(self, call: QueuedCall) -> DatabaseUnavailableError | None:
+        """Run one function; returns the outage that it has met, if others would meet it, too."""
         for tries in range(1, _MAX_TRIES + 1):
             try:
                 self._run_transaction([call])
             except Exception as error:
-                if tries < _max_tries(error, committing=call.committing) and not self._closing:
+                if tries < self._tries_after(error, call):
                     time.sleep(_FIRST_PAUSE_S * 2**tries * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
                     continue
-                outage = unavailable_error(error)
+                outage = unavailable_error(error, may_write=self._may_write)
                 if outage is None:
                     self._reactor.callFromThread(call.result.errback, Failure())
-                else:
-                    outage.__cause__ = error
-                    self._fail([call] if outage.alone else [call, *self._take_waiting()], outage)
-            return
+                    return None
+                return self._note_outage(call, outage, error)
+            return None
+        return None
+
+    def _tries_after(self, error: Exception, call: QueuedCall) -> int:
+        return 1 if self._closing or self._unreachable else _max_tries(error, committing=call.committing)
+
+    def _note_outage(
+        self, call: QueuedCall, outage: DatabaseUnavailableError, error: Exception
+    ) -> DatabaseUnavailableError | None:
+        """Fail a function; returns the outage for the others."""
+        if outage.alone:
+            self._fail([call], outage)
+            return None
+        reason = _NO_ANSWER if self._unreachable else str(outage)
+        is_lost = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
+        own = DatabaseUnavailableError(
+            reason,
+            may_be_done=call.committing and is_lost and self._may_write,
+            needs_operator=outage.needs_operator,
+        )
+        own.__cause__ = error
+        self._fail([call], own)
+        return DatabaseUnavailableError(reason)
 
     def _take_waiting(self) -> Sequence[QueuedCall]:
         with self._lock:
@@ -188,7 +242,6 @@ class TransactionThreads:
             return waiting
 
     def _fail(self, calls: Sequence[QueuedCall], outage: Exception) -> None:
-        """Fail calls at once during an outage: otherwise each would wait for its own timeout."""
         for call in calls:
             self._reactor.callFromThread(call.result.errback, Failure(outage))
 
@@ -215,6 +268,7 @@ class TransactionThreads:
                     commit = self._cache.begin_write(records)
                 for call in calls:
                     call.committing = True
+            self._unreachable = False
         except BaseException:
             self._cache.end_write(commit, records, committed=False)
             raise
@@ -223,11 +277,13 @@ class TransactionThreads:
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sa.Connection]:
         """A connection that is registered while it is used, because it may have to be cut."""
-        thread = threading.get_ident()
+        thread, began = threading.get_ident(), time.monotonic()
         try:
+            with self._lock:
+                self._under_way[thread] = (began, None)
             with self._engine.connect() as connection:
                 with self._lock:
-                    self._under_way[thread] = (time.monotonic(), connection.connection.driver_connection)
+                    self._under_way[thread] = (began, connection.connection.driver_connection)
                 yield connection
         finally:
             with self._lock:
@@ -235,19 +291,28 @@ class TransactionThreads:
 
     def _cut_hanging(self) -> None:
         """Cut hanging transactions: the server's own timeouts do not help if the server or the network hangs."""
+        limit_s = self._transaction_s or 0.0
+        suspect_s = min(_SUSPECT_S, limit_s)
         while not self._ended.wait(_CHECK_EVERY_S):
-            before = time.monotonic() - (self._transaction_s or 0.0)
+            if self._cut_older_than(limit_s):
+                self._log.warn("transactions that hang are cut off after {seconds:g} s", seconds=limit_s)
+            now = time.monotonic()
             with self._lock:
-                # Under the lock: a connection that was returned may belong to another transaction.
-                hanging = [connection for since, connection in self._under_way.values() if since < before]
-                for connection in hanging:
-                    cut_connection(connection)
-            if hanging:
-                self._log.warn(
-                    "{count} transactions that hang are cut off after {seconds:g} s",
-                    count=len(hanging),
-                    seconds=self._transaction_s,
-                )
+                is_suspect = any(since < now - suspect_s for since, _ in self._under_way.values())
+            if is_suspect and not is_reachable(self._engine):
+                self._unreachable = True
+                self._cut_older_than(time.monotonic() - now)
+                self._fail(self._take_waiting(), DatabaseUnavailableError(_NO_ANSWER))
+
+    def _cut_older_than(self, seconds: float) -> int:
+        """Cut off transactions that run for longer; returns how many."""
+        before = time.monotonic() - seconds
+        with self._lock:
+            # Under the lock: a connection that was returned may belong to another transaction.
+            hanging = [connection for since, connection in self._under_way.values() if since < before]
+            for connection in hanging:
+                cut_connection(connection)
+        return len(hanging)
 
     # -- in the reactor thread
 
@@ -262,7 +327,7 @@ class TransactionThreads:
         # First update the cache: a caller whose call is done must read its result.
         self._cache.end_write(commit, records, committed=True)
         for call in calls:
-            if call.seconds > _SLOW_S:
+            if call.seconds > _SLOW_S and not call.is_probe:
                 self._log.warn("transaction {name!r} took {seconds:.1f} s", name=call.name, seconds=call.seconds)
             call.result.callback(call.outcome)
         self._on_written(records, has_events, signals)
@@ -277,8 +342,5 @@ def _max_tries(error: Exception, *, committing: bool = False) -> int:
         return 1
     if getattr(error.orig, "sqlstate", None) in _RETRYABLE_STATES:
         return _MAX_TRIES
-    if error.connection_invalidated:
-        # PostgreSQL: a new connection may work; but a commit that was sent may have succeeded.
-        return 1 if committing else _MAX_TRIES_LOCKED
-    # SQLite: another process (a backup, a shell) has locked the file.
-    return _MAX_TRIES_LOCKED if "database is locked" in str(error.orig) else 1
+    # PostgreSQL: a new connection may work; but a commit that was sent may have succeeded.
+    return _MAX_TRIES_LOST if error.connection_invalidated and not committing else 1

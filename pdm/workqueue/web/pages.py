@@ -17,7 +17,14 @@ from attrs import field, frozen
 from twisted.internet.defer import CancelledError, Deferred
 
 from pdm.workqueue.http.access import Authenticator, Caller
-from pdm.workqueue.http.app import PageRoute, admitted_caller, header_values, problem_of, run_eagerly
+from pdm.workqueue.http.app import (
+    REQUEST_PATIENCE_S,
+    PageRoute,
+    admitted_caller,
+    header_values,
+    problem_of,
+    run_eagerly,
+)
 from pdm.workqueue.http.context import ApiContext, JsonStream
 from pdm.workqueue.http.decoding import invalid_value, url_pairs
 from pdm.workqueue.http.problems import (
@@ -28,6 +35,7 @@ from pdm.workqueue.http.problems import (
     UnsupportedMediaTypeError,
 )
 from pdm.workqueue.http.request import ApiRequest, write_problem, write_response, write_stream
+from pdm.workqueue.store.outages import begin_request
 from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.web.rendering import Renderer, static_file
 
@@ -179,6 +187,7 @@ class PageRouteHandler:
         return run_eagerly(self._serve(request, path_values))
 
     async def _serve(self, request: ApiRequest, path_values: dict[str, Any]) -> None:
+        transactions = begin_request(REQUEST_PATIENCE_S)
         with log_context(request_id=request.request_id) as fields:
             caller: Caller | None = None
             try:
@@ -192,6 +201,8 @@ class PageRouteHandler:
                     write_problem(request, problem)
                     return
                 await self._write_problem(request, caller, problem, incident)
+            finally:
+                transactions.is_over = True
 
     async def _answer(self, request: ApiRequest, caller: Caller, path_values: dict[str, Any]) -> None:
         endpoint, arguments = self.endpoint, dict(path_values)

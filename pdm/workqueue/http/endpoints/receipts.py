@@ -11,8 +11,8 @@ from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint
-from pdm.workqueue.http.problems import InvalidInputError, JobNotFoundError, NotAcceptableError
-from pdm.workqueue.http.receipts import receipt_pieces
+from pdm.workqueue.http.problems import InvalidInputError, JobNotFoundError, JobPurgedError, NotAcceptableError
+from pdm.workqueue.http.receipts import kept_receipt_pieces, receipt_pieces
 from pdm.workqueue.store.outcomes import FailureGroup
 from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
 
@@ -41,9 +41,14 @@ async def get_receipt(api: ApiContext, caller: Caller, job_id: int, media_type: 
     """What the job did to every file, with proof.
 
     As lines of JSON, the last of which is signed by the service, or as CSV, which is not signed. While the job runs,
-    each element is given out as it is when it is read.
+    each element is given out as it is when it is read. A job that was purged may have a stored receipt.
     """
-    first = await api.database.read("page of a receipt", transactions.receipt_page, job_id, caller.scope, None)
+    try:
+        first = await api.database.read("page of a receipt", transactions.receipt_page, job_id, caller.scope, None)
+    except JobPurgedError as error:
+        if not error.job.receipt_pieces:
+            raise
+        return JsonStream(kept_receipt_pieces(api.database, error.job, media_type), media_type=media_type)
     return JsonStream(receipt_pieces(api, first, media_type), media_type=media_type)
 
 
