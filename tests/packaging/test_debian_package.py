@@ -118,7 +118,7 @@ def test_lintian_finds_nothing(package: Path) -> None:
         ["lintian", "--allow-root", "--fail-on=warning,error", str(package)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "")
@@ -182,7 +182,9 @@ def _older(package: Path, directory: Path) -> Path:
     with (tree / "etc/pdm/workqueue.conf").open("a") as configuration:
         configuration.write("# as it was once\n")
     older = directory / "older.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", str(tree), str(older)], check=True, timeout=120)
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", str(tree), str(older)], check=True, timeout=300
+    )
     shutil.rmtree(tree)
     return older
 
