@@ -54,6 +54,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "drain_node": ("node1", "closed"),
     "resume_node": ("node1",),
     "rate": (1,),
+    "why": (1,),
+    "health": (),
     "site": (1,),
     "add_site": ("A", {"GRIDFTP": "gsiftp://h:1"}),
     "change_site": (1,),

@@ -157,7 +157,7 @@ def test_a_log_is_followed_and_a_drain_gives_back_at_its_deadline(tmp_path: Path
             until("node1 moves the file", lambda: cluster.running_on(number) == {"node1"}, 15)
             assert time.monotonic() - began < 10
             element = first.call("admin", "GET", f"/jobs/{number}/elements/1")[1]
-            assert element["failure"] is None
+            assert element.get("failure") is None
         finally:
             following.kill()
             following.wait()

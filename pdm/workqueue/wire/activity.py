@@ -120,3 +120,29 @@ class DrainRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[str, Meta(min_length=1, max_length=40)] | None,
         Meta(description="When it gives back what still runs: a time, or a duration such as 30m. By default never."),
     ] = None
+
+
+class ReasonView(msgspec.Struct, frozen=True, kw_only=True):
+    """One reason why a job or an element does not move."""
+
+    code: Annotated[str, Meta(description="Stable word: what holds it up.")]
+    reason: Annotated[str, Meta(description="A sentence.")]
+    hint: Annotated[str, Meta(description="What to do; empty if nothing needs to be done.")] = ""
+
+
+class WhyView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job or an element does not move, or what it does."""
+
+    job: Annotated[int, Meta(description="Number of the job.")]
+    element: Annotated[int | None, Meta(description="Number of the element; null for the whole job.")]
+    status: str
+    reasons: Annotated[list[ReasonView], Meta(description="All that are known, those that stop everything first.")]
+
+
+class WhyQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``GET /jobs/{job_id}/why`` is about."""
+
+    element: Annotated[
+        Annotated[int, Meta(ge=0, le=2**63 - 1)] | None,
+        Meta(description="Number of an element; without it, of the whole job."),
+    ] = None

@@ -14,6 +14,7 @@ from pdm.workqueue.http.endpoints import (
     nodes,
     notifications,
     peers,
+    reasons,
     receipts,
     schedules,
     service,
@@ -25,7 +26,8 @@ ROOT = "/workqueue/api/v1.0"
 
 
 _MODULES = (
-    *(jobs, elements, receipts, events, schedules, sites, credentials, notifications, activity, nodes, service, peers),
+    *(jobs, elements, reasons, receipts, events, schedules, sites, credentials, notifications, activity),
+    *(nodes, service, peers),
 )
 
 
