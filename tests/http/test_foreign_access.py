@@ -46,7 +46,7 @@ async def _values(service: Service, owner: str) -> dict[str, Any]:
 
 
 def test_the_table_has_what_it_should() -> None:
-    assert len(PRIVATE) == 26
+    assert len(PRIVATE) == 27
 
 
 @pytest_twisted.ensureDeferred
