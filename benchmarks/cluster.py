@@ -12,6 +12,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
@@ -48,6 +49,18 @@ class Cluster:
         server = 0.0 if self.server is None else Meter(None, [self.server.pid]).cpu().servers
         return {"daemons": total.daemon, "helpers": total.helpers, "postgresql": server}
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the database and of the logs of all daemons."""
+        logs = sum(_size(service.directory / "var" / "logs") for service in self.services)
+        if self.server is not None:
+            return {"database": self.server.size(), "logs": logs}
+        files = self.services[0].directory.glob("var/*.sqlite*")
+        return {"database": sum(file.stat().st_size for file in files), "logs": logs}
+
+
+def _size(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
 
 @define
 class Side:
@@ -56,11 +69,13 @@ class Side:
     rates: list[float] = field(factory=list)
     cpu_ms: list[dict[str, float]] = field(factory=list)
     written: list[Written] = field(factory=list)
+    bytes_each: dict[str, float] = field(factory=dict)
 
     def figures(self, elements: int) -> dict[str, Any]:
         found: dict[str, Any] = {"rate": spread(self.rates)}
         parts = {part: statistics.median(one[part] for one in self.cpu_ms) for part in self.cpu_ms[0]}
         found["cpu ms each"] = parts | {"all": statistics.median(sum(one.values()) for one in self.cpu_ms)}
+        found["bytes each"] = self.bytes_each
         if self.written:
             last = self.written[-1]
             found["postgresql each"] = {
@@ -113,6 +128,7 @@ def zero_work(on: Cluster, caller: Caller, elements: int, *, many: bool) -> tupl
 def measure(on: Cluster, side: Side, elements: int, shape: str) -> None:
     with on.rig.caller("admin") as caller:
         began = None
+        before = on.sizes()
         if on.server is not None:
             time.sleep(_COUNTED_AFTER_S)
             began = on.server.written()
@@ -122,6 +138,8 @@ def measure(on: Cluster, side: Side, elements: int, shape: str) -> None:
             seconds, cpu_ms = zero_work(on, caller, elements, many=shape == "jobs")
         side.rates.append(elements / seconds)
         side.cpu_ms.append(cpu_ms)
+        after = on.sizes()
+        side.bytes_each = {part: (after[part] - before[part]) / elements for part in after}
         if on.server is not None and began is not None:
             time.sleep(_COUNTED_AFTER_S)
             side.written.append(on.server.written() - began)

@@ -61,6 +61,13 @@ class Postgresql:
         assert row is not None
         return Written(*(int(value) for value in row))
 
+    def size(self) -> int:
+        """Bytes of all databases."""
+        with self._connected() as connection:
+            row = connection.execute("SELECT sum(pg_database_size(datname)) FROM pg_database").fetchone()
+        assert row is not None
+        return int(row[0])
+
     def _connected(self) -> psycopg.Connection[tuple[Any, ...]]:
         return psycopg.connect(f"host={self.directory} user=pdm dbname=postgres", autocommit=True)
 

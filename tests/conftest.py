@@ -113,6 +113,16 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Setting
     return True
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """Do not wait for threads of a service whose fixture has failed; the interpreter would, for ever."""
+    left = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    if left:
+        last = threading.Timer(_GRACE_S, os._exit, (1,))
+        last.daemon = True
+        last.start()
+
+
 def pytest_collection_finish() -> None:
     # Imported modules are permanent: `lost_errors` need not scan them after each test.
     gc.collect()

@@ -449,6 +449,17 @@ class KeyCheck(Base):
     secret: Mapped[bytes]
 
 
+class LogonFailure(Base):
+    """A MyProxy logon that was refused, or that runs."""
+
+    __tablename__ = "logon_failures"
+    __table_args__ = (Index("ix_logon_failures_user", "user_id", "failed_at"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    failed_at: Mapped[datetime]
+
+
 class Attempt(Base):
     """An ended attempt at an element that did not succeed; a successful one is stored in columns of the element.
 

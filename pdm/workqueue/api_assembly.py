@@ -11,7 +11,6 @@ from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.signatures import service_name, sign_detached
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.execution.endpoint_checks import SiteCheck
-from pdm.workqueue.http.access import LogonThrottle
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.movers import OfferedMovers
 from pdm.workqueue.telemetry.background import run_in_thread
@@ -28,7 +27,6 @@ def api_context(
     clock: Callable[[], datetime],
     offered: OfferedMovers,
     site_check: SiteCheck,
-    logons: LogonThrottle,
     trust_directory: Callable[[Path | None, Collection[str]], Awaitable[Path]],
 ) -> ApiContext:
     """The context of request handlers.
@@ -67,7 +65,6 @@ def api_context(
         schedules_changed=parts.scheduler.timer.wake,
         resume=executor.resume,
         full=executor.reached_limits,
-        logons=logons,
         faults=lambda: parts.service_health.faults,
         may_claim=lambda: parts.service_health.may_claim,
     )

@@ -42,6 +42,7 @@ from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import missing_software
 from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
+from pdm.workqueue.execution.node_shares import NodeShares
 from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.readiness import Readiness
 from pdm.workqueue.execution.retention import Retention
@@ -49,7 +50,7 @@ from pdm.workqueue.execution.scheduler import Scheduler
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
-from pdm.workqueue.http.access import AccessList, LogonThrottle
+from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.endpoints.schedules import planned_run
 from pdm.workqueue.http.metrics import ServiceMetrics
@@ -86,7 +87,7 @@ from pdm.workqueue.web.getting_in import AccessPage
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
 _BACKLOG = 1024
-_PREREQUISITES = "pdm.workqueue.helpers.prerequisites"
+PREREQUISITES = "pdm.workqueue.helpers.prerequisites"
 #: What `start` steps raise when the operator can correct it; each has a text of one line.
 EXPECTED_ERRORS = (
     ConfigError,
@@ -262,6 +263,19 @@ class Assembly:
             lease=self.lease,
             weights=settings.users.weights,
         )
+        self.shares = NodeShares(
+            reactor=reactor,
+            clock=clock,
+            database=self.database,
+            incarnation=incarnation,
+            lease=self.lease,
+            streams=self.streams,
+            executor=self.executor,
+            health=health,
+            service_health=self.service_health,
+            claimer=self.claimer,
+            signals=self.signals,
+        )
         self.lease.connect(
             known=lambda: self.executor.attempts() | self._settler.attempts(),
             claims_over=self.claimer.claims_over,
@@ -295,7 +309,6 @@ class Assembly:
         self.feed.on_written = self.notifications.events_written
         load_pattern_libraries()
         self.users = AccessList.read(settings.users)
-        logons = LogonThrottle()
         self.context = api_context(
             self,
             reactor=reactor,
@@ -303,7 +316,6 @@ class Assembly:
             clock=clock,
             offered=offered,
             site_check=site_check,
-            logons=logons,
             trust_directory=trust_directory,
         )
         self.feed.progress_of = partial(progress_event, self.context)
@@ -331,7 +343,6 @@ class Assembly:
             listeners=(
                 health.clock_was_set,
                 self.claimer.clock_was_set,
-                logons.clock_was_set,
                 self.deadlines.timer.wake,
                 self.scheduler.timer.wake,
             ),
@@ -374,6 +385,7 @@ class Assembly:
         services.add("chains", start=self.chains.start, stop=self.chains.stop)
         services.add("deadlines", start=self.deadlines.timer.start, stop=self.deadlines.timer.stop)
         services.add("schedules", start=self.scheduler.timer.start, stop=self.scheduler.timer.stop)
+        services.add("shares of limits", start=self.shares.start, stop=self.shares.stop)
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
         services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)
@@ -457,7 +469,7 @@ class Assembly:
         start_background("tls files", self._refresh_tls())
 
     async def _find_missing(self) -> Mapping[str, str]:
-        return await run_in_thread(self._missing_software, self._command_for(AgentKind(_PREREQUISITES, "", {})))
+        return await run_in_thread(self._missing_software, self._command_for(AgentKind(PREREQUISITES, "", {})))
 
     def _command_for(self, kind: AgentKind) -> AgentCommand:
         return helper_command(self._settings, kind, self._lock_fd)

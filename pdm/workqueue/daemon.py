@@ -79,7 +79,7 @@ def makeService(options: Options) -> OrderedServices:
     from twisted.internet import reactor
 
     try:
-        from pdm.workqueue.admin.checks import find_problems
+        from pdm.workqueue.admin.checks import Level, find_problems
         from pdm.workqueue.assembly import EXPECTED_ERRORS, Assembly
     except ModuleNotFoundError as error:
         if (missing := explain_missing(error)) is None:
@@ -91,14 +91,21 @@ def makeService(options: Options) -> OrderedServices:
     gc.enable()
     use_monotonic_clock(reactor)
     try:
-        found = find_problems(settings, database=bool(options["check-config"]))
+        if options["check-config"]:
+            from pdm.workqueue.admin.examination import examine
+
+            results = [each for each in examine(settings) if each.level is not Level.GOOD]
+            for each in results:
+                _tell_operator(each.line if each.level is Level.ERROR else f"warning: {each.line}")
+            if any(each.level is Level.ERROR for each in results):
+                raise SystemExit(1)
+            sys.stdout.write(f"{options['config']}: the configuration is good\n")
+            raise SystemExit(0)
+        found = find_problems(settings)
         if found:
             for problem in found:
                 _tell_operator(problem)
             raise SystemExit(1)
-        if options["check-config"]:
-            sys.stdout.write(f"{options['config']}: the configuration is good\n")
-            raise SystemExit(0)
         daemon = Daemon(reactor, settings, EXPECTED_ERRORS)
         daemon.assembly = Assembly(reactor=reactor, settings=settings, services=daemon)
     except ConfigError as error:

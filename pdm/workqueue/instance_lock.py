@@ -61,6 +61,22 @@ def lock_instance(directory: Path, patience_s: float = 10.0) -> int:
     return descriptor
 
 
+def running_daemon(directory: Path) -> str | None:
+    """The process id of the daemon that runs with a state directory, perhaps empty; None if none does."""
+    try:
+        descriptor = os.open(directory / "daemon.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # Shared: it does not disturb another command that looks.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(descriptor)
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def lock_database(file: Path) -> int:
     """Lock an SQLite database, beside its file: one daemon at a time works with it.
 

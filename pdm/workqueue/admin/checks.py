@@ -1,16 +1,21 @@
 """Check a configuration without changing anything: open what it names, and report each problem with its remedy.
 
-``--check-config`` runs all checks. The start of the daemon runs all but the check of the database, which it opens
-anyway.
+`find_problems` has what keeps a daemon from starting; each start runs it, without the check of the database, which the
+daemon opens anyway. `pdm.workqueue.admin.examination` looks at more.
 """
 
 from __future__ import annotations
 
+import enum
 import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
+
+import msgspec
+from attrs import frozen
 
 from pdm.workqueue.assembly import EXPECTED_ERRORS
 from pdm.workqueue.certificates.vault import Vault
@@ -29,7 +34,60 @@ _PYTHON_TEST = "import sys; sys.exit('%d.%d' % sys.version_info[:2]) if sys.vers
 _HELPER_LIBRARIES = ("msgspec", "h11")
 
 
-def find_problems(settings: Settings, *, database: bool) -> list[str]:
+class Level(enum.StrEnum):
+    """How much a finding matters."""
+
+    GOOD = "good"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found at one thing.
+
+    Attributes:
+        what: a sentence without its end; a problem of `find_problems` has its remedy in it.
+        remedy: what to do; empty if nothing needs to be done.
+    """
+
+    part: str
+    level: Level
+    what: str
+    remedy: str = ""
+
+    @property
+    def line(self) -> str:
+        return " ".join(f"{self.part}: {self.what}{': ' if self.remedy else ''}{self.remedy}".split())
+
+
+def good(part: str, what: str) -> CheckResult:
+    return CheckResult(part=part, level=Level.GOOD, what=what)
+
+
+def warning(part: str, what: str, remedy: str) -> CheckResult:
+    return CheckResult(part=part, level=Level.WARNING, what=what, remedy=remedy)
+
+
+def fault(part: str, what: str, remedy: str) -> CheckResult:
+    return CheckResult(part=part, level=Level.ERROR, what=what, remedy=remedy)
+
+
+@frozen(kw_only=True)
+class CheckedInstance:
+    """What the checks look at.
+
+    Attributes:
+        daemon: process id of its daemon, perhaps empty; None if it does not run.
+        sites: None if they cannot be read.
+    """
+
+    settings: Settings
+    now: datetime
+    daemon: str | None
+    sites: SiteRegistry | None
+
+
+def find_problems(settings: Settings, *, database: bool = False) -> list[str]:
     """Problems of these settings, one line each; empty if there are none.
 
     Args:

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from pdm.workqueue.certificates.pem import FetchedProxy, ProxyBundleError, read_bundle
 
 PROGRAM = "myproxy-logon"
-_SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
+SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 #: Seconds after which the program is killed.
 TIMEOUT_S = 30.0
 #: Logons at once, of all users: each is a process, and a server that hangs must not fill the machine with them. Of a
@@ -139,7 +139,7 @@ class MyProxyLogons:
         Raises:
             MyProxyError: in words why not.
         """
-        program = shutil.which(PROGRAM, path=_SEARCH_PATH)
+        program = shutil.which(PROGRAM, path=SEARCH_PATH)
         if program is None:
             raise MyProxyError(f"the program {PROGRAM} is not installed at the service: tell an operator")
         host, _, port = server.rpartition(":")
@@ -161,7 +161,7 @@ class MyProxyLogons:
         ]
         # No X509_USER_PROXY, and a home without certificates: the logon shows no certificate of the service.
         environment = {
-            "PATH": _SEARCH_PATH,
+            "PATH": SEARCH_PATH,
             "HOME": "/nonexistent",
             "LANG": "C.UTF-8",
             "X509_CERT_DIR": str(trust_dir or self.trust_dir),

@@ -65,6 +65,20 @@ class TlsIdentity:
         """When the first of the certificates expires (UTC)."""
         return lifetime_end([self.certificate, *self.chain])
 
+    @property
+    def subject(self) -> str:
+        return dn(self.certificate.subject)
+
+    @property
+    def names(self) -> list[str]:
+        """Host names and addresses for which the certificate is valid."""
+        try:
+            names = self.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            return []
+        addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+        return [*names.get_values_for_type(x509.DNSName), *addresses]
+
 
 def read_identity(certificate_path: Path, key_path: Path | None, passphrase: bytes | None = None) -> TlsIdentity:
     """Read a certificate with its chain and its key.

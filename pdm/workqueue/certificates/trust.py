@@ -157,6 +157,16 @@ class Trust:
             if end is not None and end <= now + within:
                 yield dn(crl.issuer), end
 
+    def list_times(self) -> Iterator[tuple[str, datetime, datetime | None]]:
+        """The lists: subject of the authority, when it was issued, and when the next one is due."""
+        for crl in self.crls:
+            yield dn(crl.issuer), crl.last_update_utc, crl.next_update_utc
+
+    def authority_ends(self) -> Iterator[tuple[str, datetime]]:
+        """The authorities: subject, and end of the certificate."""
+        for authority in self.authorities:
+            yield dn(authority.subject), authority.not_valid_after_utc
+
     def _put_into(self, store: X509Store) -> None:
         for authority in self.authorities:
             store.add_cert(X509.from_cryptography(authority))

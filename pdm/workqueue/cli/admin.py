@@ -22,6 +22,7 @@ from pdm.workqueue.admin.instance import (
     write_pkcs12,
 )
 from pdm.workqueue.cli.pruning import prune
+from pdm.workqueue.cli.recovery import backup, check, rekey, restore, upgrade
 
 #: Characters of generated passphrases: none looks like another.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -33,7 +34,8 @@ def admin() -> None:
     """Create and maintain an instance of the service."""
 
 
-admin.add_command(prune)
+for _command in (check, backup, restore, rekey, upgrade, prune):
+    admin.add_command(_command)
 
 
 @admin.command()

@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
@@ -51,6 +51,10 @@ class Route(NamedTuple):
     source: int
     destination: int | None
 
+    @property
+    def sites(self) -> frozenset[int]:
+        return frozenset((self.source,) if self.destination is None else self)  # type: ignore[arg-type]
+
     def limit_keys(self) -> tuple[LimitKey, ...]:
         """The keys that a stream on it counts for; at one site only, it counts as going into that."""
         if self.destination is None:
@@ -65,7 +69,12 @@ def route_of(job: JobRecord | NewJob) -> Route:
 
 def common_keys(job: JobRecord | NewJob) -> tuple[LimitKey, ...]:
     """The keys of a batch without its job: the same for all jobs that may share the batch."""
-    return ((LimitKind.USER, job.user_id), *route_of(job).limit_keys())
+    return common_keys_of(job.user_id, route_of(job))
+
+
+def common_keys_of(user_id: int, route: Route) -> tuple[LimitKey, ...]:
+    """The keys of a user's batch on a route, without its job."""
+    return ((LimitKind.USER, user_id), *route.limit_keys())
 
 
 def batch_keys(batch: Batch) -> frozenset[LimitKey]:
@@ -131,6 +140,14 @@ class StreamLedger:
         """The keys of all claimed batches."""
         return self._claimed.keys()
 
+    def all_running(self) -> Mapping[LimitKey, int]:
+        """Streams of all keys."""
+        return self._running
+
+    def awaited(self) -> Iterator[frozenset[LimitKey]]:
+        """For each batch without a stream of its own: the keys for which it is not counted."""
+        return (slot.keys - slot.held for slot in self._slots if not slot.has_stream)
+
     # -- for slots
 
     def is_open(self, keys: Iterable[LimitKey], shared: Iterable[LimitKey] = ()) -> bool:
@@ -164,8 +181,8 @@ class StreamSlot:
     _ledger: StreamLedger
     keys: frozenset[LimitKey]
     has_stream: bool = False
-    # Keys for which it is counted.
-    _held: frozenset[LimitKey] = frozenset()
+    #: Keys for which it is counted.
+    held: frozenset[LimitKey] = frozenset()
     _leader: StreamSlot | None = None
     _follower: StreamSlot | None = None
 
@@ -189,7 +206,7 @@ class StreamSlot:
             return True
         if leader._follower is not None:
             return False
-        shared = self.keys & leader._held
+        shared = self.keys & leader.held
         if not self._ledger.is_open(self.keys - shared, shared):
             return False
         self._leader, leader._follower = leader, self
@@ -201,16 +218,16 @@ class StreamSlot:
         follower, self._follower = self._follower, None
         passed: frozenset[LimitKey] = frozenset()
         if follower is not None:
-            passed = self._held & (follower.keys - follower._held)
-            follower._leader, follower.has_stream, follower._held = None, True, follower._held | passed
+            passed = self.held & (follower.keys - follower.held)
+            follower._leader, follower.has_stream, follower.held = None, True, follower.held | passed
         if self._leader is not None:
             self._leader._follower, self._leader = None, None
-        gone, self._held, self.has_stream = self._held - passed, frozenset(), False
+        gone, self.held, self.has_stream = self.held - passed, frozenset(), False
         self._ledger.count(gone, -1)
         self._ledger.forget(self)
 
     def _hold(self, keys: frozenset[LimitKey]) -> None:
-        self._held |= keys
+        self.held |= keys
         self._ledger.count(keys, 1)
 
 

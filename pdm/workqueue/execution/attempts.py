@@ -276,6 +276,8 @@ class RunningAttempt:
         excused = self.context.health.failed(self.job, record, endpoints, failure, now.utc)
         # A helper may crash because of the element. Other faults of the service are not the element's; but after
         # `MOST_UNCOUNTED` they count, so that the job ends.
+        if failure.scope is FailureScope.SERVICE:
+            self.context.service_health.tally.add(now.seconds, failed=1)
         ours = failure.scope is FailureScope.SERVICE and failure.code is not FailureCode.CRASHED
         blameless = ours and record.lost < MOST_UNCOUNTED
         counts = counts and not excused and not blameless

@@ -42,6 +42,7 @@ class Ending(enum.StrEnum):
     LOST = "the lease was lost"
     LAPSED = "the lease was not renewed in time"
     CREDENTIAL = "the credential that it used was removed or replaced"
+    GIVEN_BACK = "another node can begin it sooner"
 
 
 #: Log text of elements whose agent was ended because of another job.

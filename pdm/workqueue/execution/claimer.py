@@ -48,6 +48,7 @@ class Claimer:
         service_health: while a required part of the service is faulty, nothing is claimed.
         poll_s: maximum seconds between two claims (other daemons add work, too).
         weights: subject → share of the work, if not 1.
+        on_starved: called when work is due that may not be claimed, although there is capacity.
     """
 
     reactor: IReactorTime
@@ -60,6 +61,7 @@ class Claimer:
     poll_s: float
     lease: Lease
     weights: Mapping[str, float] = field(factory=dict)
+    on_starved: Callable[[], None] = lambda: None
     _fair_queues: dict[frozenset[JobType], FairQueue] = field(factory=dict)
     _empty_claims: int = 0
     _running: bool = False
@@ -84,6 +86,12 @@ class Claimer:
         self._running = True
         self._over = Deferred()
         start_background("claim", self._loop())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether more could run, and nothing is due."""
+        is_waiting = self._asleep is not None and self._nothing_due and self.lease.is_held
+        return is_waiting and self.service_health.may_claim and self.executor.streams.has_free
 
     async def stop(self) -> None:
         self._running = False
@@ -279,6 +287,8 @@ class Claimer:
         if due_at is not None and due_at <= now:
             # It was due before: a limit excluded it, or another daemon had locked it. The end of a batch wakes this
             # loop; continuous polling would only cost.
+            if batches > 0:
+                self.on_starved()
             due_at = now + timedelta(seconds=min(_FIRST_PAUSE_S * 2**self._empty_claims, self.poll_s))
             self._empty_claims = min(self._empty_claims + 1, 10)
         else:
@@ -295,7 +305,7 @@ class Claimer:
             batch_bytes=self.batch_bytes,
             types=types,
             batch_sizes=dict(self.executor.batch_sizes),
-            sharers=2 * self.executor.limits.batches,
+            sharers=2 * self.executor.streams.total_of_all,
             quota=self.executor.streams.quota(),
             exclusions=self.executor.exclusions(now),
             fair_queue=self._fair_queues[types].copy(),

@@ -106,7 +106,7 @@ class OutdatedCredentials:
 
 
 #: Stored encrypted in the database, to detect a daemon that has another key.
-_KEY_CHECK, _KEY_CHECK_CONTEXT = b"key of the credentials", "check of the key"
+KEY_CHECK, KEY_CHECK_CONTEXT = b"key of the credentials", "check of the key"
 
 
 @define(eq=False, kw_only=True)
@@ -133,10 +133,10 @@ class Credentials:
         Raises:
             VaultError: it does not.
         """
-        sealed = self.vault.seal(_KEY_CHECK, _KEY_CHECK_CONTEXT)
+        sealed = self.vault.seal(KEY_CHECK, KEY_CHECK_CONTEXT)
         present, may_change = await self.database.run("check the key", credentials.key_check, sealed, incarnation)
         try:
-            self.vault.unseal(present, _KEY_CHECK_CONTEXT)
+            self.vault.unseal(present, KEY_CHECK_CONTEXT)
         except VaultError as error:
             if not may_change:
                 raise VaultError(
@@ -260,6 +260,11 @@ class Credentials:
 def vault_context(user_id: int, kind: CredentialKind = PROXY, site_id: int = ALL_SITES) -> str:
     """Associated data of an encrypted credential, so that it cannot be used for another user or site."""
     return f"{kind.value} of user {user_id}" + ("" if site_id == ALL_SITES else f" for site {site_id}")
+
+
+def pending_context(user_id: int) -> str:
+    """Associated data of the encrypted key of a delegation that waits for its proxy."""
+    return f"pending delegation of user {user_id}"
 
 
 def _account_of(record: CredentialRecord) -> tuple[str, object]:

@@ -347,6 +347,22 @@ class SiteHealth:
         """The user whose credential a probe can use: whose work failed there last."""
         return self._users.get(endpoint)
 
+    def broken(self) -> dict[SiteEndpoint, int]:
+        """Endpoints that are not used, with the user whose work failed there last."""
+        return {
+            endpoint: self._users[endpoint]
+            for endpoint, breaker in self._breakers.items()
+            if breaker.open_until is not None and endpoint in self._users
+        }
+
+    def suspect(self, endpoint: SiteEndpoint, user_id: int, *, is_broken: bool) -> None:
+        """Another daemon cannot reach an endpoint, or reaches it again: probe it if this one believes otherwise."""
+        breaker = self._breakers.get(endpoint)
+        is_paused = breaker is not None and breaker.open_until is not None
+        if self.probe is not None and is_paused is not is_broken:
+            self._users.setdefault(endpoint, user_id)
+            self.probe(endpoint, user_id)
+
     def waits_for_probe(self, endpoint: SiteEndpoint, now: datetime) -> bool:
         """Whether an endpoint is not used until a probe succeeds."""
         breaker = self._breakers.get(endpoint)

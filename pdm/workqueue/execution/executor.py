@@ -106,6 +106,8 @@ class Executor:
     find_missing: Callable[[], Awaitable[Mapping[str, str]]] = _nothing_missing
     #: Batch → fingerprint of its credential; empty for none, or until it is known.
     _running: dict[RunningBatch, str] = field(factory=dict)
+    #: Slots of batches that are no listings, and when they were claimed.
+    _slots: dict[RunningBatch, tuple[StreamSlot, float]] = field(factory=dict)
     #: Jobs that were cancelled since the running claims were sent.
     _just_cancelled: set[int] = field(factory=set)
     _janitor: Periodic | None = None
@@ -229,6 +231,8 @@ class Executor:
         self.context.settler.counts.begun(batch, self.context.clock())
         # Counted at once, for the next claim.
         slot = None if batch.type is JobType.LIST else self.streams.slot(batch)
+        if slot is not None:
+            self._slots[running] = slot, self.context.reactor.seconds()
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
             start_background("run a batch", self._run(running, slot, behind))
         for job_id in self._just_cancelled.intersection(batch.jobs):
@@ -242,6 +246,13 @@ class Executor:
             if job_id in running.batch.jobs:
                 running.cancel(job_id)
         self.continue_change(job_id)
+
+    def give_back(self, waited_s: float) -> None:
+        """Return batches to the queue that have waited here for so many seconds, for nodes that are idle."""
+        before = self.context.reactor.seconds() - waited_s
+        for running, (slot, claimed_at) in list(self._slots.items()):
+            if not slot.has_stream and claimed_at <= before:
+                running.end(Ending.GIVEN_BACK)
 
     def continue_change(self, job_id: int) -> None:
         """Continue the cancellation or retry of a large job in the background."""
@@ -355,6 +366,8 @@ class Executor:
             self._refuse(running, self.context.service_health.blame(error, ServicePart.CREDENTIAL_FILES))
         finally:
             self._running.pop(running, None)
+            self._slots.pop(running, None)
+            self.context.service_health.tally.add(self.context.board.clock(), worked=running.elements)
             if intake is not None:
                 intake.close()
             self.context.health.end(endpoints)

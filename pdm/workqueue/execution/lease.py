@@ -41,6 +41,7 @@ class Lease:
         begun: finds attempts of an earlier run whose work had begun.
         ends_at: no daemon takes the claims before this time (`boot_seconds`); 0 without a lease.
         on_renewed: called with each new `ends_at`, once it is certain.
+        generation: another number after each time when there was no lease, so that others may have taken what was ours.
     """
 
     reactor: IReactorTime
@@ -50,6 +51,7 @@ class Lease:
     lease_s: float
     begun: FindBegun | None = None
     ends_at: float = 0.0
+    generation: int = 0
     on_renewed: list[Callable[[float], None]] = field(factory=list)
     _known: Callable[[], Collection[ClaimToken]] = tuple
     _claims_over: Callable[[], Awaitable[None]] | None = None
@@ -181,6 +183,8 @@ class Lease:
         return None
 
     def _extend(self, began: float) -> None:
+        if boot_seconds() >= self.ends_at:
+            self.generation += 1
         # Counted from before the request: in the database the lease ends later.
         self.ends_at = began + self.lease_s
         for notify in self.on_renewed:

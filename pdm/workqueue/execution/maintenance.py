@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 
 from attrs import define, field
 from twisted.logger import Logger
@@ -20,7 +20,7 @@ from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
 from pdm.workqueue.execution.site_directory import reached_by_protocol
 from pdm.workqueue.movers import BUILT_IN, MOVERS
-from pdm.workqueue.sites.registry import SiteRegistry, moved_by_tools
+from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools
 from pdm.workqueue.store import job_changes, results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.job_changes import HeldRoute
@@ -177,21 +177,8 @@ class Prerequisites:
 
     async def warn(self) -> None:
         """Log missing prerequisites of protocols that sites offer."""
-        found = await self.find_missing()
-        missing = _missing_protocols(found)
-        offered = {protocol for site in self.sites.all() for protocol in site.endpoints}
-        for protocol in sorted(offered):
-            if protocol in missing:
-                self._log.warn(
-                    "{protocol} cannot be used: {why}; jobs that need it are held until it can",
-                    protocol=protocol.name,
-                    why=missing[protocol],
-                )
-        if TOOLS in found and any(site.mover is MoverKind.TOOLS for site in self.sites.all()):
-            self._log.warn(
-                "sites with mover = tools cannot be used: {why}; jobs that need them are held until they can",
-                why=found[TOOLS],
-            )
+        for what, why in unusable(self.sites.all(), await self.find_missing()):
+            self._log.warn("{what} cannot be used: {why}; jobs that need it are held until it can", what=what, why=why)
 
     async def resume_held(self) -> None:
         """Resume jobs that were HELD for software that is installed by now."""
@@ -223,6 +210,20 @@ class Prerequisites:
     def _is_moved_by_tools(self, route: HeldRoute) -> bool:
         sites = [self.sites.by_id(number) for number in (route.source, route.destination) if number is not None]
         return moved_by_tools(route.protocol, None, [site for site in sites if site is not None])
+
+
+def unusable(sites: Iterable[Site], found: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What sites offer and cannot be used, and why.
+
+    ``found``: of `missing_software`.
+    """
+    sites = list(sites)
+    offered = {protocol for site in sites for protocol in site.endpoints}
+    missing = _missing_protocols(found)
+    for protocol in sorted(offered & missing.keys()):
+        yield protocol.name, missing[protocol]
+    if TOOLS in found and any(site.mover is MoverKind.TOOLS for site in sites):
+        yield "mover = tools", found[TOOLS]
 
 
 def _missing_protocols(found: Mapping[str, str]) -> dict[JobProtocol, str]:

@@ -24,6 +24,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.node_reports import AttemptTally
 from pdm.workqueue.domain.progress import Moving, RateHistory, SmoothedRate
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
@@ -100,6 +101,7 @@ class ServiceHealth:
     database: Database
     checks: Mapping[ServicePart, PartCheck]
     on_change: Callable[[], None] = lambda: None
+    tally: AttemptTally = field(factory=AttemptTally)
     _faults: dict[ServicePart, PartFault] = field(factory=dict)
     _periodic: Periodic | None = None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
+from typing import Protocol
 
 from attrs import frozen
 from twisted.logger import Logger
@@ -72,8 +73,55 @@ class RouteState:
     changed_at: datetime
 
 
+class LimitShares(Protocol):
+    """What this daemon may run of the limits of all daemons on one database."""
+
+    @property
+    def members(self) -> int:
+        """The number of daemons."""
+
+    @property
+    def streams_of_all(self) -> int:
+        """Streams that all daemons can run at once."""
+
+    @property
+    def may_claim_ahead(self) -> bool:
+        """Whether more may be claimed than can run at once."""
+
+    def allowance(self, key: LimitKey, limit: int) -> int:
+        """Streams of a key that may run here; ``limit``: of all daemons."""
+
+    def part(self, limit: int) -> int:
+        """The same of a key that is not `named`."""
+
+    def named(self) -> Collection[LimitKey]:
+        """Keys with a share of their own."""
+
+    def note_running(self, key: LimitKey) -> None:
+        """The number of streams of a key has changed."""
+
+
+@frozen
+class StreamUsage:
+    """What this daemon runs.
+
+    Attributes:
+        running: streams of each key.
+        demand: streams of each key that there would be without limits of all daemons.
+        claimed: keys of all claimed batches.
+    """
+
+    running: Mapping[LimitKey, int]
+    demand: Mapping[LimitKey, int]
+    claimed: frozenset[LimitKey]
+
+
 class Streams:
-    """The streams of this daemon."""
+    """The streams of this daemon.
+
+    Attributes:
+        shares: of the limits of all daemons; None if this one has all.
+    """
 
     _log = Logger()
 
@@ -83,6 +131,40 @@ class Streams:
         self._clock = clock
         self._ledger = StreamLedger(self._limit_of, self._running)
         self._pacers: dict[Route, Pacer] = {}
+        self.shares: LimitShares | None = None
+
+    @property
+    def total(self) -> int:
+        """Streams that may run here at once."""
+        return self._limits.total
+
+    @property
+    def has_free(self) -> bool:
+        """Whether fewer run here."""
+        return self._ledger.streams < self._limits.total
+
+    @property
+    def total_of_all(self) -> int:
+        """Streams that may run at once on all daemons."""
+        return self._limits.total if self.shares is None else self.shares.streams_of_all
+
+    def running(self, key: LimitKey) -> int:
+        """Streams of a key here."""
+        return self._ledger.running(key)
+
+    def usage(self) -> StreamUsage:
+        """What runs here, and what would run without limits of all daemons."""
+        running = dict(self._ledger.all_running())
+        demand = dict(running)
+        free = self._limits.total - self._ledger.streams
+        for keys in self._ledger.awaited():
+            paced = any(isinstance(named, Route) and demand.get((kind, named), 0) >= self._pacer(named).limit
+                        for kind, named in keys)  # fmt: skip
+            if free > 0 and not paced:
+                free -= 1
+                for key in keys:
+                    demand[key] = demand.get(key, 0) + 1
+        return StreamUsage(running, demand, frozenset(self._ledger.claimed()))
 
     def slot(self, batch: Batch) -> StreamSlot:
         """The slot of a claimed batch that is no listing."""
@@ -91,24 +173,32 @@ class Streams:
     def capacity(self) -> int:
         """How many more batches may be claimed: one per free stream, and as many in advance."""
         total, waiting = self._limits.total, self._ledger.waiting
-        return max(total - self._ledger.streams, 0) + max(total - waiting, 0)
+        free = max(total - self._ledger.streams, 0)
+        if self.shares is not None and not self.shares.may_claim_ahead:
+            return max(free - waiting, 0)
+        return free + max(total - waiting, 0)
 
     def quota(self) -> StreamQuota:
         """How many more batches may be claimed per route, site, user and job."""
         # Batches in advance must not all be blocked: beyond that, only what may run at once is claimed.
-        ahead = 2 if self._ledger.waiting < self._limits.total else 1
+        shares = self.shares
+        has_places = self._ledger.waiting < self._limits.total
+        ahead = 2 if has_places and (shares is None or shares.may_claim_ahead) else 1
         keys = {*self._ledger.claimed(), *((LimitKind.ROUTE, route) for route in self._pacers)}
         for site in self._sites.all():
             if site.limit_in or site.limit_out:
                 keys |= {(LimitKind.INTO, site.id), (LimitKind.OUT_OF, site.id)}
         first = self._limits
         starts = {
-            LimitKind.ROUTE: min(first.route_start, first.route, first.total),
+            LimitKind.ROUTE: min(self._route_start, first.route, first.total),
             LimitKind.INTO: first.site_in,
             LimitKind.OUT_OF: first.site_out,
             LimitKind.USER: first.user,
             LimitKind.JOB: first.job,
         }
+        if shares is not None:
+            keys |= {*shares.named()}
+            starts = {kind: min(limit, shares.part(self._common_limit(kind))) for kind, limit in starts.items()}
         return StreamQuota(
             {key: self._ledger.left(key, ahead) for key in keys},
             {kind: limit * ahead for kind, limit in starts.items()},
@@ -181,15 +271,36 @@ class Streams:
 
     # -- limits
 
-    def _limit_of(self, key: LimitKey) -> int:
+    def limit_of_all(self, key: LimitKey) -> int:
+        """Streams of a key that may run at once on all daemons."""
         kind, named = key
-        if isinstance(named, Route):
-            return self._bounded(named).limit
-        if kind is LimitKind.USER:
-            return self._limits.user
-        if kind is LimitKind.JOB:
-            return self._limits.job
-        return self._site_limit(kind, named)
+        if kind is LimitKind.INTO or kind is LimitKind.OUT_OF:
+            return self._site_limit(kind, named)
+        return self._common_limit(kind)
+
+    def _common_limit(self, kind: LimitKind) -> int:
+        """The limit of all keys of a kind; of a site, unless that has another one."""
+        limits = self._limits
+        return {
+            LimitKind.ROUTE: limits.route,
+            LimitKind.USER: limits.user,
+            LimitKind.JOB: limits.job,
+            LimitKind.INTO: limits.site_in,
+            LimitKind.OUT_OF: limits.site_out,
+        }[kind]
+
+    def _limit_of(self, key: LimitKey) -> int:
+        named = key[1]
+        limit = self._bounded(named).limit if isinstance(named, Route) else self.limit_of_all(key)
+        if self.shares is None:
+            return limit
+        return min(limit, self.shares.allowance(key, self.limit_of_all(key)))
+
+    @property
+    def _route_start(self) -> int:
+        """Streams with which a route begins here: the daemons begin with as many as one alone, or with one each."""
+        start = self._limits.route_start
+        return start if self.shares is None else max(start // self.shares.members, MIN_STREAMS)
 
     def _site_limit(self, kind: LimitKind, number: object) -> int:
         site = self._sites.by_id(number) if isinstance(number, int) else None
@@ -201,7 +312,7 @@ class Streams:
         return own if site.owner_id is None else min(own, usual)
 
     def _most(self, route: Route) -> int:
-        sites = (self._limit_of(key) for key in route.limit_keys() if key[0] is not LimitKind.ROUTE)
+        sites = (self.limit_of_all(key) for key in route.limit_keys() if key[0] is not LimitKind.ROUTE)
         return min(self._limits.total, self._limits.route, *sites)
 
     def _bounded(self, route: Route) -> Pacer:
@@ -218,11 +329,13 @@ class Streams:
         if pacer is None:
             if len(self._pacers) >= _MOST_IDLE:
                 self._pacers = {known: kept for known, kept in self._pacers.items() if kept.running}
-            pacer = Pacer(self._limits.route_start, self._most(route), self._limits.window_s, self._clock())
+            pacer = Pacer(self._route_start, self._most(route), self._limits.window_s, self._clock())
             self._pacers[route] = pacer
         return pacer
 
     def _running(self, key: LimitKey, count: int) -> None:
+        if self.shares is not None:
+            self.shares.note_running(key)
         if isinstance(key[1], Route):
             self._pacer(key[1]).runs(count, self._clock())
 

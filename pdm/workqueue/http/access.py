@@ -1,4 +1,4 @@
-"""Authentication and authorisation of callers, and the limit on failed MyProxy logons.
+"""Authentication and authorisation of callers, and how many MyProxy logons may fail.
 
 A user is identified by the subject of the end-entity certificate of the chain. A limited proxy is accepted like a full
 one: grid sites refuse it for starting programs, but storage servers (and FTS) accept it for data transfers.
@@ -7,7 +7,6 @@ one: grid sites refuse it for starting programs, but storage servers (and FTS) a
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -163,42 +162,6 @@ class Authenticator:
         return self._known[key]
 
 
-#: Failed logons of one user that are allowed within the window.
+#: Failed logons of one user that are allowed within the window, at all daemons that share the database.
 MAX_LOGON_FAILURES = 5
 LOGON_WINDOW = timedelta(minutes=10)
-#: Users kept; beyond that, the least recently failed are dropped.
-_MAX_THROTTLED_USERS = 10_000
-
-
-@define(eq=False)
-class LogonThrottle:
-    """Rate limit of failed MyProxy logons by user, in this daemon's memory.
-
-    A successful logon does not reset the count: it may be at a server that the user controls.
-    """
-
-    _failures: dict[int, deque[datetime]] = field(factory=dict)
-
-    def wait_s(self, user_id: int, now: datetime) -> int:
-        """Seconds until a user may try again; 0 if at once."""
-        failures = self._failures.get(user_id)
-        while failures and failures[0] + LOGON_WINDOW <= now:
-            failures.popleft()
-        if failures is None or len(failures) < MAX_LOGON_FAILURES:
-            return 0
-        return max(int((failures[0] + LOGON_WINDOW - now).total_seconds()) + 1, 1)
-
-    def clock_was_set(self, step: timedelta) -> None:
-        """Shift the stored timestamps after a step of the system clock."""
-        for failures in self._failures.values():
-            for number, timestamp in enumerate(failures):
-                failures[number] = timestamp + step
-
-    def failed(self, user_id: int, now: datetime) -> None:
-        """Record that a server refused a user's name or password."""
-        failures = self._failures.pop(user_id, None) or deque(maxlen=MAX_LOGON_FAILURES)
-        failures.append(now)
-        # Reinserted at the end: the dict is ordered by the latest failure.
-        self._failures[user_id] = failures
-        if len(self._failures) > _MAX_THROTTLED_USERS:
-            del self._failures[next(iter(self._failures))]

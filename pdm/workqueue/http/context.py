@@ -31,7 +31,6 @@ from pdm.workqueue.execution.monitoring import PartFault, ProgressBoard
 from pdm.workqueue.execution.notifications import Notifications
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import RouteState
-from pdm.workqueue.http.access import LogonThrottle
 from pdm.workqueue.http.problems import ApiError, JobNotFoundError, JobPurgedError
 from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.sites.registry import Site, SiteRegistry
@@ -182,7 +181,6 @@ class ApiContext:
     estimates: dict[int, tuple[datetime, EstimateBasis]] = field(factory=dict)
     #: What was read of rates, routes and the queue → when, and the result.
     activity: dict[object, tuple[datetime, Any]] = field(factory=dict)
-    logons: LogonThrottle = field(factory=LogonThrottle)
 
     @property
     def lifetimes(self) -> CredentialLifetimes:

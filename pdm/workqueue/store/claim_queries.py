@@ -15,8 +15,9 @@ from attrs import frozen
 from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
+from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.locks import LockedJob, lock_jobs
 from pdm.workqueue.store.records import ELEMENT_COLUMNS, element_record, elements, jobs, matched
@@ -278,6 +279,44 @@ def bring_forward(session: Session, since: datetime, now: datetime) -> int:
         .where(elements.c.job_id.in_(late), elements.c.status == JobStatus.SUBMITTED, elements.c.due_at >= since)
         .values(due_at=now),
     )
+
+
+class WaitingWork(NamedTuple):
+    """Due work of a user on a route: the first of its jobs, and elements of all that were counted."""
+
+    user_id: int
+    protocol: JobProtocol
+    route: Route
+    job_id: int
+    elements: int
+
+
+_FIRST_DUE = (
+    sa.select(jobs.c.id, jobs.c.user_id, jobs.c.protocol, jobs.c.src_siteid, jobs.c.dst_siteid, jobs.c.num_submitted)
+    .where(sa.text(HAS_WORK), jobs.c.work_due_at <= bindparam("now"))
+    .order_by(jobs.c.work_due_at)
+    .limit(bindparam("most"))
+    .subquery()
+    .c
+)
+_WAITING_WORK = sa.select(
+    _FIRST_DUE.user_id,
+    _FIRST_DUE.protocol,
+    _FIRST_DUE.src_siteid,
+    _FIRST_DUE.dst_siteid,
+    sa.func.min(_FIRST_DUE.id),
+    sa.func.sum(_FIRST_DUE.num_submitted),
+).group_by(_FIRST_DUE.user_id, _FIRST_DUE.protocol, _FIRST_DUE.src_siteid, _FIRST_DUE.dst_siteid)
+
+
+def waiting_work(session: Session, now: datetime, most: int) -> list[WaitingWork]:
+    """The due work of all users, by route and protocol; ``most`` jobs are counted."""
+    return [
+        WaitingWork(user, protocol, Route(source, destination), job_id, int(count))
+        for user, protocol, source, destination, job_id, count in session.execute(
+            _WAITING_WORK, {"now": now, "most": most}
+        )
+    ]
 
 
 #: Limit of the jobs and users that are counted, so that the cost does not grow with the queue.

@@ -15,6 +15,7 @@ import os
 import socket
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ import sqlalchemy as sa
 from attrs import evolve, frozen
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.orm import Session
 
 from pdm.workqueue.store.errors import (
     DatabaseFileGoneError,
@@ -386,7 +388,7 @@ def migrate(connection: sa.Connection) -> None:
         # Migrating a large table may take long, and so may waiting for another daemon that migrates.
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-    if _revision(connection) != max(_known_revisions()):
+    if revision(connection) != max(known_revisions()):
         # Alembic with its migrations takes as long to import as SQLAlchemy, and most starts migrate nothing.
         from alembic import command
 
@@ -399,7 +401,7 @@ def outdated_schema(connection: sa.Connection) -> str | None:
     A newer one is that of another daemon, which was upgraded before this one: changes of the schema only add to it.
     """
     present: str | None = connection.scalar(sa.select(_VERSIONS))
-    known = _known_revisions()
+    known = known_revisions()
     return present if present is None or (present in known and present != max(known)) else None
 
 
@@ -421,14 +423,32 @@ def check(url: str) -> None:
                 raise DatabaseMissingError(f"the database {where} cannot be made: {nearest} cannot be written")
             return
         with engines.reader.connect() as connection:
-            _revision(connection)
+            revision(connection)
     except sa.exc.DBAPIError as error:
         raise DatabaseMissingError(f"the database {where} cannot be opened: {error.orig}") from error
     finally:
         engines.dispose()
 
 
-def _revision(connection: sa.Connection) -> str | None:
+@contextlib.contextmanager
+def transaction(url: str, *, read_only: bool = False) -> Iterator[Session]:
+    """A transaction of a command, which blocks; committed at the end.
+
+    Raises:
+        DatabaseUnusableError: the URL is wrong, or the database cannot be opened.
+    """
+    engines = make_engines(url, 1)
+    try:
+        with Session(engines.reader if read_only else engines.writer) as session, session.begin():
+            yield session
+    except sa.exc.DBAPIError as error:
+        where = engines.writer.url.render_as_string(hide_password=True)
+        raise DatabaseMissingError(f"the database {where} cannot be used: {error.orig}") from error
+    finally:
+        engines.dispose()
+
+
+def revision(connection: sa.Connection) -> str | None:
     """The schema revision of a database, None for an empty one.
 
     Raises:
@@ -444,7 +464,7 @@ def _revision(connection: sa.Connection) -> str | None:
                 f"the database has tables of another origin ({', '.join(strangers)}): "
                 "point [database] url at an empty database"
             )
-    elif present not in _known_revisions():
+    elif present not in known_revisions():
         raise SchemaTooNewError(
             f"the database has schema {present}, which this version does not know: "
             "install the version of the service that last used it, or a newer one"
@@ -452,7 +472,7 @@ def _revision(connection: sa.Connection) -> str | None:
     return present
 
 
-def _known_revisions() -> set[str]:
+def known_revisions() -> set[str]:
     """The revisions that this version knows: each migration has the name of its file, and the newest sorts last."""
     return {path.stem for path in _MIGRATIONS.glob("[0-9]*.py")}
 

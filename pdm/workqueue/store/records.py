@@ -44,6 +44,7 @@ from pdm.workqueue.WorkqueueDB import (
     KeyCheck,
     ListingChunk,
     ListingNotes,
+    LogonFailure,
     MailNoticeRow,
     MailSubscriptionRow,
     NotifiedRow,
@@ -72,6 +73,7 @@ attempts = _table(Attempt)
 users = _table(User)
 workers = _table(Worker)
 key_checks = _table(KeyCheck)
+logon_failures = _table(LogonFailure)
 listing_chunks = _table(ListingChunk)
 listing_notes = _table(ListingNotes)
 credentials = _table(CredentialRow)

@@ -15,6 +15,7 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
 from pdm.workqueue.domain.jobs import AttemptRecord, ClaimToken, ElementRecord, JobRecord, NewElement, Verdict
 from pdm.workqueue.domain.lifecycle import settled_status
+from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.store.credentials import last_stored
 from pdm.workqueue.store.events import note_failures
 from pdm.workqueue.store.job_changes import cancel_later_phases
@@ -41,6 +42,7 @@ from pdm.workqueue.store.records import (
     workers,
 )
 from pdm.workqueue.store.row_statements import RowStatement
+from pdm.workqueue.store.signals import note
 from pdm.workqueue.WorkqueueDB import AT_ONCE, CLOCK_SKEW, HAS_LEFTOVER, MAX_BYTES
 
 
@@ -176,6 +178,9 @@ def settle(
         note_failures(session, failed, {job.id: job.record for job in locked.values()}, now)
     save_jobs(session, locked.values())
     has_waiting = any(job.counters.submitted for job in locked.values())
+    if any(change["status"] is JobStatus.SUBMITTED and change["due_at"] <= now for change in others):
+        # Given back: another node may begin it at once.
+        note(session, SignalKind.WORK)
     return SettleOutcome(tuple(lost), finished, frozenset(repeated), passed_over, has_waiting)
 
 

@@ -27,9 +27,9 @@ from pdm.workqueue.certificates.proxies import VomsAttributes
 from pdm.workqueue.certificates.tokens import TokenError, describe_token
 from pdm.workqueue.certificates.vault import VaultError
 from pdm.workqueue.domain.credentials import ALL_SITES, MIN_VALIDITY, CredentialKind
-from pdm.workqueue.execution.credentials import PROXY, vault_context
+from pdm.workqueue.execution.credentials import PROXY, pending_context, vault_context
 from pdm.workqueue.http import transactions
-from pdm.workqueue.http.access import Caller
+from pdm.workqueue.http.access import LOGON_WINDOW, MAX_LOGON_FAILURES, Caller
 from pdm.workqueue.http.context import ApiContext, PlainText, endpoint
 from pdm.workqueue.http.problems import (
     ConflictError,
@@ -40,7 +40,7 @@ from pdm.workqueue.http.problems import (
 )
 from pdm.workqueue.http.views import credential_view
 from pdm.workqueue.sites.registry import Site
-from pdm.workqueue.store import credentials
+from pdm.workqueue.store import credentials, logons
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.store.job_changes import Resumed
@@ -117,10 +117,6 @@ def _check_own(caller: Caller, name: str) -> None:
         raise NotFoundError("you have no such delegation; GET /whoami has your delegation id")
 
 
-def _pending_context(user_id: int) -> str:
-    return f"pending delegation of user {user_id}"
-
-
 def _delegation_view(record: CredentialRecord) -> DelegationView:
     # A proxy always has an expiry.
     end = record.valid_until or datetime.max.replace(tzinfo=UTC)
@@ -154,7 +150,7 @@ async def get_delegation_request(api: ApiContext, caller: Caller, delegation_id:
     pending = await api.database.read("find a pending delegation", credentials.find_pending, caller.user_id)
     if pending is None:
         key_pem, csr_pem = await api.in_thread(new_request, caller.subject, api.settings.credentials.key_bits)
-        sealed = api.vault.seal(key_pem, _pending_context(caller.user_id))
+        sealed = api.vault.seal(key_pem, pending_context(caller.user_id))
         fresh = PendingDelegation(delegation_id, caller.user_id, sealed, csr_pem.decode("ascii"), api.clock())
         pending = await api.database.run("store a pending delegation", transactions.begin_delegation, fresh)
     return PlainText(pending.csr_pem)
@@ -179,7 +175,7 @@ async def put_delegation_credential(api: ApiContext, caller: Caller, delegation_
     if pending is None:
         raise ConflictError("no certificate request is pending: get a request first, then sign it")
     try:
-        key_pem = api.vault.unseal(pending.key, _pending_context(caller.user_id))
+        key_pem = api.vault.unseal(pending.key, pending_context(caller.user_id))
     except VaultError as error:
         await api.database.run("drop a pending delegation", credentials.drop_pending, caller.user_id)
         raise ConflictError("the key of the request can no longer be decrypted: get a new one and sign it") from error
@@ -352,9 +348,13 @@ async def log_on(
     site = _site(api, caller, site_id, None)
     if site.myproxy is None:
         raise ConflictError(f"site {site.name} has no MyProxy server: delegate a proxy instead")
-    if wait_s := api.logons.wait_s(caller.user_id, api.clock()):
-        raise TooManyAttemptsError(wait_s)
+    permit = await api.database.run(
+        "begin a logon", logons.begin_logon, caller.user_id, api.clock(), most=MAX_LOGON_FAILURES, window=LOGON_WINDOW
+    )
+    if permit.number is None:
+        raise TooManyAttemptsError(permit.wait_s)
     lifetime_s = _DEFAULT_LIFETIME_S if body.lifetime is None else body.lifetime
+    is_refused = False
     try:
         proxy = await api.myproxy.fetch_for(
             caller.user_id, site.myproxy, body.username, body.password, lifetime_s, site.authorities
@@ -362,15 +362,17 @@ async def log_on(
     except LogonUnderWayError as error:
         raise ConflictError(str(error)) from None
     except WrongPasswordError as error:
-        api.logons.failed(caller.user_id, api.clock())
+        is_refused = True
         raise InvalidInputError(str(error), "$.password") from error
     except NoSuchUserError as error:
-        api.logons.failed(caller.user_id, api.clock())
+        is_refused = True
         raise InvalidInputError(str(error), "$.username") from error
     except MyProxyError as error:
-        if isinstance(error, LogonRefusedError):
-            api.logons.failed(caller.user_id, api.clock())
+        is_refused = isinstance(error, LogonRefusedError)
         raise SiteFailedError(f"{error} ({site.name}: {site.myproxy})") from error
+    finally:
+        if not is_refused:
+            await api.database.run("end a logon", logons.forget_failure, permit.number)
     if proxy.valid_until <= api.clock() + MIN_VALIDITY:
         raise SiteFailedError(f"the MyProxy server of {site.name} returned an expired proxy")
     kind = CredentialKind.PROXY

@@ -1,0 +1,103 @@
+"""What a node publishes of itself: its share of the limits, whether it is idle, which endpoints it cannot reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from attrs import define, field, frozen
+
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.shares import NodeShare, key_of, key_text
+
+#: Endpoints that a report names at most.
+_MOST_BROKEN = 100
+
+
+class BrokenEndpoint(NamedTuple):
+    """An endpoint that a node cannot reach, and the user with whose credential it has tried."""
+
+    site_id: int
+    protocol: JobProtocol
+    url: str
+    user_id: int
+
+
+@frozen(kw_only=True)
+class NodeReport:
+    """A report.
+
+    Attributes:
+        idle: whether it could run more, and nothing is due.
+        worked, failed: attempts of the last minute that succeeded, and those that failed by a fault of the node itself.
+    """
+
+    share: NodeShare
+    idle: bool = False
+    worked: int = 0
+    failed: int = 0
+    broken: frozenset[BrokenEndpoint] = field(factory=frozenset)
+
+    def encode(self) -> dict[str, Any]:
+        """As JSON."""
+        share = self.share
+        return {
+            "most": share.most,
+            "parts": share.parts,
+            "held": {key_text(key): count for key, count in share.held.items()},
+            "wanted": {key_text(key): count for key, count in share.wanted.items()},
+            "idle": self.idle,
+            "worked": self.worked,
+            "failed": self.failed,
+            "broken": [
+                [one.site_id, one.protocol.name, one.url, one.user_id] for one in sorted(self.broken)[:_MOST_BROKEN]
+            ],
+        }
+
+
+def decode_report(report: Mapping[str, Any] | None) -> NodeReport:
+    """The report of a node; of one that has published none yet, that it has no share."""
+    if not report:
+        return NodeReport(share=NodeShare(most=0))
+    share = NodeShare(
+        most=report["most"],
+        parts=report["parts"],
+        held={key_of(text): count for text, count in report["held"].items()},
+        wanted={key_of(text): count for text, count in report["wanted"].items()},
+    )
+    broken = frozenset(
+        BrokenEndpoint(site_id, JobProtocol[protocol], url, user_id)
+        for site_id, protocol, url, user_id in report["broken"]
+    )
+    return NodeReport(share=share, idle=report["idle"], worked=report["worked"], failed=report["failed"], broken=broken)
+
+
+#: Attempts are counted for one to two such spans.
+_SPAN_S = 30.0
+
+
+@define(eq=False)
+class AttemptTally:
+    """Recent attempts here: how many worked, and how many failed by a fault of this service, not of a site."""
+
+    _began_s: float = 0.0
+    _before: tuple[int, int] = (0, 0)
+    _now: tuple[int, int] = (0, 0)
+
+    def add(self, now_s: float, *, worked: int = 0, failed: int = 0) -> None:
+        self._advance(now_s)
+        self._now = self._now[0] + worked, self._now[1] + failed
+
+    def counts(self, now_s: float) -> tuple[int, int]:
+        """Attempts that worked, and that failed."""
+        self._advance(now_s)
+        return self._before[0] + self._now[0], self._before[1] + self._now[1]
+
+    def clear(self) -> None:
+        self._before = self._now = (0, 0)
+
+    def _advance(self, now_s: float) -> None:
+        age_s = now_s - self._began_s
+        if age_s >= _SPAN_S:
+            self._before = self._now if age_s < 2 * _SPAN_S else (0, 0)
+            self._now, self._began_s = (0, 0), now_s
