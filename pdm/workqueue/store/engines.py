@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _BUSY_TIMEOUT_S = 5
 _BUSY_PAUSE_S = 0.01
 #: TCP keepalive: seconds between probes, and how many may remain unanswered.
-_PROBE_EVERY_S, _MOST_PROBES = 10, 3
+_PROBE_EVERY_S, _MOST_PROBES = 5, 2
 #: The least that libpq accepts as connect_timeout, in seconds.
 _LEAST_CONNECT_S = 2
 #: Name of our sessions on PostgreSQL, in pg_stat_activity.
@@ -63,8 +63,8 @@ class DatabaseTimeouts:
     connect_s: float = 5.0
     lock_s: float = 10.0
     statement_s: float = 60.0
-    idle_in_transaction_s: float = 30.0
-    network_s: float = 30.0
+    idle_in_transaction_s: float = 10.0
+    network_s: float = 10.0
     renewal_s: float = 5.0
 
     @property
@@ -170,6 +170,8 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
     # Readers scan pages once; the writer touches the same rows and indexes again: it gets the larger cache.
     cache_kib = 16384 if read_only else 65536
     may_create = not read_only
+    path = str(url.database)
+    log_path = f"{path}-wal"
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
@@ -194,13 +196,13 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
             may_create = False
         else:
             # SQLite itself would create an empty one.
-            _require_file(str(url.database))
+            _require_file(path)
 
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: sa.Connection) -> None:
         connection.exec_driver_sql(begin)
         if not read_only:
-            _check_files(connection, str(url.database))
+            _check_files(connection, path, log_path)
 
     return engine
 
@@ -212,27 +214,29 @@ def _require_file(path: str) -> None:
         raise DatabaseFileGoneError(f"its file {path} cannot be opened: {error.strerror}") from error
 
 
-def _check_files(connection: sa.Connection, path: str) -> None:
+def _check_files(connection: sa.Connection, path: str, log_path: str) -> None:
     """Check that the open files of a database are still those of their names.
 
     Raises:
         DatabaseFileGoneError: one was removed or replaced.
     """
-    found: dict[str, tuple[int, int] | None] = {}
-    for name in (path, f"{path}-wal"):
-        try:
-            status = os.stat(name)  # noqa: PTH116 - at a third of the price, for every transaction
-        except FileNotFoundError:
-            found[name] = None
-        else:
-            found[name] = (status.st_dev, status.st_ino)
+    found = _identity(path), _identity(log_path)
+    # At the first transaction both files are open.
     known = connection.info.setdefault("files", found)
     if found != known:
-        changed = next(name for name in found if found[name] != known[name])
+        changed = path if found[0] != known[0] else log_path
         raise DatabaseFileGoneError(
             f"its file {changed} was removed or replaced while it was open: put that file back, or stop the service and"
             " restore a backup"
         )
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - at a third of the price, for every transaction
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _write_ahead(cursor: Any) -> None:
@@ -315,6 +319,7 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
     def prepare(connection: Any, record: Any) -> None:
         connection.autocommit = True
         connection.execute(session_settings)
+        connection.execute(_NOTICE_DEAD_CLIENTS)
         connection.autocommit = False
 
     @event.listens_for(engine, "handle_error")
@@ -324,6 +329,12 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
             context.is_disconnect = True
 
     return engine
+
+
+#: A session that works or waits for a lock notices that its client is gone, and ends: from PostgreSQL 14 on.
+_NOTICE_DEAD_CLIENTS = """
+    SELECT set_config(name, '2000', false) FROM pg_settings WHERE name = 'client_connection_check_interval'
+"""
 
 
 def is_reachable(engine: sa.Engine) -> bool:
