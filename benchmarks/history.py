@@ -51,6 +51,8 @@ _LEASE_S = 86_400.0
 _KEPT = timedelta(days=30)
 _ROWS_AT_ONCE = 500
 _SUBMISSIONS = 20
+#: How often each question is asked in a cycle.
+_ASKED = 5
 _LISTINGS = frozenset({JobType.LIST})
 _WORK = frozenset(JobType) - _LISTINGS
 
@@ -155,7 +157,7 @@ class Stock:
         while batches := self.claim(_WORK, "claim"):
             self.settle(batches, "settle")
         job = self.copied(elements)
-        for kind, question in self.questions(job).items():
+        for (kind, question), _ in itertools.product(self.questions(job).items(), range(_ASKED)):
             self.timed(kind, question)
         self.purge()
 

@@ -15,7 +15,13 @@ author = "the PDM Workqueue developers"
 copyright = "2026, the PDM Workqueue developers"
 version = release = __version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.httpdomain", "endpoint_table"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinxcontrib.httpdomain",
+    "endpoint_table",
+    "reference_tables",
+]
 exclude_patterns = ["_build"]
 html_theme = "alabaster"
 html_theme_options = {"description": "A queue that moves research data between storage sites.", "page_width": "1100px"}

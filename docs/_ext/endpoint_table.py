@@ -27,7 +27,7 @@ _PLAIN = (str, bytes, PlainText)
 Schema = Mapping[str, Any]
 
 
-class _Generated(SphinxDirective):
+class GeneratedDirective(SphinxDirective):
     """A directive whose content is reStructuredText that a program writes."""
 
     def lines(self) -> Iterable[str]:
@@ -41,14 +41,14 @@ class _Generated(SphinxDirective):
         return list(container.children)
 
 
-class EndpointTable(_Generated):
+class EndpointTable(GeneratedDirective):
     """All endpoints, in the order of the table."""
 
     def lines(self) -> Iterable[str]:
         return (line for endpoint in ENDPOINTS for line in _endpoint(endpoint))
 
 
-class AnswerTable(_Generated):
+class AnswerTable(GeneratedDirective):
     """All objects that are answered, and those inside them, in the order in which the endpoints have them."""
 
     def lines(self) -> Iterable[str]:

@@ -148,6 +148,7 @@ HAS_OPEN_DEADLINE = "deadline IS NOT NULL AND finished_at IS NULL"
 IS_DUE = "next_due IS NOT NULL"
 IS_UNDELIVERED = "due_at IS NOT NULL"
 HAS_ENDED = "finished_at IS NOT NULL AND purged_at IS NULL"
+IS_NOT_DONE = "status <> 'DONE'"
 IS_PURGED = "purged_at IS NOT NULL"
 IS_OF_JOB = "job_id IS NOT NULL"
 HAS_RECEIPT = "receipt_pieces IS NOT NULL"
@@ -216,7 +217,7 @@ class Job(Base):
         ),
         Index("ix_jobs_user", "user_id", "id"),
         Index("ix_jobs_user_status", "user_id", "status", "id"),
-        Index("ix_jobs_status", "status", "id"),
+        _partial("ix_jobs_status", IS_NOT_DONE, "status", "id"),
         _partial("ix_jobs_work", HAS_WORK, "user_id", "priority", "id", "work_due_at"),
         _partial("ix_jobs_work_due", HAS_WORK, "work_due_at"),
         _partial("ix_jobs_listing", HAS_LISTING, "user_id", "priority", "id", "list_due_at"),

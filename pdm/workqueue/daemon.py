@@ -8,6 +8,7 @@ import gc
 import os
 import resource
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from pdm.workqueue import __version__
 from pdm.workqueue.config.reader import ConfigError, read_settings
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.installation import explain_missing
@@ -136,7 +138,8 @@ class Daemon(OrderedServices):
         self._settings = settings
         self._expected = expected
         self._stopping = False
-        self._observer = log_observer(settings.logs)
+        self._node = settings.node.name or socket.gethostname()
+        self._observer = log_observer(settings.logs, self._node)
         self._manager = ServiceManager(reactor, os.environ, os.getpid())
 
     def setServiceParent(self, parent: Any) -> None:
@@ -162,6 +165,13 @@ class Daemon(OrderedServices):
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
         signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(self._reopen_log))
         self._manager.start()
+        _log.info(
+            "PDM Workqueue {version} starts: configuration {configuration}, node {node}, database {database}",
+            version=__version__,
+            configuration=str(self._settings.source),
+            node=self._node,
+            database=self._settings.database.url,
+        )
         gc.collect()
         # The longest time for which a computing thread keeps the interpreter lock from the reactor.
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -169,6 +179,7 @@ class Daemon(OrderedServices):
 
     def _reload(self) -> None:
         self._manager.reloading()
+        _log.info("SIGHUP: the sites and the TLS files are read again; other settings need a restart")
         self.assembly.reload()
         self._manager.reloaded()
 
@@ -177,7 +188,14 @@ class Daemon(OrderedServices):
         _log.info("SIGUSR1: the log continues in a new file if it has been rotated")
 
     def stopService(self) -> Deferred[None]:
-        _log.info("stopping")
+        began = self._reactor.seconds()
+        running = self.assembly.executor.running_counts
+        _log.info(
+            "stopping: {batches} batches with {attempts} attempts run, {unsettled} results are not in the database yet",
+            batches=running[0],
+            attempts=running[1],
+            unsettled=self.assembly.executor.context.settler.backlog,
+        )
         self._manager.stopping()
         timeout_s = self._settings.database.stop_timeout_s
         timers = [
@@ -190,6 +208,15 @@ class Daemon(OrderedServices):
                 if timer.active():
                     timer.cancel()
             self._manager.stop()
+            ended = self.assembly.executor.context.settler.counts
+            _log.info(
+                "stopped after {seconds:.1f} s: since its start {done} attempts were done, {failed} failed,"
+                " {bytes} bytes",
+                seconds=self._reactor.seconds() - began,
+                done=ended.number(done=True),
+                failed=ended.number(done=False),
+                bytes=sum(ended.bytes.values()),
+            )
             return result
 
         return super().stopService().addBoth(ended)
@@ -204,7 +231,13 @@ class Daemon(OrderedServices):
         gc.collect()
         gc.freeze()
         self.assembly.lag.start()
-        _log.info("ready {url}", url=self.assembly.url)
+        _log.info(
+            "ready {url}: version {version}, node {node}, {count} sites",
+            url=self.assembly.url,
+            version=__version__,
+            node=self._node,
+            count=len(self.assembly.sites.all()),
+        )
         self._manager.ready(self._status)
         # Not sys.stdout: twistd has made that a part of its log.
         if sys.__stdout__ is not None:

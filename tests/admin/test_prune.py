@@ -10,17 +10,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.admin.instance import make_instance
 from pdm.workqueue.admin.prune import PruneError, compact, forecast, policy_of
+from pdm.workqueue.cli.pruning import prune
 from pdm.workqueue.config.reader import read_settings
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.instance_lock import lock_database
-from pdm.workqueue.store import expiry, purged_jobs, retention
+from pdm.workqueue.store import expiry, jobs, purged_jobs, retention
 from pdm.workqueue.store.engines import make_engines, migrate
+from pdm.workqueue.store.records import elements
+from pdm.workqueue.store.records import jobs as job_rows
 from tests.execution.test_retention import _end_jobs
+from tests.store.stores import Store
 
 _OLD = datetime.now(UTC) - timedelta(days=100)
 
@@ -52,6 +58,9 @@ def test_jobs_are_forecast_purged_and_the_file_shrinks(instance: Settings) -> No
     assert (found.survey.jobs, found.survey.elements) == (2, 2)
     assert (found.log_files, found.log_bytes) == (1, 1000)
     assert forecast(instance, policy_of(instance, None)).survey.jobs == 0
+    shown = CliRunner().invoke(prune, [str(instance.source), "--dry-run", "--older-than", "90d"])
+    assert "jobs                         2  2 elements, about " in shown.output
+    assert "their receipts are stored" in shown.output
     done = _pdm(str(instance.source), "--older-than", "90d", "--compact")
     assert done.returncode == 0, done.stderr
     assert "2 jobs" in done.stdout
@@ -105,3 +114,62 @@ def test_free_pages_are_returned_in_steps(tmp_path: Path) -> None:
     engines.dispose()
     with sqlite3.connect(path) as connection_:
         assert connection_.execute("PRAGMA page_count").fetchone()[0] < 1500
+
+
+@pytest.mark.full
+def test_a_prune_that_is_killed_again_and_again_leaves_each_job_whole_or_gone(tmp_path: Path) -> None:
+    made = make_instance(tmp_path / "instance", user="alice", host="localhost", port=0)
+    settings = read_settings(made.config)
+    engines = make_engines(settings.database.url, 1)
+    with engines.writer.begin() as connection:
+        migrate(connection)
+    store = Store(engines.writer, _OLD)
+    store.worker()
+    user = store.user()
+    numbers = []
+    for _ in range(12):
+        job = store.copy_job(user, [1] * 1500)
+        numbers.append(job.id)
+    store.run(_end_all, _OLD)
+    killed = 0
+    for turn in range(60):
+        command = [sys.executable, "-m", "pdm.workqueue.cli", "admin", "prune", str(made.config), "--older-than", "90d"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            # Python alone takes a good second to import it all.
+            process.wait(1.0 + turn * 0.1)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed += 1
+        process.wait()
+        for number in numbers:
+            found = store.run(jobs.fetch, number, None)
+            if found is None:
+                assert store.run(purged_jobs.purged_job, number, user) is not None
+            else:
+                assert store.recount(number).elements == found.counters.elements
+        if process.returncode == 0:
+            break
+    assert killed
+    assert store.run(retention.remove_rows, 10).rows == 0
+    assert store.run(lambda session: session.scalar(sa.select(sa.func.count()).select_from(elements))) == 0
+    receipts = [store.run(purged_jobs.purged_job, number, user) for number in numbers]
+    assert all(receipt is not None and receipt.receipt_pieces for receipt in receipts)
+    engines.dispose()
+
+
+def _end_all(session: Session, at: datetime) -> None:
+    """Make all jobs final, as if their elements were cancelled."""
+    session.execute(
+        sa.update(elements).where(elements.c.status != JobStatus.DONE).values(status=JobStatus.CANCELLED, residue=False)
+    )
+    done = sa.update(job_rows).values(
+        status=JobStatus.CANCELLED,
+        finished_at=at,
+        num_submitted=0,
+        num_running=0,
+        num_cancelled=job_rows.c.num_elements - job_rows.c.num_done,
+        work_due_at=None,
+        list_due_at=None,
+    )
+    session.execute(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -175,3 +176,24 @@ def test_a_relative_file_is_found_from_here(file: Path, monkeypatch: pytest.Monk
     os.chdir("/")
     assert settings.source == file
     assert settings.state.folder == file.parent / "var"
+
+
+def test_how_long_things_are_kept(read_text: ReadText) -> None:
+    kept = read_text("[retention]\njobs = 90d\nlogs = forever\n").retention
+    assert (kept.jobs_s, kept.logs_s, kept.receipts_s) == (90 * 86400, math.inf, math.inf)
+    assert kept.events_s == 30 * 86400
+    assert read_text("[events]\nkeep = 12h\n").retention.events_s == 12 * 3600
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[retention]\njobs = 6d\n", r"\[retention\] jobs: '6d' is out of range: at least 604800"),
+        ("[retention]\njobs = always\n", r"\[retention\] jobs: a duration is expected, .* or forever"),
+        ("[events]\nkeep = 1m\n", r"\[events\] keep: '1m' is out of range: at least 3600"),
+        ("[events]\nkeep = 2d\n[retention]\nevents = 3d\n", r"\[events\] keep is the earlier name of .*: remove it"),
+    ],
+)
+def test_mistakes_in_what_is_kept_are_named(read_text: ReadText, text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        read_text(text)

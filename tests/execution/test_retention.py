@@ -141,6 +141,22 @@ async def test_only_one_daemon_removes_rows(database: Database, tmp_path: Path) 
     assert made.removed["jobs"] == 1
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_part_that_fails_does_not_prevent_the_others(
+    database: Database, tmp_path: Path, lost_errors: list[Any]
+) -> None:
+    numbers = await database.run("end jobs", _end_jobs, ["eeee0001"], JobStatus.DONE, NOW)
+    made = _retention(database, tmp_path, jobs=_KEPT, events=_KEPT)
+    # It is to store a receipt, which cannot be written.
+    made.policy = RetentionPolicy(jobs=_KEPT, events=_KEPT)
+    assert await made.run()
+    assert made.failures == {"jobs": "no receipt is kept"}
+    assert await database.job(numbers[0]) is not None
+    assert made.removed["events"] == 3
+    assert [event["name"] for event in lost_errors] == ["jobs"]
+    lost_errors.clear()
+
+
 def test_the_pace_follows_the_duration_of_steps() -> None:
     pace = Pace(rows=200, fewest=20, most=1000, target_s=0.02)
     assert pace.after(200, 0.02).rows == 200

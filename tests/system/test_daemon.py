@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid.service import TestService, service_environment, set_keys
+from pdm.workqueue import __version__
 from pdm.workqueue.admin.checks import find_problems
 from pdm.workqueue.config.reader import read_settings
 
@@ -28,7 +30,7 @@ TWISTD = str(Path(sys.executable).parent / "twistd")
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[TestService]:
     service = TestService(tmp_path / "instance")
-    service.init()
+    service.init(node={"name": "first-node"})
     yield service
     if service.process is not None:
         service.kill()
@@ -86,37 +88,57 @@ def test_it_says_when_it_serves_and_stops_cleanly(service: TestService) -> None:
     assert re.fullmatch(r"https://127\.0\.0\.1:\d+", url)
     status, health = service.call("admin", "GET", "/health")
     assert status == 200, health
+    _log_something(service)
+    assert service.process is not None
+    service.process.send_signal(signal.SIGHUP)
     assert service.stop() == 0
     assert not list(service.directory.glob("*.pid"))
+    log = service.log_path.read_text()
+    configuration = re.escape(str(service.directory / "workqueue.conf"))
+    for pattern in (
+        rf"info .* PDM Workqueue {__version__} starts: configuration {configuration}, node first-node,"
+        r" database sqlite:///\S+$",
+        rf"info .* ready {url}: version {__version__}, node first-node, 2 sites$",
+        r"info .*subject=\S+ .* POST /workqueue/api/v1.0/copy 200 \d+\.\d ms$",
+        r"info .*\[.*job=1 .*job 1 of user 1 submitted: COPY by FILE, site 1 -> 2, 1 elements, priority 5$",
+        r"info .*job=1.* job 1 of user 1 ended DONE: COPY, 2 of 2 elements done, 0 failed, 0 cancelled,"
+        r" 5 bytes in \d+\.\d s$",
+        r"warn .*job=2.* job 2 of user 1 ended FAILED: REMOVE, 0 of 1 elements done, 1 failed, 0 cancelled, 0 bytes in",
+        r"info .* SIGHUP: the sites and the TLS files are read again; other settings need a restart$",
+        r"info .* stopping: 0 batches with 0 attempts run, 0 results are not in the database yet$",
+        r"info .* stopped after \d\.\d s: since its start 2 attempts were done, 1 failed, 5 bytes$",
+    ):
+        assert re.search(pattern, log, re.MULTILINE), f"{pattern}\n{log}"
+    service.log_path.write_text("")
+
+    set_keys(service.directory / "workqueue.conf", {"logs": {"format": "json"}})
+    service.start()
+    _log_something(service)
+    assert service.stop() == 0
+    events = [json.loads(line) for line in service.log_path.read_text().splitlines()]
+    assert {event["node"] for event in events} == {"first-node"}
+    (asked,) = [event for event in events if event.get("path", "").endswith("/copy")]
+    assert (asked["method"], asked["status"], asked["level"]) == ("POST", 200, "info")
+    assert asked["ms"] > 0
+    assert asked["subject"].endswith("/CN=admin")
+    submitted, ended = (
+        next(event for event in events if event.get("job") == 4 and word in event["event"])
+        for word in ("submitted", "ended")
+    )
+    assert (submitted["user"], submitted["type"], submitted["elements"]) == (1, "REMOVE", 1)
+    assert (ended["level"], ended["outcome"], ended["failed"], ended["bytes"]) == ("warn", "FAILED", 1, 0)
+    assert ended["seconds"] > 0
 
 
-def test_systemd_gets_state_and_watchdog_and_sigusr1_reopens_the_log(service: TestService, tmp_path: Path) -> None:
-    rotated = tmp_path / "daemon.log"
-    set_keys(service.directory / "workqueue.conf", {"logs": {"file": str(rotated)}})
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(20)
-
-        def messages_until(line: str) -> list[str]:
-            lines: list[str] = []
-            while line not in lines:
-                lines += systemd.recv(4096).decode().splitlines()
-            return lines
-
-        url = service.start(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1500000")
-        assert "EXTEND_TIMEOUT_USEC=60000000" in (started := messages_until("READY=1"))
-        assert f"STATUS=serves {url}" in started
-        messages_until("WATCHDOG=1")
-        assert service.process is not None
-        os.kill(service.process.pid, signal.SIGHUP)
-        messages_until("RELOADING=1")
-        messages_until("READY=1")
-        rotated.rename(tmp_path / "daemon.log.1")
-        os.kill(service.process.pid, signal.SIGUSR1)
-        messages_until("WATCHDOG=1")
-        assert "SIGUSR1" in rotated.read_text()
-        assert service.stop() == 0
-        assert "STATUS=stopping" in messages_until("STOPPING=1")
+def _log_something(service: TestService) -> None:
+    """A COPY that is DONE, and a REMOVE that has FAILED."""
+    (service.directory / "storage" / "a" / "file").write_text("hello")
+    copy = service.submit(
+        "admin", "copy", src_siteid=1, src_filepath="file", dst_siteid=2, dst_filepath="copy", protocol="FILE"
+    )
+    remove = service.submit("admin", "remove", src_siteid=1, src_filepath="nothing", protocol="FILE")
+    assert service.wait_for("admin", copy["id"])["status"] == "DONE", service.tail()
+    assert service.wait_for("admin", remove["id"])["status"] == "FAILED", service.tail()
 
 
 def test_a_job_runs_between_local_directories(service: TestService) -> None:

@@ -29,6 +29,7 @@ from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import expiry, retention, sites
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.engines import make_engines
+from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.store.expiry import Survey
 from pdm.workqueue.telemetry.background import run_in_thread
 from pdm.workqueue.telemetry.clocks import utc_now
@@ -148,7 +149,11 @@ async def prune(reactor: Any, settings: Settings, policy: RetentionPolicy) -> Ma
             )
             if not await retention.run():
                 raise PruneError("a daemon removes what is old at this moment: look at its log, and try again later")
+            for name, why in retention.failures.items():
+                raise PruneError(f"{name} could not be removed: {why}")
             return dict(retention.removed)
+        except DatabaseUnavailableError as error:
+            raise PruneError(f"the database cannot be written: {error}") from error
         finally:
             await database.stop()
     finally:

@@ -75,6 +75,10 @@ class AttemptCounts:
             if work is not None and verdict.token not in dropped:
                 self._count(work, verdict)
 
+    def number(self, *, done: bool) -> int:
+        """How many attempts were done, or had a failure."""
+        return sum(count for end, count in self.ended.items() if (end.status is JobStatus.DONE if done else end.code))
+
     def forget(self) -> None:
         """Drop what was noted: its verdicts are lost."""
         self._works.clear()

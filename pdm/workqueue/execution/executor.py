@@ -210,6 +210,11 @@ class Executor:
         """Claims are sent now: they see all cancellations that `cancel` was called for before."""
         self._just_cancelled.clear()
 
+    @property
+    def running_counts(self) -> tuple[int, int]:
+        """Number of batches that run, and of their attempts."""
+        return len(self._running), len(self.attempts())
+
     def attempts(self) -> set[ClaimToken]:
         """Attempts that run here."""
         return {token for running in self._running for token in running.attempts_open()}

@@ -6,6 +6,7 @@ number of rows to their duration, and rest in between. After a crash the next ru
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -26,9 +27,9 @@ from pdm.workqueue.logstore.removal import Place, RemovedLogs, remove_logs
 from pdm.workqueue.store import expiry, idempotency, purged_jobs
 from pdm.workqueue.store import retention as store
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
+from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.store.retention import EndedJob, Step
-from pdm.workqueue.telemetry.background import Periodic, run_in_thread
+from pdm.workqueue.telemetry.background import Periodic, ReportedError, run_in_thread
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -95,6 +96,7 @@ class Retention:
         receipt_of: the receipt of a job as pieces of lines; JobNotFound errors of it mean that the job is gone.
         rest: pause after each step, in multiples of its duration.
         removed: what the running or last run has removed: name of a kind → number.
+        failures: what it could not remove, and why.
     """
 
     reactor: IReactorTime
@@ -106,6 +108,7 @@ class Retention:
     receipt_of: Callable[[int], Awaitable[AsyncGenerator[bytes]]]
     rest: float = 3.0
     removed: Counter[str] = field(factory=Counter)
+    failures: dict[str, str] = field(factory=dict)
     _periodic: Periodic | None = None
     _stopping: bool = False
     _renew_at: float = 0.0
@@ -128,19 +131,25 @@ class Retention:
         await self.run()
 
     async def run(self) -> bool:
-        """Remove all that is old by now; returns whether this daemon has removed rows: False if another one does."""
+        """Remove all that is old by now; returns whether this daemon has removed rows: False if another one does.
+
+        Raises:
+            DatabaseUnavailableError, DatabaseClosedError: the rest is for the next run.
+        """
         self.removed.clear()
+        self.failures.clear()
         turn = False
         try:
             turn = await self._take_turn()
             if turn:
                 await self._remove_rows()
             await self._guarded("logs", self._remove_logs)
-        except (_StoppedError, DatabaseClosedError):
+        except _StoppedError:
             pass
         finally:
-            if turn and not self._stopping:
-                await self.database.run("end the turn of retention", store.end_turn, self.incarnation)
+            if turn:
+                with contextlib.suppress(ReportedError):
+                    await self.database.run("end the turn of retention", store.end_turn, self.incarnation)
         if self.removed:
             words = ", ".join(f"{count} {name}" for name, count in sorted(self.removed.items()))
             self._log.info("retention has removed {words}", words=words, removed=dict(self.removed))
@@ -171,13 +180,15 @@ class Retention:
         """Run a part; its failure is logged, and does not prevent the others."""
         try:
             await function(*args, **kwargs)
-        except (_StoppedError, DatabaseClosedError):
-            raise
         except DatabaseUnavailableError as error:
             # The database logs it itself.
             if not error.alone:
                 raise
-        except Exception:
+            self.failures[name] = str(error)
+        except (_StoppedError, ReportedError):
+            raise
+        except Exception as error:
+            self.failures[name] = str(error)
             self._log.failure("{name} could not be removed; tried again in {s:g} s", name=name, s=_PERIOD_S)
 
     # -- steps

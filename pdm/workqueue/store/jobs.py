@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -35,7 +35,7 @@ from pdm.workqueue.store.records import (
     workers,
 )
 from pdm.workqueue.store.row_statements import RowStatement
-from pdm.workqueue.WorkqueueDB import AT_ONCE, IS_SET_ASIDE, MAX_BYTES
+from pdm.workqueue.WorkqueueDB import AT_ONCE, IS_NOT_DONE, IS_SET_ASIDE, MAX_BYTES
 
 #: Capacity; the least recently used job leaves first.
 MOST_JOBS = 2048
@@ -277,7 +277,7 @@ def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
     }
 
 
-_PAGE = sa.select(*JOB_COLUMNS).where(IS_THERE)
+_PAGE = sa.select(*JOB_COLUMNS)
 
 
 def fetch(session: Session, job_id: int, owner_id: int | None) -> JobRecord | None:
@@ -296,29 +296,55 @@ def page(session: Session, wanted: JobFilter) -> list[JobRecord]:
 
 def page_statement(wanted: JobFilter) -> sa.Select[Any]:
     """The query of `page`."""
-    statement = _PAGE.order_by(jobs.c.id.desc() if wanted.newest_first else jobs.c.id).limit(wanted.limit)
-    if wanted.owner_id is not None:
-        statement = statement.where(jobs.c.user_id == wanted.owner_id)
+    order = jobs.c.id.desc() if wanted.newest_first else jobs.c.id
+    conditions = _conditions(wanted)
+    statement = _PAGE.order_by(order).limit(wanted.limit)
+    if wanted.statuses and wanted.limit is not None:
+        # The first ones of each status, from an index. In the order of numbers, those few that still run would be
+        # searched in the whole history.
+        firsts = (
+            sa.select(jobs.c.id).where(*_has_status(wanted, status), *conditions).order_by(order).limit(wanted.limit)
+            for status in sorted(wanted.statuses, key=lambda status: status.name)
+        )
+        found = sa.union_all(*(sa.select(first.subquery().c.id) for first in firsts))
+        return statement.where(jobs.c.id.in_(found))
     if wanted.statuses:
         statement = statement.where(jobs.c.status.in_(wanted.statuses))
+    return statement.where(*conditions)
+
+
+def _has_status(wanted: JobFilter, status: JobStatus) -> Sequence[sa.ColumnElement[bool]]:
+    # In the text: a generic plan of PostgreSQL expects as many that run as that are DONE, and reads all of the user's.
+    has_status = jobs.c.status == sa.literal(status, jobs.c.status.type, literal_execute=True)
+    if wanted.owner_id is not None or status is JobStatus.DONE:
+        return [has_status]
+    # Of all users, a partial index has those that are not DONE; those that are will be found in the order of numbers.
+    return [has_status, sa.text(IS_NOT_DONE)]  # type: ignore[list-item]  # a text is a condition, too
+
+
+def _conditions(wanted: JobFilter) -> list[sa.ColumnElement[bool]]:
+    """All of a filter but the statuses."""
+    found: list[sa.ColumnElement[bool]] = [IS_THERE]
+    if wanted.owner_id is not None:
+        found.append(jobs.c.user_id == wanted.owner_id)
     if wanted.types:
-        statement = statement.where(jobs.c.type.in_(wanted.types))
+        found.append(jobs.c.type.in_(wanted.types))
     if wanted.site is not None:
-        statement = statement.where(sa.or_(jobs.c.src_siteid == wanted.site, jobs.c.dst_siteid == wanted.site))
+        found.append(sa.or_(jobs.c.src_siteid == wanted.site, jobs.c.dst_siteid == wanted.site))
     if "\0" in (wanted.label or "") + (wanted.label_part or ""):
         # No text has NUL: PostgreSQL refuses it, also as a value to compare with.
-        return statement.where(sa.false())
+        return [sa.false()]
     if wanted.label is not None:
-        statement = statement.where(jobs.c.label == wanted.label)
+        found.append(jobs.c.label == wanted.label)
     if wanted.label_part is not None:
-        statement = statement.where(jobs.c.label.icontains(wanted.label_part, autoescape=True))
+        found.append(jobs.c.label.icontains(wanted.label_part, autoescape=True))
     if wanted.since is not None:
-        statement = statement.where(jobs.c.timestamp >= wanted.since)
+        found.append(jobs.c.timestamp >= wanted.since)
     if wanted.after is not None:
-        statement = statement.where(jobs.c.id > wanted.after)
+        found.append(jobs.c.id > wanted.after)
     if wanted.before is not None:
-        statement = statement.where(jobs.c.id < wanted.before)
-    return statement
+        found.append(jobs.c.id < wanted.before)
+    return found
 
 
 _FETCH_ELEMENT = sa.select(*ELEMENT_COLUMNS).where(

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -187,11 +187,18 @@ class LineObserver:
 
     Args:
         write: takes whole lines; may be called from any thread.
+        node: name of the daemon, a field of each line of JSON; None for no such field.
     """
 
-    def __init__(self, write: Callable[[str], None], format: LogFormat = "text", level: LevelName = "info") -> None:  # noqa: A002 - the word of the configuration
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        format: LogFormat = "text",  # noqa: A002 - the word of the configuration
+        level: LevelName = "info",
+        node: str | None = None,
+    ) -> None:
         self._write = write
-        self._render = _json_lines if format == "json" else _text_lines
+        self._render = partial(_json_lines, node) if format == "json" else _text_lines
         self._least = LogLevel.levelWithName(level)
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -256,11 +263,12 @@ def _mark(value: object) -> str:
     return f'"{text}"' if " " in text else text
 
 
-def _json_lines(event: dict[str, Any], level: str) -> str:
+def _json_lines(node: str | None, event: dict[str, Any], level: str) -> str:
     more = {name: event[name] for name in JSON_FIELDS if event.get(name) is not None}
     fields = {name: _json_field(value) for name, value in (_event_fields(event) | more).items()}
     line = {
         "time": _time(event),
+        **({} if node is None else {"node": node}),
         "level": level,
         "logger": event.get("log_namespace", "-"),
         "event": _message(event),
@@ -273,14 +281,14 @@ def _json_lines(event: dict[str, Any], level: str) -> str:
     return json.dumps(line, ensure_ascii=True) + "\n"
 
 
-def log_observer(settings: LogSettings) -> LineObserver:
+def log_observer(settings: LogSettings, node: str | None = None) -> LineObserver:
     """The observer that the configuration asks for: to a file that may be rotated, or to standard error.
 
     Raises:
         OSError: the file cannot be opened.
     """
     write = _write_stderr if settings.file is None else LogFile(settings.file).write
-    return LineObserver(write, settings.format, settings.level)
+    return LineObserver(write, settings.format, settings.level, node)
 
 
 def _write_stderr(lines: str) -> None:
@@ -352,8 +360,10 @@ def log_submitted(job: JobRecord) -> None:
     """A job was registered: by whom, and what it asks for. Paths are in the logs of its attempts."""
     where = f"{job.src_siteid}" if job.dst_siteid is None else f"{job.src_siteid} -> {job.dst_siteid}"
     _log.info(
-        "job {job} of user {user} submitted: {type} by {protocol}, site {where}, priority {priority}",
+        "job {job} of user {user} submitted: {type} by {protocol}, site {where}, {elements} elements,"
+        " priority {priority}",
         **_job_fields(job),
+        elements=job.counters.elements,
         protocol=job.protocol.name,
         where=where,
         priority=job.priority,

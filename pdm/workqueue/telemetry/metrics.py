@@ -106,7 +106,8 @@ ATTEMPTS = _metric(
     "pdm_attempts_total",
     _COUNTER,
     "type result scope code src_site dst_site",
-    "Attempts of this node whose results are in the database. Result: done, failed, cancelled, or returned (to the"
+    "Attempts of this node whose results are in the database. Type: of the element, list for the listing of any job."
+    " Result: done, failed, cancelled, or returned (to the"
     " queue, because the daemon stopped); scope and code are those of the failure.",
 )
 FINISHED = _metric(

@@ -41,7 +41,7 @@ def upgrade() -> None:
     _partial("ix_schedule_runs_job", "schedule_runs", ["job_id"], "job_id IS NOT NULL")
     _partial("ix_webhooks_job", "webhooks", ["job_id"], "job_id IS NOT NULL")
     # Operators list the unfinished or failed jobs of all users: a few of a long history.
-    op.create_index("ix_jobs_status", "jobs", ["status", "id"])
+    _partial("ix_jobs_status", "jobs", ["status", "id"], "status <> 'DONE'")
     op.create_index("ix_attempts_worker", "attempts", ["worker_id"])
     op.create_index("ix_idempotent_requests_job", "idempotent_requests", ["job_id"])
     op.create_index("ix_deliveries_job", "deliveries", ["job_id"])
