@@ -38,7 +38,7 @@ from pdm.workqueue.client.settings import ClientSettings, find_settings
 from pdm.workqueue.client.sites import choose_protocol, find_site
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.events import EventKind
-from pdm.workqueue.wire.activity import ActivityView, NodeView, QueueSummaryView, RateView, SiteActivityView
+from pdm.workqueue.wire.activity import ActivityView, NodeView, QueueSummaryView, RateView, SiteActivityView, WhyView
 from pdm.workqueue.wire.events import EventView
 from pdm.workqueue.wire.notifications import MailView, WebhookTestView, WebhookView
 from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
@@ -48,6 +48,7 @@ from pdm.workqueue.wire.responses import (
     ElementStatusView,
     ElementView,
     EntryView,
+    HealthView,
     JobStatusView,
     JobView,
     OutputView,
@@ -468,6 +469,14 @@ class WorkqueueClient:
     def rate(self, job_id: int) -> Deferred[RateView]:
         """What a job has done over time."""
         return self._fetch(RateView, "GET", f"/jobs/{job_id:d}/rate")
+
+    def why(self, job_id: int, element_id: int | None = None) -> Deferred[WhyView]:
+        """Why a job, or one of its elements, does not move."""
+        return self._fetch(WhyView, "GET", f"/jobs/{job_id:d}/why", encode_query(element=element_id))
+
+    def health(self) -> Deferred[HealthView]:
+        """Whether the service works, and what does not."""
+        return self._fetch(HealthView, "GET", "/health")
 
     def inspect_server(self) -> Deferred[ServerFacts]:
         """Version and health of the service, the end of its certificate, and how its clock differs from this one."""

@@ -50,6 +50,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "queue": (),
     "nodes": (),
     "rate": (1,),
+    "why": (1,),
+    "health": (),
     "site": (1,),
     "add_site": ("A", {"GRIDFTP": "gsiftp://h:1"}),
     "change_site": (1,),

@@ -175,3 +175,46 @@ async def test_operators_see_whose_jobs_there_are(service: Service) -> None:
     for query in ("user=all", f"user={await service.user_id('operator')}"):
         refused = await service.call("owner", "GET", f"/jobs?{query}")
         assert (refused.status, refused.json["pointer"]) == (403, "?user")
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_reasons_why_a_job_does_not_move(service: Service) -> None:
+    job = (await service.submit("stuck", "/mkdir"))["id"]
+    site = (await service.call("stuck", "GET", f"/jobs/{job}")).json["src_siteid"]
+    await service.call("operator", "POST", f"/sites/{site}/drain", {"message": "new disks"})
+    before, service.context.full = service.context.full, lambda job, listing: ["all are busy"]
+    try:
+        found = (await service.call("stuck", "GET", f"/jobs/{job}/why")).json
+        element = (await service.call("operator", "GET", f"/jobs/{job}/why?element=0")).json
+    finally:
+        service.context.full = before
+        await service.call("operator", "POST", f"/sites/{site}/resume")
+    assert (found["job"], found["element"], found["status"]) == (job, None, "SUBMITTED")
+    # The drain does not hide the limit, nor the place in the queue.
+    reasons = [(each["code"], each["reason"]) for each in found["reasons"]]
+    assert any(code == "WAITS" and "is drained: new disks" in reason for code, reason in reasons)
+    assert ("QUEUE", "all are busy") in reasons
+    assert any("it is the next of its user" in reason for _, reason in reasons)
+    assert element["element"] == 0
+    assert any("is drained: new disks" in each["reason"] for each in element["reasons"])
+
+    await service.claim(job)
+    running = (await service.call("operator", "GET", f"/jobs/{job}/why?element=0")).json
+    assert (running["status"], running["reasons"][0]["code"]) == ("RUNNING", "RUNNING")
+    assert "1 element runs on node " in running["reasons"][0]["reason"]
+    # Users are not told of nodes.
+    mine = (await service.call("stuck", "GET", f"/jobs/{job}/why")).json["reasons"]
+    assert mine[0]["reason"].startswith("1 element runs, the oldest was claimed ")
+
+
+@pytest_twisted.ensureDeferred
+async def test_why_is_asked_of_jobs_that_one_sees(service: Service) -> None:
+    number = await service.copied("ended", "a", "b", status=JobStatus.FAILED)
+    (reason,) = (await service.call("ended", "GET", f"/jobs/{number}/why")).json["reasons"]
+    assert reason["code"] == "ENDED" and "2 elements have failed" in reason["reason"]
+    (reason,) = (await service.call("ended", "GET", f"/jobs/{number}/why?element=1")).json["reasons"]
+    assert reason == {"code": "ENDED", "reason": "it has ended: FAILED", "hint": ""}
+    assert (await service.call("operator", "GET", f"/jobs/{number}/why")).status == 200
+    assert (await service.call("stranger", "GET", f"/jobs/{number}/why")).status == 404
+    assert (await service.call("ended", "GET", f"/jobs/{number}/why?element=99")).status == 404
+    assert (await service.call("ended", "GET", f"/jobs/{number}/why?element=-1")).status == 400

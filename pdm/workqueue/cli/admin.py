@@ -21,6 +21,7 @@ from pdm.workqueue.admin.instance import (
     make_instance,
     write_pkcs12,
 )
+from pdm.workqueue.cli.activity import top, why
 from pdm.workqueue.cli.pruning import prune
 from pdm.workqueue.cli.recovery import backup, check, rekey, restore, upgrade
 
@@ -34,7 +35,7 @@ def admin() -> None:
     """Create and maintain an instance of the service."""
 
 
-for _command in (check, backup, restore, rekey, upgrade, prune):
+for _command in (check, backup, restore, rekey, upgrade, prune, why, top):
     admin.add_command(_command)
 
 

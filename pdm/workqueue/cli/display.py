@@ -104,6 +104,14 @@ def terminal_width(stream: TextIO) -> int | None:
         return 80
 
 
+def terminal_height(stream: TextIO) -> int:
+    """Lines of the terminal of a stream."""
+    try:
+        return os.get_terminal_size(stream.fileno()).lines or 24
+    except (OSError, ValueError):
+        return 24
+
+
 def stdout_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), flexible: Sequence[int] = ()
 ) -> str:

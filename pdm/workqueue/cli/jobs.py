@@ -10,6 +10,7 @@ from typing import Any
 import click
 from msgspec import UNSET
 
+from pdm.workqueue.cli.activity import rate_lines
 from pdm.workqueue.cli.arguments import DURATION, JOB_NUMBER, TIMESTAMP, common_name, format_option, user_number
 from pdm.workqueue.cli.display import display_fraction, display_width, print_stderr, table, terminal_width, truncate
 from pdm.workqueue.cli.exit_codes import ExitCode
@@ -212,9 +213,12 @@ def _paths_cell(job: JobView, names: dict[int, str], width: int | None = None) -
 @click.command()
 @click.argument("job_ids", metavar="N...", type=JOB_NUMBER, nargs=-1, required=True)
 @click.option("--all", "all_", is_flag=True, help="List all failed and skipped entries, not only the first.")
+@click.option("--rate", is_flag=True, help="Show what the jobs have done over time instead.")
 @format_option
-def status(job_ids: Sequence[int], all_: bool, form: str) -> None:
+def status(job_ids: Sequence[int], all_: bool, rate: bool, form: str) -> None:
     """Show the status of jobs: progress, rate, and failed and skipped entries with the reasons."""
+    if rate:
+        _show_rates(job_ids, form)
     names: dict[int, str] = {}
     shown = False
 
@@ -230,6 +234,16 @@ def status(job_ids: Sequence[int], all_: bool, form: str) -> None:
         shown = True
         await _echo_status(client, job, names, all_=all_)
         return job
+
+    _for_each_job(job_ids, form, one)
+
+
+def _show_rates(job_ids: Sequence[int], form: str) -> None:
+    async def one(client: WorkqueueClient, job_id: int) -> object:
+        found = await client.rate(job_id)
+        if form == "text":
+            click.echo("\n".join([f"job {job_id}", *(rate_lines(found) or ["nothing has ended yet"])]))
+        return found
 
     _for_each_job(job_ids, form, one)
 

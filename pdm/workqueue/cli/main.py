@@ -21,7 +21,7 @@ from pdm.workqueue import __version__
 from pdm.workqueue.cli.exit_codes import exit_codes_text
 from pdm.workqueue.installation import explain_missing
 
-_ENVIRONMENT = """\
+ENVIRONMENT_HELP = """\
 Service, certificate and trusted authorities; the first one that is set is used:
 
   service      PDM_URL (https://HOST:PORT)
@@ -58,7 +58,7 @@ def help_command(ctx: click.Context, topic: str | None) -> None:
     if topic == "exit-codes":
         click.echo(exit_codes_text())
     elif topic == "environment":
-        click.echo(_ENVIRONMENT)
+        click.echo(ENVIRONMENT_HELP)
     elif topic is None:
         click.echo(parent.get_help())
     else:
@@ -84,6 +84,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "receipt": ("receipts:receipt", "Get or verify the receipt of a job: what became of every file."),
     "check": ("submission:check", "Prove the files in a receipt again, at their site."),
     "wait": ("jobs:wait", "Wait for jobs; the exit status tells how they ended."),
+    "queue": ("activity:queue", "For operators: show who works and waits, and why."),
     "events": ("events:events", "Show what has happened to my jobs, or follow it."),
     "logs": ("logs:logs", "Show or follow the logs of a job or an element."),
     "cancel": ("jobs:cancel", "Cancel jobs."),
@@ -107,6 +108,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "admin": ("admin:admin", "Create and maintain an instance of the service."),
     "help": ("main:help_command", "Show a help page: exit-codes, environment, or a command."),
 }
+#: Commands for programs, which help pages leave out.
+_HIDDEN_COMMANDS = {"complete": ("completion:complete_command", "Print candidates for a shell.")}
 
 
 #: Names of other programs for a command → the command.
@@ -154,9 +157,10 @@ class _LazyGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        found = _COMMANDS.get(cmd_name) or _HIDDEN_COMMANDS.get(cmd_name)
+        if found is None:
             return None
-        module, _, name = _COMMANDS[cmd_name][0].partition(":")
+        module, _, name = found[0].partition(":")
         command = getattr(_import_command_module(f"pdm.workqueue.cli.{module}"), name)
         assert isinstance(command, click.Command)
         return command
@@ -164,7 +168,7 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in (*_COMMANDS, *_HIDDEN_COMMANDS) and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], [*_COMMANDS, *_OTHER_NAMES], n=1)
             advice = f" Did you mean '{_OTHER_NAMES.get(near[0], near[0])}'?" if near else ""
             ctx.fail(f"No such command {args[0]!r}.{advice}")

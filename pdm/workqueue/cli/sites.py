@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import click
 from msgspec import UNSET
 
+from pdm.workqueue.cli.activity import print_route_activity, print_site_activity
 from pdm.workqueue.cli.arguments import MOVER_HELP, find_site, format_option
 from pdm.workqueue.cli.display import stdout_table
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
@@ -24,10 +25,25 @@ _PROTOCOLS = [member.name.lower() for member in JobProtocol]
 
 
 @click.command()
+@click.option("--activity", is_flag=True, help="Show streams, elements and the last hour of each site instead.")
 @format_option
-def sites(form: str) -> None:
+def sites(activity: bool, form: str) -> None:
     """Show the sites and their protocols."""
-    show_sites(form)
+    if activity:
+        _show_site_activity(form)
+    else:
+        show_sites(form)
+
+
+def _show_site_activity(form: str) -> None:
+    async def action(client: WorkqueueClient) -> None:
+        found = await client.site_activity()
+        if form == "json":
+            print_json(found)
+        else:
+            print_site_activity(found, {site.id: display_name(site.name) for site in await client.sites()})
+
+    run(action)
 
 
 def _site_state(site: SiteView) -> str:
@@ -286,8 +302,9 @@ def _print_site(found: SiteView, form: str) -> None:
 
 
 @click.command()
+@click.option("--activity", is_flag=True, help="For operators: show what ended in the last 24 hours instead.")
 @format_option
-def routes(form: str) -> None:
+def routes(activity: bool, form: str) -> None:
     """Show streams between sites, and their limits.
 
     RUNNING is the number of concurrent streams, up to LIMIT; the limit is adjusted by the measured throughput, up to
@@ -295,6 +312,13 @@ def routes(form: str) -> None:
     """
 
     async def action(client: WorkqueueClient) -> None:
+        if activity:
+            ended = await client.route_activity()
+            if form == "json":
+                print_json(ended)
+            else:
+                print_route_activity(ended, {site.id: display_name(site.name) for site in await client.sites()})
+            return
         found = await client.routes()
         if form == "json":
             print_json(found)

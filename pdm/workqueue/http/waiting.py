@@ -93,19 +93,34 @@ async def waiting_reasons(
     return found, sentences
 
 
+async def queue_sentences(api: ApiContext, job: JobRecord, now: datetime) -> tuple[list[str], list[str]]:
+    """When the next element of a job is due, and its place in the queue with the limits that are reached.
+
+    Unlike `waiting_reasons`, also of a job that runs.
+    """
+    found = await api.database.read("why a job waits", claim_queries.wait_reason, job, now)
+    return _due_sentences(found), _place_sentences(api, job, found)
+
+
 def _sentences(api: ApiContext, job: JobRecord, found: WaitReason) -> list[str]:
-    sentences = []
-    if found.next_try is not None and found.next_try.not_before is not None:
-        element, failure = found.next_try, found.next_try.failure
-        because = "" if failure is None else f", after {failure.code}: {' '.join(failure.message.split())[:300]}"
-        sentences.append(
-            f"element {element.id} is tried again at {element.not_before:%Y-%m-%dT%H:%M:%SZ} (try"
-            f" {element.next_try} of {element.max_tries}){because}"
-        )
-    if found.place is not None:
-        sentences += api.full(job, found.place.listing)
-        sentences.append(_place_sentence(found.place))
-    return sentences
+    return [*_due_sentences(found), *_place_sentences(api, job, found)]
+
+
+def _due_sentences(found: WaitReason) -> list[str]:
+    if found.next_try is None or found.next_try.not_before is None:
+        return []
+    element, failure = found.next_try, found.next_try.failure
+    because = "" if failure is None else f", after {failure.code}: {' '.join(failure.message.split())[:300]}"
+    return [
+        f"element {element.id} is tried again at {element.not_before:%Y-%m-%dT%H:%M:%SZ} (try"
+        f" {element.next_try} of {element.max_tries}){because}"
+    ]
+
+
+def _place_sentences(api: ApiContext, job: JobRecord, found: WaitReason) -> list[str]:
+    if found.place is None:
+        return []
+    return [*api.full(job, found.place.listing), _place_sentence(found.place)]
 
 
 def _place_sentence(place: QueuePosition) -> str:

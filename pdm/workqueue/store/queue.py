@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.limits import Route
-from pdm.workqueue.store import users
+from pdm.workqueue.store import nodes, users
 from pdm.workqueue.store.records import columns_of, credentials, elements, jobs, workers
 from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK, IS_RUNNING, UtcDateTime
 
@@ -81,6 +81,49 @@ def queue_shares(session: Session) -> list[QueueShare]:
             running=int(row.num_running),
             held=int(row.num_held),
             oldest_waiting=row.oldest_waiting,
+        )
+        for row in rows
+    ]
+
+
+@frozen
+class RunningClaims:
+    """Elements of a job that one daemon runs.
+
+    Attributes:
+        node: its name for people.
+        is_live: whether its lease is valid.
+        claimed_at: when the oldest of them was claimed.
+    """
+
+    node: str
+    is_live: bool
+    count: int
+    claimed_at: datetime | None
+
+
+def running_claims(session: Session, job_id: int, element_id: int | None = None) -> list[RunningClaims]:
+    """Daemons that run elements of a job, or one element, the one with the most first."""
+    statement = (
+        sa.select(elements.c.worker_id, sa.func.count().label("number"), sa.func.min(elements.c.claimed_at).label("at"))
+        .where(sa.text(IS_RUNNING), elements.c.job_id == job_id)
+        .group_by(elements.c.worker_id)
+        .order_by(sa.func.count().desc())
+    )
+    if element_id is not None:
+        statement = statement.where(elements.c.id == element_id)
+    rows = session.execute(statement).all()
+    live = {node.id: node.name for node in nodes.live_nodes(session)}
+    names: dict[Any, str] = {}
+    if gone := {row.worker_id for row in rows} - live.keys():
+        found = session.execute(sa.select(workers.c.id, workers.c.name).where(workers.c.id.in_(gone)))
+        names = {row.id: row.name for row in found}
+    return [
+        RunningClaims(
+            live.get(row.worker_id) or names.get(row.worker_id, "an unknown node"),
+            row.worker_id in live,
+            row.number,
+            row.at,
         )
         for row in rows
     ]

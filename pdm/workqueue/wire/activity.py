@@ -102,3 +102,29 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     alive: Annotated[bool, Meta(description="Whether its lease is valid.")]
     lease_until: datetime | None
     running: Annotated[int, Meta(description="Elements that it runs.")]
+
+
+class ReasonView(msgspec.Struct, frozen=True, kw_only=True):
+    """One reason why a job or an element does not move."""
+
+    code: Annotated[str, Meta(description="Stable word: what holds it up.")]
+    reason: Annotated[str, Meta(description="A sentence.")]
+    hint: Annotated[str, Meta(description="What to do; empty if nothing needs to be done.")] = ""
+
+
+class WhyView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job or an element does not move, or what it does."""
+
+    job: Annotated[int, Meta(description="Number of the job.")]
+    element: Annotated[int | None, Meta(description="Number of the element; null for the whole job.")]
+    status: str
+    reasons: Annotated[list[ReasonView], Meta(description="All that are known, those that stop everything first.")]
+
+
+class WhyQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``GET /jobs/{job_id}/why`` is about."""
+
+    element: Annotated[
+        Annotated[int, Meta(ge=0, le=2**63 - 1)] | None,
+        Meta(description="Number of an element; without it, of the whole job."),
+    ] = None

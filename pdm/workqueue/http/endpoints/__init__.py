@@ -12,6 +12,7 @@ from pdm.workqueue.http.endpoints import (
     events,
     jobs,
     notifications,
+    reasons,
     receipts,
     schedules,
     service,
@@ -28,6 +29,18 @@ def _of(module: ModuleType) -> list[Endpoint]:
 
 ENDPOINTS: tuple[Endpoint, ...] = tuple(
     endpoint
-    for module in (jobs, elements, receipts, events, schedules, sites, credentials, notifications, activity, service)
+    for module in (
+        jobs,
+        elements,
+        reasons,
+        receipts,
+        events,
+        schedules,
+        sites,
+        credentials,
+        notifications,
+        activity,
+        service,
+    )
     for endpoint in _of(module)
 )
