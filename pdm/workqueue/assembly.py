@@ -25,6 +25,7 @@ from pdm.workqueue.api_assembly import api_context
 from pdm.workqueue.certificates.files import CredentialFiles, CredentialFilesError, TrustDirectories
 from pdm.workqueue.certificates.pem import CertificateFilesError
 from pdm.workqueue.certificates.vault import Vault, VaultError
+from pdm.workqueue.cluster_assembly import subscribe, worker_identity
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobProtocol
@@ -39,7 +40,7 @@ from pdm.workqueue.execution.endpoint_checks import EndpointProbes, SiteCheck
 from pdm.workqueue.execution.endpoint_health import SiteHealth
 from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.executor import Executor
-from pdm.workqueue.execution.lease import Lease, LeaseTakenError
+from pdm.workqueue.execution.lease import ClockWrongError, Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import missing_software
 from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.node_shares import NodeShares
@@ -74,7 +75,6 @@ from pdm.workqueue.policies import (
     server_tls,
     stream_limits,
     time_limits,
-    worker_identity,
 )
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
@@ -96,6 +96,7 @@ EXPECTED_ERRORS = (
     VaultError,
     InstanceLockedError,
     LeaseTakenError,
+    ClockWrongError,
     DatabaseUnusableError,
     CannotListenError,
     OSError,
@@ -357,6 +358,7 @@ class Assembly:
             logs=settings.logs.folder,
             receipt_of=partial(whole_receipt, self.context),
         )
+        subscribe(self.signals, self)
         self._add_to(services)
 
     def _add_to(self, services: OrderedServices) -> None:

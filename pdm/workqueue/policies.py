@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -36,7 +35,6 @@ from pdm.workqueue.execution.webhooks import WebhookSender
 from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.engines import DatabaseTimeouts
-from pdm.workqueue.store.leases import WorkerIdentity
 from pdm.workqueue.wire.agent_messages import TimeLimits
 
 #: Where the helpers' interpreter finds this package.
@@ -70,19 +68,6 @@ def database_timeouts(settings: Settings) -> DatabaseTimeouts:
         # Two thirds of a lease are left when its renewal begins, and a transaction that hangs is cut off after two of
         # these: then there is time for one with a new connection.
         renewal_s=settings.queue.lease_s / 6,
-    )
-
-
-def worker_identity(settings: Settings, name: str, incarnation: str) -> WorkerIdentity:
-    """This daemon among those that share its database."""
-    host = socket.gethostname()
-    return WorkerIdentity(
-        name=name,
-        incarnation=incarnation,
-        host=f"{host}, pid {os.getpid()}",
-        node=settings.node.name or host,
-        address=settings.node.address,
-        version=__version__,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from twisted.internet import reactor as _reactor
 from twisted.logger import LogEvent
 
 from pdm.workqueue.agents.pool import boot_seconds
-from pdm.workqueue.execution.lease import Lease, LeaseTakenError
+from pdm.workqueue.execution.lease import ClockWrongError, Lease, LeaseTakenError
 from pdm.workqueue.store import leases
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.leases import WorkerIdentity
+from pdm.workqueue.telemetry.clocks import utc_now
 from tests.store.stores import START, Store
 
 reactor: Any = _reactor
@@ -31,7 +33,7 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 
 def lease_of(database: Database, worker: WorkerIdentity, lease_s: float = 600.0) -> Lease:
-    return Lease(reactor=reactor, database=database, worker=worker, clock=lambda: START, lease_s=lease_s)
+    return Lease(reactor=reactor, database=database, worker=worker, clock=utc_now, lease_s=lease_s)
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
@@ -111,3 +113,25 @@ async def test_a_replaced_worker_claims_nothing(database: Database, store: Store
     await lease._renew()
     assert lease.is_held
     await lease.stop()
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(("off_s", "words"), [(3, "3.0 s ahead of"), (-3, "3.0 s behind"), (1, None), (-1, None)])
+@pytest.mark.postgresql
+@pytest_twisted.ensureDeferred
+async def test_a_clock_that_differs_from_the_database_is_refused(
+    database: Database, off_s: int, words: str | None
+) -> None:
+    lease = Lease(
+        reactor=reactor,
+        database=database,
+        worker=_FIRST,
+        clock=lambda: datetime.now(UTC) + timedelta(seconds=off_s),
+        lease_s=15.0,
+    )
+    if words is None:
+        await lease.start()
+        await lease.stop()
+        return
+    with pytest.raises(ClockWrongError, match=rf"{words} that of the database: .* \(15 s\). Synchronize the clocks"):
+        await lease.start()

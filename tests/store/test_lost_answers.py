@@ -23,6 +23,7 @@ from pdm.workqueue.store import claiming, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
+from pdm.workqueue.telemetry.clocks import utc_now
 from tests.store.stores import START, Store, done, identity, token_of
 from tests.support.postgresql_proxy import PostgresqlProxy, postgresql_proxy
 
@@ -68,7 +69,7 @@ class Joined:
         self.known: Collection[ClaimToken] = ()
         self.claims_over: Deferred[None] = succeed(None)
         self.woken = 0
-        self.lease = Lease(reactor=reactor, database=database, worker=identity(), clock=lambda: START, lease_s=60.0)
+        self.lease = Lease(reactor=reactor, database=database, worker=identity(), clock=utc_now, lease_s=60.0)
 
         async def over() -> None:
             await self.claims_over
@@ -86,6 +87,11 @@ class Joined:
 async def joined(database: Database) -> AsyncIterator[Joined]:
     joined = Joined(database)
     await joined.lease.start()
+    # Only the start compares it with that of the database.
+    joined.lease.clock = lambda: START
+    # Its commits would be cut off in place of those of the tests.
+    if joined.lease._takeover is not None:
+        await joined.lease._takeover.stop()
     yield joined
     await joined.lease.stop()
 

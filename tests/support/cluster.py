@@ -40,6 +40,8 @@ class Cluster:
         settings: Mapping[str, Mapping[str, str]],
     ) -> None:
         self.postgresql = postgresql
+        # The server may have been restarted since the last query.
+        self._engine = sa.create_engine(postgresql.url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
         url = postgresql.url.set(drivername="postgresql").render_as_string(hide_password=False)
         self.nodes = [TestService(directory / f"node{n}", grid, grid_directory) for n in range(1, number + 1)]
         first = self.nodes[0]
@@ -78,11 +80,11 @@ class Cluster:
             if node.process is not None:
                 signal_all(node, signal.SIGCONT)
                 node.kill()
+        self._engine.dispose()
 
     def query(self, statement: str, **parameters: object) -> list[Any]:
         """The rows of a statement of SQL."""
-        engine = sa.create_engine(self.postgresql.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-        with engine.connect() as connection:
+        with self._engine.connect() as connection:
             return list(connection.execute(sa.text(statement), parameters))
 
     def running_on(self, job_id: int) -> set[str]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.cluster import Cluster, cluster_of
+from tests.support.cluster import Cluster, cluster_of, until
 
 pytestmark = pytest.mark.full
 
-FILES = {"src_siteid": 1, "src_filepath": "/t", "dst_siteid": 2, "dst_filepath": "/c", "protocol": "DUMMY"}
+PLACE = {"src_siteid": 1, "src_filepath": "/d", "protocol": "DUMMY"}
+LEASE_S = 15
+#: On a machine that runs other tests, nothing is as fast.
+SLACK = float(os.environ.get("PDM_TEST_SLACK", "5"))
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +24,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster_of(
         2,
         tmp_path_factory.mktemp("cluster"),
-        queue={"poll_interval": "60s", "lease": "15s"},
+        queue={"poll_interval": "60s", "lease": f"{LEASE_S}s"},
         agents={"max_agents": "2"},
     ) as cluster:
         yield cluster
@@ -29,3 +34,81 @@ def test_nodes_register(cluster: Cluster) -> None:
     rows = cluster.query("SELECT node, address, version, seen_at >= started_at AS seen FROM workers ORDER BY node")
     assert [(row.node, row.seen) for row in rows] == [("node1", True), ("node2", True)]
     assert all(row.address.startswith("https://localhost:") and row.version for row in rows)
+
+
+def begin(cluster: Cluster, node: int, seconds: float = 600.0) -> tuple[int, str, float]:
+    """Submit work of one element to a node.
+
+    Returns:
+        The job, the node that runs it, and after how many seconds from the answer.
+    """
+    job = cluster.nodes[node].submit("admin", "mkdir", **PLACE, extra_opts={"dummy": {"delay": seconds}})["id"]
+    began = time.monotonic()
+    until("it runs", lambda: cluster.running_on(job))
+    (name,) = cluster.running_on(job)
+    return job, name, time.monotonic() - began
+
+
+@pytest.fixture
+def begun_elsewhere(cluster: Cluster) -> Iterator[tuple[int, float]]:
+    """A job that was submitted to the first node, which is occupied, and is run by the second; and after how long."""
+    jobs: list[int] = []
+    try:
+        name = ""
+        while name != "node2":
+            job, name, seconds = begin(cluster, 0)
+            jobs.append(job)
+            assert len(jobs) < 10, "the first node leaves nothing"
+        assert len(jobs) > 1, "the first node was not occupied"
+        yield job, seconds
+    finally:
+        for number in jobs:
+            cluster.nodes[0].call("admin", "DELETE", f"/jobs/{number}")
+        for number in jobs:
+            cluster.nodes[0].wait_for("admin", number)
+
+
+def test_work_that_one_leaves_is_begun_by_another_at_once(begun_elsewhere: tuple[int, float]) -> None:
+    _, seconds = begun_elsewhere
+    print(f"begun elsewhere after {1000 * seconds:.0f} ms")  # noqa: T201 - a figure
+    assert seconds < 0.1 * SLACK
+
+
+def test_a_cancellation_ends_what_another_runs(cluster: Cluster, begun_elsewhere: tuple[int, float]) -> None:
+    job, _ = begun_elsewhere
+    began = time.monotonic()
+    status, _ = cluster.nodes[0].call("admin", "DELETE", f"/jobs/{job}")
+    assert status == 200
+    ended = cluster.nodes[0].wait_for("admin", job)
+    seconds = time.monotonic() - began
+    print(f"cancelled elsewhere after {1000 * seconds:.0f} ms")  # noqa: T201 - a figure
+    assert ended["status"] == "CANCELLED"
+    assert seconds < 1.0 * SLACK
+
+
+def test_a_change_of_a_site_is_seen_by_another(cluster: Cluster) -> None:
+    first, second = cluster.nodes
+    site = {"name": "new", "endpoints": {"DUMMY": ["dummy://new"]}}
+    began = time.monotonic()
+    status, made = first.call("admin", "POST", "/sites", site)
+    assert status == 201, made
+    until("it is seen", lambda: "new" in str(second.call("admin", "GET", "/sites")[1]), 5.0)
+    seconds = time.monotonic() - began
+    print(f"a site is seen elsewhere after {1000 * seconds:.0f} ms")  # noqa: T201 - a figure
+    assert seconds < 0.2 * SLACK
+
+
+def test_a_killed_daemon_is_replaced_within_its_lease_and_five_seconds(
+    cluster: Cluster, begun_elsewhere: tuple[int, float]
+) -> None:
+    job, _ = begun_elsewhere
+    cluster.nodes[1].kill()
+    # As long as the first node is occupied, nothing could be begun.
+    for number in [
+        row.id for row in cluster.query("SELECT id FROM jobs WHERE status = 'RUNNING' AND id <> :job", job=job)
+    ]:
+        cluster.nodes[0].call("admin", "DELETE", f"/jobs/{number}")
+    seconds = until("it is taken over", lambda: cluster.running_on(job) == {"node1"}, 30.0)
+    print(f"taken over after {seconds:.1f} s")  # noqa: T201 - a figure
+    assert seconds < LEASE_S + 5
+    cluster.start()

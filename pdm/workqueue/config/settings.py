@@ -158,8 +158,8 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connect_timeout_s: Duration = field(default=5.0, name="connect_timeout")
     lock_timeout_s: Duration = field(default=10.0, name="lock_timeout")
     statement_timeout_s: Duration = field(default=60.0, name="statement_timeout")
-    idle_timeout_s: Duration = field(default=30.0, name="idle_timeout")
-    network_timeout_s: Duration = field(default=30.0, name="network_timeout")
+    idle_timeout_s: Duration = field(default=10.0, name="idle_timeout")
+    network_timeout_s: Duration = field(default=10.0, name="network_timeout")
     start_timeout_s: Duration = field(default=60.0, name="start_timeout")
     stop_timeout_s: Duration = field(default=20.0, name="stop_timeout")
 
@@ -250,7 +250,7 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         job_limit: streams with elements of one job at most.
     """
 
-    lease_s: Annotated[float, _kind("duration", ge=1, le=_DAY)] = field(default=60.0, name="lease")
+    lease_s: Annotated[float, _kind("duration", ge=1, le=_DAY)] = field(default=15.0, name="lease")
     poll_interval_s: Duration = field(default=5.0, name="poll_interval")
     batch_elements: Annotated[int, Meta(ge=1, le=10_000)] = 500
     batch_bytes: Size = 256 * 1024**2

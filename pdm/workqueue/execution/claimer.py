@@ -48,6 +48,7 @@ class Claimer:
         service_health: while a required part of the service is faulty, nothing is claimed.
         poll_s: maximum seconds between two claims (other daemons add work, too).
         weights: subject → share of the work, if not 1.
+        offer: called when there may be due work that this daemon leaves to others.
         on_starved: called when work is due that may not be claimed, although there is capacity.
     """
 
@@ -61,6 +62,7 @@ class Claimer:
     poll_s: float
     lease: Lease
     weights: Mapping[str, float] = field(factory=dict)
+    offer: Callable[[], None] = lambda: None
     on_starved: Callable[[], None] = lambda: None
     _fair_queues: dict[frozenset[JobType], FairQueue] = field(factory=dict)
     _empty_claims: int = 0
@@ -116,6 +118,11 @@ class Claimer:
         if self._asleep is not None:
             asleep, self._asleep = self._asleep, None
             asleep.callback(None)
+
+    def offered(self) -> None:
+        """Another daemon leaves work."""
+        if self._running and any(free > 0 for free in self.executor.capacity()):
+            self.wake()
 
     def work_added(self) -> None:
         """Claim now: there is work that a claim has not seen."""
@@ -217,6 +224,7 @@ class Claimer:
                 began = self.reactor.seconds()
                 if not self.service_health.may_claim:
                     # Claimed batches could not be started.
+                    self.offer()
                     await self._sleep(None)
                     continue
                 self._claiming = Deferred()
@@ -259,6 +267,7 @@ class Claimer:
         """Claim and begin; returns the number of batches, and the time of the next useful claim."""
         if not self.lease.is_held:
             # The renewal of the lease wakes this loop.
+            self.offer()
             return 0, None
         if self._adding is not None:
             # `before_claims` would forget a cancellation that arrives meanwhile.
@@ -286,6 +295,8 @@ class Claimer:
                 begun += 1
         if error is not None:
             raise error
+        if min(self.executor.capacity()) < 1:
+            self.offer()
         if begun:
             self._empty_claims = 0
             return begun, None
@@ -293,6 +304,8 @@ class Claimer:
         if due_at is not None and due_at <= now:
             # It was due before: a limit excluded it, or another daemon had locked it. The end of a batch wakes this
             # loop; continuous polling would only cost.
+            if not self._empty_claims:
+                self.offer()
             if batches > 0:
                 self.on_starved()
             due_at = now + timedelta(seconds=min(_FIRST_PAUSE_S * 2**self._empty_claims, self.poll_s))

@@ -260,6 +260,11 @@ class EventFeed:
                 "event of a site", self.database.run("note an event of a site", events.note_site, self.clock(), data)
             )
 
+    def written_elsewhere(self) -> None:
+        """Another daemon has written events."""
+        if self._subscriptions and self._timer is not None:
+            self._timer.wake()
+
     # -- called by subscriptions
 
     def forget(self, subscription: Subscription) -> None:
@@ -303,8 +308,7 @@ class EventFeed:
 
     def _written(self) -> None:
         self.on_written()
-        if self._subscriptions and self._timer is not None:
-            self._timer.wake()
+        self.written_elsewhere()
 
     async def _read_new(self) -> float:
         """Read what is new and offer it; returns seconds until the next read."""

@@ -246,11 +246,24 @@ class Executor:
 
     def cancel(self, job_id: int) -> None:
         """End what runs of a job that is cancelled in the database."""
+        self._end_job(job_id)
+        self.continue_change(job_id)
+
+    def cancelled_elsewhere(self, job_id: int) -> None:
+        """End what runs of a job that another daemon has cancelled."""
+        self._background.start("end a cancelled job", self._end_if_cancelled(job_id))
+
+    async def _end_if_cancelled(self, job_id: int) -> None:
+        job = await self.database.job(job_id)
+        # The signal may be late: the job may run again by now.
+        if job is not None and job.cancel_requested:
+            self._end_job(job_id)
+
+    def _end_job(self, job_id: int) -> None:
         self._just_cancelled.add(job_id)
         for running in list(self._running):
             if job_id in running.batch.jobs:
                 running.cancel(job_id)
-        self.continue_change(job_id)
 
     def give_back(self, waited_s: float) -> None:
         """Return batches to the queue that have waited here for so many seconds, for nodes that are idle."""

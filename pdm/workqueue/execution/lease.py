@@ -16,20 +16,28 @@ from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import boot_seconds
 from pdm.workqueue.domain.jobs import ClaimToken
-from pdm.workqueue.store import leases
+from pdm.workqueue.store import leases, nodes
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError
 from pdm.workqueue.store.leases import FindBegun, Registration, WorkerIdentity
-from pdm.workqueue.telemetry.background import Background, Periodic, ReportedError
+from pdm.workqueue.telemetry.background import Background, DueTimer, Periodic, ReportedError
 
 #: Seconds after a failed renewal.
 _PAUSE_AFTER_ERROR_S = 1.0
 #: Seconds between two checks whether another incarnation renews its lease.
 _CHECK_LEASE_EVERY_S = 1.0
+#: A clock may differ from the database's by this part of the lease.
+_CLOCK_TOLERANCE = 0.1
+#: Seconds after the end of another daemon's lease at which it is taken away.
+_AFTER_END_S = 0.05
 
 
 class LeaseTakenError(Exception):
     """Another daemon claims under the same name; the text tells the operator what to do."""
+
+
+class ClockWrongError(Exception):
+    """The clock of this machine and that of the database differ too much; the text tells the operator what to do."""
 
 
 @define(eq=False, kw_only=True)
@@ -64,6 +72,7 @@ class Lease:
     _stopping: bool = False
     _conflict_logged: bool = False
     _tasks: list[Periodic] = field(factory=list)
+    _takeover: DueTimer | None = None
     _background: Background = field(factory=Background)
     _reconciling: bool = False
     _log: Logger = field(factory=Logger)
@@ -101,7 +110,9 @@ class Lease:
 
         Raises:
             LeaseTakenError: that lease is renewed.
+            ClockWrongError: the clock differs from the database's by more than a tenth of the lease.
         """
+        await self._check_clock()
         seen: Registration | None = None
         give_up_at = self.reactor.seconds() + 2 * self.lease_s
         while (held := await self._register()) is not None:
@@ -121,16 +132,36 @@ class Lease:
             Periodic(self.reactor, "renew the lease", every_s, self._renew),
             Periodic(self.reactor, "reconcile claims", every_s, self.reconcile),
         ]
-        if self.database.is_shared:
-            self._tasks.append(Periodic(self.reactor, "release expired claims", every_s, self._release_expired))
         for task in self._tasks:
             task.start()
+        if self.database.is_shared:
+            self._takeover = DueTimer(self.reactor, "release expired claims", every_s, self._release_expired)
+            self._takeover.start()
+
+    async def _check_clock(self) -> None:
+        """Compare the clock with that of a shared database.
+
+        Raises:
+            ClockWrongError: they differ too much.
+        """
+        if not self.database.is_shared:
+            return
+        ahead_s = await self.database.read("compare the clocks", nodes.clock_error_s, self.clock)
+        if abs(ahead_s) > _CLOCK_TOLERANCE * self.lease_s:
+            side = "ahead of" if ahead_s > 0 else "behind"
+            raise ClockWrongError(
+                f"the clock of this machine is {abs(ahead_s):.1f} s {side} that of the database: more than a tenth of"
+                f" [queue] lease ({self.lease_s:g} s). Synchronize the clocks of all machines (NTP): tries, deadlines"
+                " and schedules would be due at the wrong time"
+            )
 
     async def stop(self) -> None:
         """Stop renewing, and release the lease for the next daemon."""
         self._stopping = True
         for task in self._tasks:
             await task.stop()
+        if self._takeover is not None:
+            await self._takeover.stop()
         await self._background.over()
         if self._is_ours:
             self._is_ours = False
@@ -164,7 +195,7 @@ class Lease:
     async def _register(self) -> Registration | None:
         """Take the lease; returns the owner of a live one, None if it is ours now."""
         began = boot_seconds()
-        registration = await self.database.run_for_lease(
+        registration = await self.database.run(
             "register a worker",
             leases.register_worker,
             self.worker,
@@ -249,7 +280,18 @@ class Lease:
             self._conflict_logged = True
             self._log.error("nothing is claimed: {why}", why=_conflict_message(self.worker, held))
 
-    async def _release_expired(self) -> None:
+    def find_cancelled(self) -> None:
+        """Look now for jobs that other daemons have cancelled; each renewal does so, too."""
+        if self._is_ours and not self._stopping:
+            self._background.start("find cancelled jobs", self._find_cancelled())
+
+    async def _find_cancelled(self) -> None:
+        found = await self.database.read("find cancelled jobs", leases.cancelled_jobs, self.worker.incarnation)
+        for job_id in found:
+            self._on_cancelled(job_id)
+
+    async def _release_expired(self) -> float:
+        """Take over what dead daemons ran; returns seconds until the next lease may end."""
         ended = await self.database.run_for_lease("end suspended sessions", leases.end_suspended_sessions)
         if ended:
             self._log.warn("{count} database sessions of a daemon that is suspended are ended", count=ended)
@@ -261,6 +303,10 @@ class Lease:
         if total:
             self._log.warn("{count} elements of a daemon that is gone go back to the queue", count=total)
             self._on_work()
+        left_s = await self.database.run_for_lease(
+            "find the next end of a lease", nodes.seconds_to_next_end, self.worker.incarnation
+        )
+        return self.lease_s if left_s is None else left_s + _AFTER_END_S
 
 
 def _conflict_message(worker: WorkerIdentity, held: Registration) -> str:

@@ -21,7 +21,7 @@ from pdm.workqueue.telemetry.background import run_in_thread
 #: Pauses before a connection is tried again: the first, and the longest; each is twice the one before.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 #: Seconds between two signals of a kind, at least; later ones are sent together.
-_SPACING_S = {SignalKind.WORK: 0.02, SignalKind.EVENTS: 0.1}
+_SPACING_S = {SignalKind.WORK: 0.05, SignalKind.EVENTS: 0.1}
 #: Jobs of one kind of signal; of more, one signal without a job is sent and delivered.
 _MOST_JOBS = 100
 #: When the service stops, the last signals have so many seconds.

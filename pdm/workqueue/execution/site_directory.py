@@ -22,7 +22,7 @@ from pdm.workqueue.movers.mover import Access, credential_need, destination_prot
 from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools
 from pdm.workqueue.store import sites
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.telemetry.background import Periodic
+from pdm.workqueue.telemetry.background import Periodic, start_background
 
 #: A site of a route, and the protocol by which it is reached.
 RouteEnd = tuple[Site, JobProtocol]
@@ -112,7 +112,13 @@ class SiteDirectory:
 
     async def stop(self) -> None:
         if self._periodic is not None:
-            await self._periodic.stop()
+            periodic, self._periodic = self._periodic, None
+            await periodic.stop()
+
+    def changed_elsewhere(self) -> None:
+        """Another daemon has changed sites or restrictions."""
+        if self._periodic is not None:
+            start_background("refresh sites", self.refresh())
 
     async def refresh(self) -> None:
         """Reload sites and restrictions if they have changed."""

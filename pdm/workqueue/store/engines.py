@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _BUSY_TIMEOUT_S = 5
 _BUSY_PAUSE_S = 0.01
 #: TCP keepalive: seconds between probes, and how many may remain unanswered.
-_PROBE_EVERY_S, _MOST_PROBES = 10, 3
+_PROBE_EVERY_S, _MOST_PROBES = 5, 2
 #: The least that libpq accepts as connect_timeout, in seconds.
 _LEAST_CONNECT_S = 2
 #: Name of our sessions on PostgreSQL, in pg_stat_activity.
@@ -63,8 +63,8 @@ class DatabaseTimeouts:
     connect_s: float = 5.0
     lock_s: float = 10.0
     statement_s: float = 60.0
-    idle_in_transaction_s: float = 30.0
-    network_s: float = 30.0
+    idle_in_transaction_s: float = 10.0
+    network_s: float = 10.0
     renewal_s: float = 5.0
 
     @property
@@ -315,6 +315,7 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
     def prepare(connection: Any, record: Any) -> None:
         connection.autocommit = True
         connection.execute(session_settings)
+        connection.execute(_NOTICE_DEAD_CLIENTS)
         connection.autocommit = False
 
     @event.listens_for(engine, "handle_error")
@@ -324,6 +325,12 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
             context.is_disconnect = True
 
     return engine
+
+
+#: A session that works or waits for a lock notices that its client is gone, and ends: from PostgreSQL 14 on.
+_NOTICE_DEAD_CLIENTS = """
+    SELECT set_config(name, '2000', false) FROM pg_settings WHERE name = 'client_connection_check_interval'
+"""
 
 
 def is_reachable(engine: sa.Engine) -> bool:

@@ -15,6 +15,8 @@ from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.events import Event, EventKind, is_milestone
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, hint_for
 from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.store import signals
 from pdm.workqueue.store.records import columns_of, elements, events, failure_counts
 from pdm.workqueue.store.row_statements import RowStatement
 
@@ -159,6 +161,7 @@ def write_noted(session: Session) -> bool:
     noted: list[_NotedEvent] = session.info.pop(_KEY, [])
     if noted:
         _INSERT[session.connection().dialect.name].execute(session, noted)
+        signals.note(session, SignalKind.EVENTS)
     return bool(noted)
 
 

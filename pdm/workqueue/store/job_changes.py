@@ -19,6 +19,8 @@ from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import CancelCode, CancelReason, JobRecord
+from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.store import signals
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
 from pdm.workqueue.store.records import UPDATE_ELEMENT, credentials, elements, jobs, matched, predecessors
 from pdm.workqueue.WorkqueueDB import (
@@ -179,6 +181,7 @@ _WAITING, _HELD = (
 
 
 def _cancel_part(session: Session, job: LockedJob, now: datetime) -> None:
+    signals.note(session, SignalKind.CANCEL, job.id)
     left = CHANGED_AT_ONCE
     if job.counters.submitted:
         listings = matched(session, _CANCEL_LISTING, {"of_job": job.id})

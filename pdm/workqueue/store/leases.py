@@ -214,6 +214,11 @@ def renew(session: Session, worker: str, now: datetime, lease_s: float) -> Renew
     )
     if not renewed:
         return Renewal(lost=True, cancelled_jobs=frozenset())
+    return Renewal(lost=False, cancelled_jobs=cancelled_jobs(session, worker))
+
+
+def cancelled_jobs(session: Session, worker: str) -> frozenset[int]:
+    """Cancelled jobs of which an incarnation runs elements."""
     cancelled = session.scalars(
         sa.select(jobs.c.id).where(
             sa.text(HAS_RUNNING),
@@ -224,7 +229,7 @@ def renew(session: Session, worker: str, now: datetime, lease_s: float) -> Renew
         ),
         {"of_incarnation": worker},
     )
-    return Renewal(lost=False, cancelled_jobs=frozenset(cancelled))
+    return frozenset(cancelled)
 
 
 def write_probe(session: Session, worker: str) -> None:

@@ -5,7 +5,7 @@ A node is a row of ``workers`` with a live lease. Its name is for people and nee
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -14,11 +14,13 @@ import sqlalchemy as sa
 from attrs import frozen
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.store.leases import is_shared
+from pdm.workqueue.store.leases import is_shared, lease_clock
 from pdm.workqueue.store.records import IS_INCARNATION, columns_of, matched, workers
 
 #: Bytes of a report as JSON, at most; all nodes read those of all others.
 MOST_REPORT_BYTES = 64 * 1024
+#: How often the clock of the database is asked.
+_CLOCK_QUERIES = 3
 
 
 @frozen(kw_only=True)
@@ -109,3 +111,33 @@ def set_sick(session: Session, incarnation: str, reason: str | None) -> bool:
     """Store why a node claims nothing, or that it is healthy (None); False if the incarnation has been replaced."""
     sick = sa.update(workers).where(IS_INCARNATION).values(sick=reason)
     return matched(session, sick, {"of_incarnation": incarnation}) > 0
+
+
+_NEXT_END_S = sa.select(sa.func.extract("epoch", sa.func.min(workers.c.lease_until) - sa.func.clock_timestamp())).where(
+    workers.c.incarnation != sa.bindparam("of_incarnation")
+)
+
+
+def seconds_to_next_end(session: Session, worker: str) -> float | None:
+    """Seconds until the first lease of another incarnation ends unless it is renewed; None if none has one.
+
+    Only for a shared database.
+    """
+    left_s = session.scalar(_NEXT_END_S, {"of_incarnation": worker})
+    return None if left_s is None else float(left_s)
+
+
+def clock_error_s(session: Session, clock: Callable[[], datetime]) -> float:
+    """Seconds by which a clock is ahead of the database's (negative: behind), at least.
+
+    The duration of the query counts for the clock. Only for a shared database.
+    """
+    errors = []
+    # The shortest query says most.
+    for _ in range(_CLOCK_QUERIES):
+        before = clock()
+        there = lease_clock(session, before)
+        after = clock()
+        ahead_s, behind_s = (before - there).total_seconds(), (there - after).total_seconds()
+        errors.append(ahead_s if ahead_s > 0 else -max(behind_s, 0.0))
+    return min(errors, key=abs)

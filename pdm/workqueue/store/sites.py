@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, MoverKind
+from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.domain.sites import (
     LAST_FILE_SITE,
     Actor,
@@ -23,7 +24,7 @@ from pdm.workqueue.domain.sites import (
     SiteRecord,
     SiteSnapshot,
 )
-from pdm.workqueue.store import users
+from pdm.workqueue.store import signals, users
 from pdm.workqueue.store.records import catalogue, credentials, jobs, matched, predecessors, restrictions, sites
 from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK
 
@@ -32,6 +33,7 @@ _CATALOGUE_ROW = 1
 
 def begin_change(session: Session) -> None:
     """Serialize a change: other changes wait for its commit. The first statement of the transaction."""
+    signals.note(session, SignalKind.SITES)
     bump = sa.update(catalogue).where(catalogue.c.id == _CATALOGUE_ROW).values(version=catalogue.c.version + 1)
     if not matched(session, bump):
         # Two transactions may insert at once: the second one fails and is retried.
