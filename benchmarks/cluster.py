@@ -114,7 +114,8 @@ def _share_key(first: TestService, other: TestService) -> None:
 
 def zero_work(on: Cluster, caller: Caller, elements: int, *, many: bool) -> tuple[float, dict[str, float]]:
     """Seconds, and CPU milliseconds of each part for each element."""
-    work = Work(on.rig, caller, elements, many)
+    # Its jobs are told from those of earlier runs by their label.
+    work = Work(on.rig, caller, elements, many, number=time.time_ns())
     if many:
         work.prepare_many_jobs()
     before = on.cpu()
@@ -166,7 +167,9 @@ def main() -> None:
     )
     sizes = {"zero": (10_000, 1_000), "jobs": (2_000, 300), "sleep": (1_200, 240)}
     options.elements = options.elements or sizes[options.shape][options.quick]
-    streams = {"agents": {"max_agents": str(_STREAMS)}, "queue": {"route_start": str(_STREAMS)}}
+    # All daemons together begin a route with that many streams.
+    route_start = str(_STREAMS * options.daemons)
+    streams = {"agents": {"max_agents": str(_STREAMS)}, "queue": {"route_start": route_start}}
     settings = streams if options.shape == "sleep" else {}
     names = ["sqlite"] if options.sqlite else []
     names += [str(number) for number in range(1, options.daemons + 1)]

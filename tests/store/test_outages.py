@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -301,6 +303,67 @@ async def test_a_commit_without_an_answer_may_be_done(
     assert error.may_be_done
     await recovered(database, lines, "the database cannot be written: ")
     assert await database.read("names", names) == ["/CN=afterwards", "/CN=lost answer"]
+
+
+@on_postgresql
+@pytest_twisted.ensureDeferred
+async def test_too_few_connections_fail_what_has_none(url: str, open_database: Open, lines: list[str]) -> None:
+    name = sa.make_url(url).database
+    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with admin.connect() as connection:
+        for statement in (
+            "DROP ROLE IF EXISTS limited",
+            "CREATE ROLE limited SUPERUSER LOGIN",
+            f"ALTER DATABASE {name} ALLOW_CONNECTIONS true",
+        ):
+            connection.exec_driver_sql(statement)
+    database = await open_database(sa.make_url(url).set(username="limited").render_as_string(), _TIMEOUTS)
+    await register(database, "before")
+    with admin.connect() as connection:
+        connection.exec_driver_sql("ALTER ROLE limited NOSUPERUSER CONNECTION LIMIT 0")
+        connection.exec_driver_sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'limited'")
+        errors = await failed(database, ["one", "two"])
+        assert "too many connections for role" in str(errors[0]), errors
+        connection.exec_driver_sql("ALTER ROLE limited SUPERUSER CONNECTION LIMIT -1")
+    await recovered(database, lines, "the database cannot be written: ")
+    assert await database.read("names", names) == ["/CN=afterwards", "/CN=before"]
+
+
+@pytest.mark.full
+@on_postgresql
+@pytest_twisted.ensureDeferred
+async def test_a_lease_is_renewed_although_its_connection_is_dead(
+    proxy: PostgresqlProxy, open_database: Open, lines: list[str]
+) -> None:
+    """With a lease of 15 s a renewal has 10 s: here everything is a fifth."""
+    database = await open_database(proxy.url, DatabaseTimeouts(renewal_s=0.5))
+    await database.run_for_lease("renew", names)
+    proxy.swallow_open()
+    began = time.monotonic()
+    await database.run_for_lease("renew", names)
+    assert time.monotonic() - began < 2.0
+    assert lines == []
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("iptables") is None, reason="packets cannot be dropped")
+@on_postgresql
+def test_the_kernel_gives_up_a_connection_whose_packets_vanish(proxy: PostgresqlProxy) -> None:
+    made = engines.make_engines(proxy.url, 1, DatabaseTimeouts(network_s=1.0))
+    drop = ["INPUT", "-i", "lo", "-p", "tcp", "--dport", str(proxy.port), "-j", "DROP"]
+    with made.writer.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        if subprocess.run(["iptables", "-A", *drop], check=False, capture_output=True).returncode:
+            pytest.skip("packets cannot be dropped here")
+        try:
+            began = time.monotonic()
+            with pytest.raises(sa.exc.OperationalError) as raised:
+                connection.exec_driver_sql("SELECT 1")
+            assert raised.value.connection_invalidated
+            assert time.monotonic() - began < 8.0
+        finally:
+            subprocess.run(["iptables", "-D", *drop], check=True)
+    made.dispose()
 
 
 @pytest.mark.full

@@ -24,19 +24,21 @@ class PostgresqlProxy:
         only_after: a COMMIT counts only if its connection has sent these bytes since the last one.
         frozen: nothing is forwarded in either direction; the connections stay open.
         lost: number of lost responses.
+        port: where it listens, on loopback.
     """
 
     def __init__(self, url: sa.URL) -> None:
         self._target = str(Path(str(url.query["host"])) / ".s.PGSQL.5432")
         self._listener = socket.create_server(("127.0.0.1", 0))
-        host, port = self._listener.getsockname()
-        self.url = url.set(host=host, port=port, query={}).render_as_string(hide_password=False)
+        host, self.port = self._listener.getsockname()
+        self.url = url.set(host=host, port=self.port, query={}).render_as_string(hide_password=False)
         self.cut_commits = 0
         self.only_after = b""
         self.lost = 0
         self._moving = threading.Event()
         self._moving.set()
         self._closed = False
+        self._connections = self._swallowed = 0
         self._open: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -50,6 +52,10 @@ class PostgresqlProxy:
             self._moving.clear()
         else:
             self._moving.set()
+
+    def swallow_open(self) -> None:
+        """Forward nothing of the connections that are open now, like a firewall that has forgotten them."""
+        self._swallowed = self._connections
 
     def close(self) -> None:
         self._closed = True
@@ -72,6 +78,8 @@ class PostgresqlProxy:
 
     def _carry(self, client: socket.socket, server: socket.socket) -> None:
         sent, statements = b"", _Statements()
+        self._connections += 1
+        number = self._connections
         with client, server, contextlib.suppress(OSError), selectors.DefaultSelector() as selector:
             for one in (client, server):
                 selector.register(one, selectors.EVENT_READ)
@@ -80,6 +88,8 @@ class PostgresqlProxy:
                     source = client if key.fileobj is client else server
                     data = source.recv(65536)
                     self._moving.wait()
+                    if data and number <= self._swallowed:
+                        continue
                     if not data:
                         return
                     if source is server:

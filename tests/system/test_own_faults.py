@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from pdm.testgrid.service import TestService, set_keys
-from tests.store.clusters import cluster, programs
 
 _QUICK = {"first_pause": "50ms", "longest_pause": "200ms", "poll_interval": "500ms"}
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
@@ -111,71 +106,6 @@ def test_a_helper_that_cannot_be_found_holds_jobs_until_it_is_there(service: Tes
         (tmp_path / "gone").rename(python)
         # It is looked for three times a minute.
         assert service.wait_for("admin", job, timeout_s=60)["status"] == "DONE"
-
-
-def _postmaster(url: sa.URL) -> int:
-    return int((Path(str(url.query["host"])) / "data" / "postmaster.pid").read_text().split()[0])
-
-
-@contextmanager
-def _stopped(url: sa.URL) -> Iterator[None]:
-    """A PostgreSQL server that is stopped in here, and runs again afterwards until the cluster goes."""
-    pid = _postmaster(url)
-    arguments = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-    account = Path(f"/proc/{pid}").stat().st_uid
-    os.kill(pid, signal.SIGINT)
-    directory = Path(str(url.query["host"]))
-    give_up_at = time.monotonic() + 20
-    while (directory / "data" / "postmaster.pid").exists():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.05)
-    yield
-    with (directory / "log2").open("wb") as log:
-        # It is ended by `ended` below.
-        _servers.append(subprocess.Popen(arguments, stdout=log, stderr=log, user=account, cwd=directory))
-
-
-_servers: list[subprocess.Popen[bytes]] = []
-
-
-@pytest.fixture
-def postgresql_server() -> Iterator[sa.URL]:
-    found = programs()
-    if found is None:
-        pytest.skip("no server programs of PostgreSQL")
-    with cluster(found) as url:
-        yield url
-        while _servers:
-            server = _servers.pop()
-            server.send_signal(signal.SIGQUIT)
-            server.wait(20)
-
-
-@pytest.mark.full
-@pytest.mark.postgresql
-def test_a_database_that_is_away_costs_no_try_and_shows_no_sql(service: TestService, postgresql_server: sa.URL) -> None:
-    url = postgresql_server.render_as_string(hide_password=False)
-    set_keys(service.directory / "workqueue.conf", {"database": {"url": url}})
-    with service.running():
-        job = service.submit(
-            "admin",
-            "copy",
-            src_siteid=1,
-            src_filepath="/t",
-            dst_siteid=2,
-            dst_filepath="/c",
-            protocol="DUMMY",
-            max_tries=1,
-            extra_opts={"dummy": {"files": 300, "delay": 0.02}},
-        )["id"]
-        until(service, lambda: service.call("admin", "GET", f"/jobs/{job}")[1]["num_done"] > 20)
-        with _stopped(postgresql_server):
-            until(service, lambda: health(service) == ("paused", ["database"]))
-        ended = service.wait_for("admin", job)
-        assert (ended["status"], ended["num_failed"], ended["num_done"]) == ("DONE", 0, 301)
-        assert health(service) == ("ok", [])
-        _, elements = service.call("admin", "GET", f"/jobs/{job}/elements")
-        assert "psycopg" not in json.dumps(elements) and "UPDATE" not in json.dumps(elements)
 
 
 @as_root

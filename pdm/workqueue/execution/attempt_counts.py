@@ -53,6 +53,9 @@ class AttemptCounts:
         self.waits: HistogramTally[str] = HistogramTally(QUEUE_WAIT, OTHER, known=["listing", "work"])
         #: Unsettled attempts.
         self._works: dict[ClaimToken, Work] = {}
+        #: Most attempts are like the one before: they share these, and cost no hash.
+        self._latest_work = Work(JobType.LIST, None, None)
+        self._latest_end = AttemptEnd(self._latest_work, JobStatus.NEW, "", "")
 
     def begun(self, batch: Batch, now: datetime) -> None:
         """Note how long the jobs have waited that begin with this batch."""
@@ -66,14 +69,31 @@ class AttemptCounts:
 
     def submitted(self, token: ClaimToken, job: JobRecord, type_: JobType) -> None:
         """Note an attempt that has ended; it is counted when its verdict is settled."""
-        self._works[token] = Work(type_, job.src_siteid, job.dst_siteid)
+        work = self._latest_work
+        if work.type is not type_ or work.source != job.src_siteid or work.destination != job.dst_siteid:
+            work = self._latest_work = Work(type_, job.src_siteid, job.dst_siteid)
+        self._works[token] = work
 
     def settled(self, verdicts: Iterable[Verdict], dropped: Collection[ClaimToken]) -> None:
         """Count verdicts that were committed; ``dropped``: those that were not written, because the claim was lost."""
+        number = moved = 0
         for verdict in verdicts:
             work = self._works.pop(verdict.token, None)
-            if work is not None and verdict.token not in dropped:
-                self._count(work, verdict)
+            if work is None or verdict.token in dropped:
+                continue
+            end = self._latest_end
+            if work is not end.work or verdict.status is not end.status or end.code or verdict.failure is not None:
+                self._add(end, number, moved)
+                number = moved = 0
+                failure = verdict.failure
+                scope, code = ("", "") if failure is None else (failure.scope.value, failure.code.value)
+                self._latest_end = AttemptEnd(work, verdict.status, scope, code)
+            number += 1
+            if not verdict.already_there:
+                moved += verdict.transferred
+                if work.type is JobType.COPY and verdict.status is JobStatus.DONE:
+                    self.durations.observe((), (verdict.ended_at - verdict.started_at).total_seconds())
+        self._add(self._latest_end, number, moved)
 
     def number(self, *, done: bool) -> int:
         """How many attempts were done, or had a failure."""
@@ -83,16 +103,13 @@ class AttemptCounts:
         """Drop what was noted: its verdicts are lost."""
         self._works.clear()
 
-    def _count(self, work: Work, verdict: Verdict) -> None:
-        failure = verdict.failure
-        scope, code = ("", "") if failure is None else (failure.scope.value, failure.code.value)
-        key = AttemptEnd(work, verdict.status, scope, code)
-        if key not in self.ended and len(self.ended) >= _MOST_KEYS:
-            work = Work(work.type, None, None)
-            key = AttemptEnd(work, verdict.status, scope, code)
-        self.ended[key] += 1
-        if verdict.transferred and not verdict.already_there:
+    def _add(self, end: AttemptEnd, number: int, moved: int) -> None:
+        """Count attempts that ended alike; ``moved``: their proven bytes."""
+        if not number:
+            return
+        if end not in self.ended and len(self.ended) >= _MOST_KEYS:
+            end = AttemptEnd(Work(end.work.type, None, None), end.status, end.scope, end.code)
+        self.ended[end] += number
+        if moved:
             # Its key is a part of that above, so this is bounded, too.
-            self.bytes[work.source, work.destination] += verdict.transferred
-        if work.type is JobType.COPY and verdict.status is JobStatus.DONE and not verdict.already_there:
-            self.durations.observe((), (verdict.ended_at - verdict.started_at).total_seconds())
+            self.bytes[end.work.source, end.work.destination] += moved

@@ -97,6 +97,12 @@ class Claimer:
         is_waiting = self._asleep is not None and self._nothing_due and self.lease.is_held
         return is_waiting and self.service_health.may_claim and self.executor.streams.has_free
 
+    @property
+    def _is_alone(self) -> bool:
+        """Whether no other daemon adds work."""
+        shares = self.executor.streams.shares
+        return not self.database.is_shared if shares is None else shares.members == 1
+
     async def stop(self) -> None:
         self._running = False
         self.work_added()
@@ -129,7 +135,7 @@ class Claimer:
     def capacity_freed(self) -> None:
         """Claim now if work waits for capacity."""
         # Other daemons may have added work to a shared database.
-        if self._asleep is None or not self._nothing_due or self.database.is_shared:
+        if self._asleep is None or not self._nothing_due or not self._is_alone:
             self.work_added()
 
     async def add_element(
@@ -176,7 +182,7 @@ class Claimer:
 
     def _first_claim(self, to: NewJob | JobRecord, type_: JobType) -> FirstClaim | None:
         """Permission to claim an element as it is added: nothing else is due, and all limits allow it."""
-        if self._asleep is None or not self._nothing_due or self._adding is not None or self.database.is_shared:
+        if self._asleep is None or not self._nothing_due or self._adding is not None or not self._is_alone:
             return None
         if self.is_drained() or not (self._running and self.service_health.may_claim and self.lease.is_held):
             return None

@@ -15,6 +15,7 @@ from attrs import Factory, define, field
 from pdm.workqueue.agents.pool import AgentKind
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
+from pdm.workqueue.execution.monitoring import ServicePart
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.store.database import check_schema
 from pdm.workqueue.store.leases import write_probe
@@ -60,7 +61,9 @@ class Readiness:
         """Why the daemon is not ready, a line each; empty if it is ready."""
         if self.stage is not Stage.RUNNING:
             return [self.stage.value]
-        found = {fault.part.value: fault.reason for fault in self.executor.context.service_health.faults}
+        faults = self.executor.context.service_health.faults
+        # A lock timeout now and then is no reason to send clients elsewhere: all daemons would meet it.
+        found = {each.part.value: each.reason for each in faults if each.part is not ServicePart.TRANSACTIONS}
         if not self.lease.is_held:
             found["lease"] = "the lease of this daemon has ended: nothing is claimed"
         for name, check in self._checks.items():

@@ -170,6 +170,8 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
     # Readers scan pages once; the writer touches the same rows and indexes again: it gets the larger cache.
     cache_kib = 16384 if read_only else 65536
     may_create = not read_only
+    path = str(url.database)
+    log_path = f"{path}-wal"
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
@@ -194,13 +196,13 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
             may_create = False
         else:
             # SQLite itself would create an empty one.
-            _require_file(str(url.database))
+            _require_file(path)
 
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: sa.Connection) -> None:
         connection.exec_driver_sql(begin)
         if not read_only:
-            _check_files(connection, str(url.database))
+            _check_files(connection, path, log_path)
 
     return engine
 
@@ -212,27 +214,29 @@ def _require_file(path: str) -> None:
         raise DatabaseFileGoneError(f"its file {path} cannot be opened: {error.strerror}") from error
 
 
-def _check_files(connection: sa.Connection, path: str) -> None:
+def _check_files(connection: sa.Connection, path: str, log_path: str) -> None:
     """Check that the open files of a database are still those of their names.
 
     Raises:
         DatabaseFileGoneError: one was removed or replaced.
     """
-    found: dict[str, tuple[int, int] | None] = {}
-    for name in (path, f"{path}-wal"):
-        try:
-            status = os.stat(name)  # noqa: PTH116 - at a third of the price, for every transaction
-        except FileNotFoundError:
-            found[name] = None
-        else:
-            found[name] = (status.st_dev, status.st_ino)
+    found = _identity(path), _identity(log_path)
+    # At the first transaction both files are open.
     known = connection.info.setdefault("files", found)
     if found != known:
-        changed = next(name for name in found if found[name] != known[name])
+        changed = path if found[0] != known[0] else log_path
         raise DatabaseFileGoneError(
             f"its file {changed} was removed or replaced while it was open: put that file back, or stop the service and"
             " restore a backup"
         )
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - at a third of the price, for every transaction
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _write_ahead(cursor: Any) -> None:
