@@ -23,6 +23,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, cast
+from urllib.parse import quote
 
 import msgspec
 from msgspec import UNSET
@@ -507,8 +508,20 @@ class WorkqueueClient:
         return self._fetch(QueueSummaryView, "GET", "/queue")
 
     def nodes(self) -> Deferred[Sequence[NodeView]]:
-        """The daemons that work on the queue; for operators."""
+        """The nodes: daemons that work on the queue, or did; for operators."""
         return self._fetch(tuple[NodeView, ...], "GET", "/nodes")
+
+    def drain_node(self, name: str, message: str, *, deadline: str | None = None) -> Deferred[NodeView]:
+        """Drain a node: it starts nothing more, and what runs finishes. For operators.
+
+        ``deadline``: when the rest goes back to the queue: a time, or a duration such as ``30m``; None for never.
+        """
+        body = msgspec.json.encode({"message": message, "deadline": deadline})
+        return self._fetch(NodeView, "POST", f"/nodes/{quote(name, safe='')}/drain", body=body, key=_new_key())
+
+    def resume_node(self, name: str) -> Deferred[NodeView]:
+        """End the drain of a node. For operators."""
+        return self._fetch(NodeView, "POST", f"/nodes/{quote(name, safe='')}/resume", key=_new_key())
 
     def site(self, site: int | str) -> Deferred[SiteView]:
         """One site, with the health of its endpoints."""

@@ -37,7 +37,7 @@ def api_context(
     return ApiContext(
         database=parts.database,
         sites=parts.sites,
-        logstore=parts.logs,
+        logs=parts.nodes.logs,
         vault=parts.vault,
         settings=settings,
         clock=clock,
@@ -47,6 +47,9 @@ def api_context(
         add_element=parts.claimer.add_element,
         cancelled=executor.cancel,
         progress=parts.board,
+        cluster=parts.nodes.progress,
+        is_node=parts.nodes.is_node,
+        drain_changed=parts.nodes.nodes_changed,
         routes=parts.streams.routes,
         credential_need=offered.credential_need,
         supports=offered.supports,
@@ -64,7 +67,7 @@ def api_context(
         deadline_added=parts.deadlines.timer.wake,
         schedules_changed=parts.scheduler.timer.wake,
         resume=executor.resume,
-        full=executor.reached_limits,
+        full=lambda job, listing: [*parts.nodes.wait_reasons(), *executor.reached_limits(job, listing)],
         faults=lambda: parts.service_health.faults,
         may_claim=lambda: parts.service_health.may_claim,
     )

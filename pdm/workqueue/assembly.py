@@ -63,6 +63,7 @@ from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.movers import MOVERS, OfferedMovers
 from pdm.workqueue.movers.mover import Mover
+from pdm.workqueue.node_assembly import node_parts
 from pdm.workqueue.policies import (
     breaker_policy,
     database_timeouts,
@@ -193,7 +194,22 @@ class Assembly:
             idle_s=agents.idle_s,
             unused=credentials.remove_unused,
         )
-        self.feed = EventFeed(reactor=reactor, database=self.database, clock=clock, running=self.board.running)
+        self.nodes = node_parts(
+            reactor=reactor,
+            settings=settings,
+            database=self.database,
+            clock=clock,
+            tls=self.tls,
+            worker=self.lease.worker,
+            board=self.board,
+            logs=self.logs,
+            signals=self.signals,
+            give_back_waiting=lambda: self.executor.give_back(0.0),
+            give_back=self._give_back,
+            on_resume=self._work_added,
+        )
+        running = self.nodes.progress.running
+        self.feed = EventFeed(reactor=reactor, database=self.database, clock=clock, running=running)
         health.on_state = self.feed.site_changed
         self.streams = Streams(limits=stream_limits(settings), sites=self.sites, clock=MonotonicUtc())
         access = helper_access(settings)
@@ -263,6 +279,7 @@ class Assembly:
             poll_s=queue.poll_interval_s,
             lease=self.lease,
             weights=settings.users.weights,
+            is_drained=lambda: self.nodes.drain.is_ordered,
         )
         self.shares = NodeShares(
             reactor=reactor,
@@ -387,6 +404,8 @@ class Assembly:
         services.add("chains", start=self.chains.start, stop=self.chains.stop)
         services.add("deadlines", start=self.deadlines.timer.start, stop=self.deadlines.timer.stop)
         services.add("schedules", start=self.scheduler.timer.start, stop=self.scheduler.timer.stop)
+        services.add("peers", stop=self.nodes.peers.stop)
+        services.add("drain", start=self.nodes.drain.start, stop=self.nodes.drain.stop)
         services.add("shares of limits", start=self.shares.start, stop=self.shares.stop)
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
@@ -457,12 +476,17 @@ class Assembly:
         if has_leftovers:
             self.executor.clean_up_soon()
 
+    async def _give_back(self) -> None:
+        await self.claimer.claims_over()
+        await self.executor.end_all(Ending.DRAINED)
+
     def _check_credential_files(self) -> None:
         self._credential_files.check()
         self._trust_directories.check()
 
     async def _refresh_tls(self) -> None:
         await self.tls.refresh_if_changed(run_in_thread)
+        await self.nodes.tls.refresh_if_changed(run_in_thread)
 
     def reload(self) -> None:
         """Read sites and TLS files again; errors are logged, and what was in force stays in force."""

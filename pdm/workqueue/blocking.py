@@ -190,6 +190,8 @@ class BlockingWorkqueueClient:
     site_activity = _blocking(WorkqueueClient.site_activity)
     queue = _blocking(WorkqueueClient.queue)
     nodes = _blocking(WorkqueueClient.nodes)
+    drain_node = _blocking(WorkqueueClient.drain_node)
+    resume_node = _blocking(WorkqueueClient.resume_node)
     site = _blocking(WorkqueueClient.site)
     add_site = _blocking(WorkqueueClient.add_site)
     change_site = _blocking(WorkqueueClient.change_site)

@@ -152,7 +152,11 @@ async def test_the_newest_progress_replaces_an_older_one(database: Database, fee
         return Event(id=None, at=at, kind=EventKind.PROGRESS, job=job_id, owner=alice, data={"moved": moved})
 
     feed.progress_of = progress_of
-    feed.running = lambda: [job_id]
+
+    async def running() -> list[int]:
+        return [job_id]
+
+    feed.running = running
     listener = feed.subscribe(EventFilter(job=job_id))
     silent = feed.subscribe(EventFilter(job=job_id, kinds={EventKind.JOB}))
     await listener.start()

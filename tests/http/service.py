@@ -92,7 +92,7 @@ folder = state
 [logs]
 folder = logs
 [database]
-url = sqlite:///workqueue.sqlite
+url = DATABASE
 threads = 2
 [credentials]
 trust_dir = trust
@@ -189,6 +189,7 @@ class Service:
         routes: what ``GET /routes`` is to tell.
         skip: makes the service's clock fast.
         configuration: further sections of workqueue.conf.
+        database_url: a database of several services has one worker for each: the service itself.
     """
 
     directory: Path
@@ -198,6 +199,8 @@ class Service:
     monotonic: Callable[[], float] = time.monotonic
     skip: list[timedelta] = field(factory=lambda: [timedelta()])
     configuration: str = ""
+    database_url: str = "sqlite:///workqueue.sqlite"
+    port_wanted: int = 0
     routes: list[RouteState] = field(factory=list)
     _parts: dict[str, Any] = field(factory=dict)
     _clients: dict[str, HTTPClient] = field(factory=dict)
@@ -213,7 +216,10 @@ class Service:
         self.certificates.authority.write_trust(directory / "trust")
         (directory / "sites.d").mkdir(exist_ok=True)
         (directory / "sites.d" / "sites.conf").write_text(_SITES)
-        (directory / "workqueue.conf").write_text(_CONFIGURATION + self.configuration)
+        (directory / "workqueue.conf").write_text(
+            _CONFIGURATION.replace("port = 0", f"port = {self.port_wanted}").replace("DATABASE", self.database_url)
+            + self.configuration
+        )
         ready: Deferred[None] = Deferred()
         services = OrderedServices(on_ready=lambda: ready.callback(None), on_failed=ready.errback)
         assembly = Assembly(
@@ -234,8 +240,9 @@ class Service:
         services.startService()
         await ready
         self.events.clear()
-        worker = leases.WorkerIdentity("worker", "worker")
-        await self.database.run("register a worker", leases.register_worker, worker, self.now(), 3600.0)
+        if not self.database.is_shared:
+            worker = leases.WorkerIdentity("worker", "worker")
+            await self.database.run("register a worker", leases.register_worker, worker, self.now(), 3600.0)
 
     async def stop(self) -> None:
         for pool in self._pools:
@@ -246,6 +253,11 @@ class Service:
         claimer = IdleClaimer(**parts)
         claimer.events = self.events
         return claimer
+
+    @property
+    def worker(self) -> str:
+        """The incarnation by which tests claim."""
+        return self.assembly.lease.worker.incarnation if self.database.is_shared else "worker"
 
     @property
     def assembly(self) -> Assembly:
@@ -367,7 +379,7 @@ class Service:
     async def claim(self, job_id: int) -> list[ClaimToken]:
         """Claim all of a job that can run; jobs of other tests are claimed along, and stay so."""
         limits = ClaimLimits(elements=10_000, batches=1000, batch_elements=1000, batch_bytes=2**50)
-        batches = await self.database.run("claim", claiming.claim, "worker", limits, self.now())
+        batches = await self.database.run("claim", claiming.claim, self.worker, limits, self.now())
         return [batch.token(element) for batch in batches for element in batch.elements if element.job_id == job_id]
 
     async def settle(
@@ -387,7 +399,7 @@ class Service:
             more["log"] = (await self.logs.close(ref, "the last line")).span
         now = self.now()
         verdict = Verdict(token, status, now - timedelta(seconds=2), now, failure=failure, **more)
-        settled = await self.database.run("settle", results.settle, "worker", [verdict], now)
+        settled = await self.database.run("settle", results.settle, self.worker, [verdict], now)
         assert not settled.lost
 
     async def job(self, job_id: int) -> JobRecord:
@@ -403,7 +415,7 @@ class Service:
 
     async def extend(self, token: ClaimToken, *elements: NewElement) -> None:
         """Add what follows from a listing."""
-        assert await self.database.run("extend", results.add_elements, "worker", token, elements)
+        assert await self.database.run("extend", results.add_elements, self.worker, token, elements)
 
     async def copied(self, user: str, *names: str, status: JobStatus = JobStatus.DONE) -> int:
         """A COPY job whose files all ended alike; its number."""

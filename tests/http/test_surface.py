@@ -33,6 +33,8 @@ _VALUES = {
     "credential_id": "1",
     "schedule_id": "1",
     "webhook_id": "1",
+    "log_uid": "0123456789abcdef",
+    "node": "node1",
 }
 
 

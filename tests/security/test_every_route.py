@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from pdm.workqueue.http.context import Endpoint
+from pdm.workqueue.http.context import Allow, Endpoint
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import Answer, Service
 from tests.http.test_foreign_access import PRIVATE
@@ -20,9 +20,12 @@ _BODIES: dict[str, dict[str, Any]] = {
     "drain_site": {"message": "closed"},
     "log_on": {"username": "someone", "password": "a password"},
     "ban_user": {"message": "out"},
+    "drain_node": {"message": "closed"},
 }
 _FOR_OPERATORS = {"drain_site", "resume_site", "list_users", "ban_user", "unban_user", "list_audit"}
-_FOR_OPERATORS |= {"get_activity", "get_queue", "list_nodes"}
+_FOR_OPERATORS |= {"get_activity", "get_queue", "list_nodes", "drain_node", "resume_node"}
+#: Looked at in ``tests/http/test_peers.py``.
+_FOR_NODES = {each.name for each in ENDPOINTS if each.allow is Allow.NODES}
 #: They take or tell what is the caller's own, or what everybody may know; sites in bodies have tests of their own.
 _WITHOUT_AN_OWNER = {
     "list_jobs", "submit_job", "submit_list", "submit_copy", "submit_remove", "submit_rename", "submit_mkdir",
@@ -51,7 +54,7 @@ async def _made(service: Service, user: str, name: str, *, public: bool) -> int:
 
 
 def test_every_route_is_looked_at() -> None:
-    looked_at = [each.name for each in (*PRIVATE, *_OF_SITES)] + sorted(_WITHOUT_AN_OWNER)
+    looked_at = [each.name for each in (*PRIVATE, *_OF_SITES)] + sorted(_WITHOUT_AN_OWNER | _FOR_NODES)
     looked_at += sorted(_FOR_OPERATORS - {each.name for each in _OF_SITES})
     assert sorted(looked_at) == sorted(each.name for each in ENDPOINTS)
 
@@ -93,5 +96,5 @@ async def test_operators_routes_are_closed_to_all_others(service: Service, name:
     (endpoint,) = (each for each in ENDPOINTS if each.name == name)
     user_id = (await service.call("site owner", "GET", "/whoami")).json["user_id"]
     for number in (user_id, 999_999):
-        answer = await _call(service, "site stranger", endpoint, user_id=number, site_id=1)
+        answer = await _call(service, "site stranger", endpoint, user_id=number, site_id=1, node=number)
         assert (answer.status, answer.problem) == (403, "forbidden"), answer.body

@@ -11,7 +11,8 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.store import activity
 from pdm.workqueue.store.activity import Ended, TimeBuckets, job_rate, route_activity
-from pdm.workqueue.store.queue import queue_shares, worker_states
+from pdm.workqueue.store.node_work import node_states
+from pdm.workqueue.store.queue import queue_shares
 from tests.store.stores import MISSING, START, Store, done, ended, name_of
 from tests.support.records import verdict
 
@@ -127,6 +128,6 @@ def test_daemons_are_listed_with_what_they_run(store: Store) -> None:
     store.worker()
     store.submit(store.user(), JobType.MKDIR)
     store.claim()
-    (state,) = store.run(worker_states)
-    assert (state.name, state.running) == (name_of(), 1)
+    (state,) = store.run(node_states, store.now)
+    assert (state.worker, state.running, state.alive) == (name_of(), 1, True)
     assert state.lease_until is not None

@@ -25,6 +25,7 @@ from pdm.workqueue.store import (
     job_changes,
     jobs,
     leases,
+    node_work,
     planned_elements,
     queue,
     results,
@@ -195,7 +196,12 @@ def test_pictures(busy: Store, explained: Explained) -> None:
             explained.assert_indexed()
     explained.plans.clear()
     busy.run(queue.queue_shares)
-    busy.run(queue.worker_states)
+    busy.run(node_work.node_states, busy.now)
+    busy.run(node_work.nodes_named, name_of(), busy.now)
+    busy.run(node_work.workers_of_job, large.id)
+    busy.run(node_work.workers_of_elements, large.id, [1, 2, 3])
+    busy.run(node_work.jobs_of_workers, [name_of()], 100)
+    busy.run(node_work.drain_of, "w", busy.now)
     explained.assert_indexed()
 
 

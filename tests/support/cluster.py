@@ -104,9 +104,12 @@ def cluster_of(
     *,
     grid: Mapping[str, Any] | None = None,
     grid_directory: Path | None = None,
+    start: bool = True,
     **settings: Mapping[str, str],
 ) -> Iterator[Cluster]:
     """So many running daemons on a PostgreSQL of their own; ``settings`` are sections of all their configurations.
+
+    ``start``: whether they are started.
 
     Skips the test where PostgreSQL is not installed.
     """
@@ -118,7 +121,8 @@ def cluster_of(
         postgresql.start()
         cluster = Cluster(directory, postgresql, number, grid=grid, grid_directory=grid_directory, settings=settings)
         try:
-            cluster.start()
+            if start:
+                cluster.start()
             yield cluster
         finally:
             cluster.end()

@@ -133,6 +133,15 @@ def client_policy(
     return policy
 
 
+def node_policy(trust: Trust, identity: TlsIdentity) -> IPolicyForHTTPS:
+    """How a node speaks TLS to other nodes: it shows its host certificate.
+
+    Args:
+        trust: authorities of the nodes' host certificates.
+    """
+    return _ClientPolicy(trust, "[node] peers_trust", identity)
+
+
 def read_valid_identity(
     certificate: Path, key: Path | None, now: datetime, passphrase: bytes | None = None
 ) -> TlsIdentity:

@@ -22,6 +22,7 @@ from pdm.workqueue.admin.instance import (
     write_pkcs12,
 )
 from pdm.workqueue.cli.activity import top, why
+from pdm.workqueue.cli.nodes import node
 from pdm.workqueue.cli.pruning import prune
 from pdm.workqueue.cli.recovery import backup, check, rekey, restore, upgrade
 
@@ -35,7 +36,7 @@ def admin() -> None:
     """Create and maintain an instance of the service."""
 
 
-for _command in (check, backup, restore, rekey, upgrade, prune, why, top):
+for _command in (check, backup, restore, rekey, upgrade, prune, why, top, node):
     admin.add_command(_command)
 
 

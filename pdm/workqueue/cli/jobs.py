@@ -350,6 +350,7 @@ def _progress_lines(job: JobView) -> list[str]:
     if progress.elapsed is not None:
         left = "" if progress.eta is None else f", about {display_duration(progress.eta)} left"
         lines.append(f"time      {display_duration(progress.elapsed)} since it started{left}")
+    lines += [f"unknown   what runs {display_line(each)}" for each in progress.silent or ()]
     return lines
 
 

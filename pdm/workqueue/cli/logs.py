@@ -85,6 +85,8 @@ class LogFollower:
         #: Element → the attempt to show next, and its offset.
         self._next: dict[int, tuple[int, int]] = {}
         self._shown: tuple[int, int] | None = None
+        #: Where the logs are that cannot be read now, as was said already.
+        self._silent: set[str] = set()
         #: All elements up to this one have ended and were shown.
         self._finished = -1
 
@@ -163,6 +165,7 @@ class LogFollower:
         self._next[element_id] = (attempt, offset)
 
     def _print(self, piece: OutputView) -> None:
+        self._note_silence(piece)
         log = _LOG_GONE if piece.log is None else piece.log
         if not log:
             return
@@ -170,6 +173,14 @@ class LogFollower:
             self._shown = (piece.elementid, piece.attempt)
             _print_header(piece)
         click.echo(display_text(log), nl=not log.endswith("\n"))
+
+    def _note_silence(self, piece: OutputView) -> None:
+        if isinstance(piece.silent, str):
+            if piece.end is not True and piece.silent not in self._silent:
+                self._silent.add(piece.silent)
+                print_stderr(f"the log of element {piece.elementid} is {display_line(piece.silent)}: trying again")
+        else:
+            self._silent.clear()
 
 
 _REFERENCE = re.compile(r"(\d{1,18})(?:\.(\d{1,18})(?:\.(-?\d{1,9}))?)?")

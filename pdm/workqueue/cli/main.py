@@ -100,6 +100,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "token": ("credentials:token", "Store a bearer token for a site."),
     "sites": ("sites:sites", "Show the sites and their protocols."),
     "routes": ("sites:routes", "Show streams between sites, and their limits."),
+    "nodes": ("nodes:nodes", "For operators: show the nodes, the daemons that work on the queue."),
     "site": ("sites:site", "Add, show, check, change or remove a site."),
     "user": ("sites:user", "For operators: list, ban and unban users."),
     "audit": ("sites:audit", "For operators: show the audit log of sites and users."),

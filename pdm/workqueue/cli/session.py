@@ -64,7 +64,7 @@ _COMMANDS_FOR_ROUTES = (
     (re.compile(r"GET /jobs/(\d+)/elements"), r"'pdm status \1'"),
     (re.compile(r"GET /users"), "'pdm user list'"),
     (re.compile(r"GET /schedules"), "'pdm schedule list'"),
-    (re.compile(r"GET /(jobs|sites|credentials|whoami)\b"), r"'pdm \1'"),
+    (re.compile(r"GET /(jobs|sites|credentials|whoami|nodes)\b"), r"'pdm \1'"),
 )
 #: Pointer to an invalid value → the option or argument that it comes from.
 _OPTION_NAMES = {
@@ -78,6 +78,7 @@ _OPTION_NAMES = {
     "$.timezone": "--timezone",
     "$.after": "--after",
     "$.after_any": "--after-any",
+    "$.deadline": "--deadline",
     "?site": "--site",
     "?since": "--since",
     "?label": "--label",

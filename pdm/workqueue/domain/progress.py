@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import datetime
 
 from attrs import define, field, frozen
@@ -98,8 +99,39 @@ class RateHistory:
 
 
 @frozen
+class RateColumns:
+    """A rate over time, in columns of equal length.
+
+    Attributes:
+        begun_at: when the first one begins, in seconds.
+        column_s: length of a column, in seconds, above 0.
+    """
+
+    begun_at: float
+    column_s: float
+    rates: Sequence[float]
+
+    def at(self, timestamp: float) -> float:
+        """The rate at a time; 0 before the first column and after the last one."""
+        number = (timestamp - self.begun_at) / self.column_s
+        return self.rates[int(number)] if 0 <= number < len(self.rates) else 0.0
+
+
+def summed_rates(parts: Sequence[RateColumns]) -> RateColumns | None:
+    """The sum of some rates in at most `_MOST_COLUMNS` columns; None if there are none."""
+    parts = [part for part in parts if part.rates]
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    begun_at = min(part.begun_at for part in parts)
+    length_s = max(part.begun_at + part.column_s * len(part.rates) for part in parts) - begun_at
+    column_s = max(length_s / _MOST_COLUMNS, *(part.column_s for part in parts))
+    middles = [begun_at + (number + 0.5) * column_s for number in range(math.ceil(length_s / column_s))]
+    return RateColumns(begun_at, column_s, [sum(part.at(middle) for part in parts) for middle in middles])
+
+
+@frozen
 class Moving:
-    """The running part of a job in this daemon.
+    """The running part of a job.
 
     Attributes:
         transferred: bytes that have moved and are not among the proven ones.
@@ -128,6 +160,7 @@ class JobProgress:
         files_per_second: elements that end, now.
         elapsed: seconds since it was begun, until now or its end.
         eta: seconds until it is done, at the present rates.
+        silent: where parts of it run whose progress is not counted: ``on node X, which does not answer``.
     """
 
     listing: bool
@@ -141,6 +174,7 @@ class JobProgress:
     files_per_second: float | None
     elapsed: float | None
     eta: float | None
+    silent: Sequence[str] = ()
 
 
 def _begins_with_listing(job: JobRecord) -> bool:
@@ -160,12 +194,15 @@ def listing_status(job: JobRecord) -> JobStatus | None:
     return JobStatus.DONE if counters.done else job.status
 
 
-def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now: datetime) -> JobProgress:
+def job_progress(
+    job: JobRecord, listing: JobStatus, moving: Moving | None, now: datetime, silent: Sequence[str] = ()
+) -> JobProgress:
     """How far a job is.
 
     Args:
         listing: state of its listing.
         moving: what runs of it, None where that is not known.
+        silent: where parts of it run that are not in `moving`.
     """
     counters, ended = job.counters, job.status.is_final
     is_listed = listing.is_final or ended
@@ -183,7 +220,7 @@ def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now:
         instant, files_per_second = moving.instant, moving.files_per_second
     elapsed = _elapsed(job, now)
     left = None
-    if is_listed and counters.running and not counters.held and not job.cancel_requested:
+    if is_listed and counters.running and not counters.held and not job.cancel_requested and not silent:
         files_left = counters.submitted + counters.running
         bytes_left = max(job.bytes_total - job.bytes_done - (transferred or 0), 0)
         left = time_left(bytes_left, instant, files_left, files_per_second)
@@ -203,6 +240,7 @@ def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now:
         files_per_second=files_per_second,
         elapsed=elapsed,
         eta=left,
+        silent=silent,
     )
 
 

@@ -41,6 +41,7 @@ class Ending(enum.StrEnum):
     STOPPED = "the service stopped"
     LOST = "the lease was lost"
     LAPSED = "the lease was not renewed in time"
+    DRAINED = "the node is drained, and its deadline is over"
     CREDENTIAL = "the credential that it used was removed or replaced"
     GIVEN_BACK = "another node can begin it sooner"
 

@@ -48,6 +48,7 @@ class Claimer:
         service_health: while a required part of the service is faulty, nothing is claimed.
         poll_s: maximum seconds between two claims (other daemons add work, too).
         weights: subject → share of the work, if not 1.
+        is_drained: whether an operator has this daemon claim nothing.
         offer: called when there may be due work that this daemon leaves to others.
         on_starved: called when work is due that may not be claimed, although there is capacity.
     """
@@ -62,6 +63,7 @@ class Claimer:
     poll_s: float
     lease: Lease
     weights: Mapping[str, float] = field(factory=dict)
+    is_drained: Callable[[], bool] = lambda: False
     offer: Callable[[], None] = lambda: None
     on_starved: Callable[[], None] = lambda: None
     _fair_queues: dict[frozenset[JobType], FairQueue] = field(factory=dict)
@@ -182,7 +184,7 @@ class Claimer:
         """Permission to claim an element as it is added: nothing else is due, and all limits allow it."""
         if self._asleep is None or not self._nothing_due or self._adding is not None or not self._is_alone:
             return None
-        if not (self._running and self.service_health.may_claim and self.lease.is_held):
+        if self.is_drained() or not (self._running and self.service_health.may_claim and self.lease.is_held):
             return None
         batches, listings = self.executor.capacity()
         now = self.clock()
@@ -222,8 +224,8 @@ class Claimer:
             while self._running:
                 self._woken = self._capacity_freed = False
                 began = self.reactor.seconds()
-                if not self.service_health.may_claim:
-                    # Claimed batches could not be started.
+                if self.is_drained() or not self.service_health.may_claim:
+                    # Claimed batches could not be started, or should not be.
                     self.offer()
                     await self._sleep(None)
                     continue

@@ -172,13 +172,17 @@ class Subscription:
             self._waiting.callback(None)
 
 
+async def _nothing_running() -> Sequence[int]:
+    return ()
+
+
 @define(eq=False, kw_only=True)
 class EventFeed:
     """Gives events to subscriptions.
 
     Attributes:
-        progress_of: the progress of a job that runs here as an event; None if it does not.
-        running: numbers of the jobs that run here.
+        progress_of: the progress of a job as an event; None if there is no such job.
+        running: numbers of the jobs that run in any daemon.
         on_written: called after each commit of this daemon that has written events.
     """
 
@@ -186,7 +190,7 @@ class EventFeed:
     database: Database
     clock: Callable[[], datetime]
     progress_of: Callable[[int], Awaitable[Event | None]] | None = None
-    running: Callable[[], Sequence[int]] = lambda: ()
+    running: Callable[[], Awaitable[Sequence[int]]] = _nothing_running
     on_written: Callable[[], None] = lambda: None
     _subscriptions: set[Subscription] = field(factory=set)
     #: Those that name a job or an owner; all others hear everything.
@@ -351,7 +355,7 @@ class EventFeed:
             return
         watched = {job_id for job_id, those in self._of_job.items() if _want_progress(those)}
         wide = any(map(_want_progress, [self._of_all, *self._of_owner.values()]))
-        running = self.running()
+        running = await self.running() if watched or wide else ()
         watched = {job_id for job_id in running if job_id in watched}
         if wide:
             watched.update(running[:_MOST_PROGRESS])

@@ -265,6 +265,26 @@ class JobHistory:
     files: RateHistory
 
 
+@frozen(kw_only=True)
+class JobMotion:
+    """What one daemon moves of a job.
+
+    Attributes:
+        running: elements that run there.
+        moving: bytes that these have moved.
+        losses: how often moved bytes were lost, because an attempt has failed.
+        instant: bytes/s, smoothed.
+        files_per_second: elements that end, smoothed.
+    """
+
+    job_id: int
+    running: int
+    moving: int
+    losses: int
+    instant: float | None
+    files_per_second: float | None
+
+
 @define(eq=False)
 class _WatchedJob:
     bytes_rate: SmoothedRate
@@ -276,6 +296,19 @@ class _WatchedJob:
     moving: int = 0
     #: Highest number of bytes, proven and moving, that was shown since bytes were last lost.
     reported: int = 0
+    #: How often bytes were lost.
+    losses: int = 0
+
+
+def _motion(job_id: int, job: _WatchedJob, now_s: float) -> JobMotion:
+    return JobMotion(
+        job_id=job_id,
+        running=len(job.elements),
+        moving=job.moving,
+        losses=job.losses,
+        instant=job.bytes_rate.at(now_s),
+        files_per_second=job.files_rate.at(now_s),
+    )
 
 
 class ProgressBoard:
@@ -341,6 +374,7 @@ class ProgressBoard:
         elif proven < element.transferred:
             # These bytes must be moved again, so the shown progress of the job may go back.
             job.reported = 0
+            job.losses += 1
         if finished:
             job.files_rate.add(1, now_s)
             job.history.files.add(1, now_s)
@@ -377,6 +411,17 @@ class ProgressBoard:
         now_s = self.clock()
         job.reported = max(job.reported, proven + job.moving)
         return Moving(max(job.reported - proven, 0), job.bytes_rate.at(now_s), job.files_rate.at(now_s))
+
+    def motion_of(self, job_id: int) -> JobMotion | None:
+        """What runs here of a job, or ran recently; None if nothing."""
+        job = self._jobs.get(job_id)
+        return None if job is None else _motion(job_id, job, self.clock())
+
+    def motions(self, most: int) -> list[JobMotion]:
+        """What runs here of each job, or ran recently; at most so many jobs, those with running elements first."""
+        now_s = self.clock()
+        chosen = sorted(self._jobs.items(), key=lambda item: not item[1].elements)[:most]
+        return [_motion(job_id, job, now_s) for job_id, job in chosen]
 
     def running(self) -> list[int]:
         """Numbers of the jobs that have running elements here."""

@@ -27,14 +27,11 @@ from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLo
 from twisted.internet.interfaces import (
     IHostnameResolver,
     IHostResolution,
-    IProtocol,
-    IProtocolFactory,
     IReactorPluggableNameResolver,
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Protocol
 from twisted.internet.threads import deferToThreadPool
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from twisted.web.client import URI, Agent, FileBodyProducer, ResponseFailed, ResponseNeverReceived
@@ -45,6 +42,13 @@ from zope.interface import implementer
 from pdm.workqueue.certificates.tls_client import refusal_reason
 from pdm.workqueue.domain.addresses import AddressRange, IpAddress, embedded_address, is_local_address, is_local_host
 from pdm.workqueue.domain.webhooks import SendResult
+from pdm.workqueue.execution.bounded_connections import (
+    BoundedEndpoint,
+    BoundedProtocol,
+    ReceiveBudget,
+    TooMuchReceivedError,
+    end_connections,
+)
 
 #: Bytes that a receiver may send, TLS not counted: a status and some headers.
 _MOST_RECEIVED = 64 * 1024
@@ -64,10 +68,6 @@ class RefusedAddressError(ConnectError):
     def __init__(self, address: str) -> None:
         super().__init__(string=address)  # type: ignore[no-untyped-call]
         self.address = address
-
-
-class _TooMuchReceivedError(Exception):
-    """The receiver has sent more than `_MOST_RECEIVED` bytes."""
 
 
 @frozen(kw_only=True)
@@ -218,66 +218,15 @@ class NameLookup:
         raise NotImplementedError
 
 
-class _BoundedProtocol(ProtocolWrapper):
-    """Ends the connection of a receiver that sends too much."""
-
-    received = 0
-    exceeded = False
-
-    def dataReceived(self, data: bytes) -> None:
-        self.received += len(data)
-        if self.received > _MOST_RECEIVED:
-            self.exceeded = True
-            transport: Any = self.transport
-            transport.abortConnection()
-        else:
-            super().dataReceived(data)  # type: ignore[no-untyped-call]
-
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        lost = Failure(_TooMuchReceivedError()) if self.exceeded else reason
-        super().connectionLost(lost)  # type: ignore[no-untyped-call]
-
-
-class _BoundedFactory(WrappingFactory):
-    protocol = _BoundedProtocol
-    # It logs each connection otherwise.
-    noisy = False
-
-    def registerProtocol(self, p: Any) -> None: ...
-
-    def unregisterProtocol(self, p: Any) -> None: ...
-
-
-@implementer(IStreamClientEndpoint)
-@frozen
-class _BoundedEndpoint:
-    _endpoint: Any
-    _opened: list[_BoundedProtocol]
-
-    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        connecting: Deferred[Any] = self._endpoint.connect(_BoundedFactory(factory))  # type: ignore[no-untyped-call]
-        return connecting.addCallback(self._connected)
-
-    def _connected(self, protocol: _BoundedProtocol) -> Any:
-        self._opened.append(protocol)
-        return protocol.wrappedProtocol
-
-
 @implementer(IAgentEndpointFactory)
 @frozen
 class _CheckedEndpoints:
-    """Makes the connections of one message; ``opened`` has those that were made."""
+    """Makes the connections of one message; ``opened`` has those that are open."""
 
     _reactor: Any
     _tls: IPolicyForHTTPS
     _connect_timeout_s: float
-    opened: list[_BoundedProtocol] = field(factory=list)
-
-    def close(self) -> None:
-        """End the connections at once: a receiver that does not end its side must not keep them."""
-        for protocol in self.opened:
-            transport: Any = protocol.transport
-            transport.abortConnection()
+    opened: set[BoundedProtocol] = field(factory=set)
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         host = uri.host.decode("ascii").removeprefix("[").removesuffix("]")
@@ -285,7 +234,7 @@ class _CheckedEndpoints:
         if uri.scheme == b"https":
             # The policy is Twisted's interface: it makes the TLS side, and verifies the name.
             endpoint = wrapClientTLS(self._tls.creatorForNetloc(host.encode("ascii"), uri.port), endpoint)
-        bounded: IStreamClientEndpoint = _BoundedEndpoint(endpoint, self.opened)
+        bounded: IStreamClientEndpoint = BoundedEndpoint(endpoint, lambda: ReceiveBudget(_MOST_RECEIVED), self.opened)
         return bounded
 
 
@@ -371,7 +320,7 @@ class Receivers:
             response: Any = await agent.request(b"POST", url.encode("ascii"), sent, FileBodyProducer(BytesIO(body)))
             return await self._outcome(response)
         finally:
-            endpoints.close()
+            end_connections(endpoints.opened)
 
     async def _outcome(self, response: Any) -> SendResult:
         status = int(response.code)
@@ -391,7 +340,7 @@ class Receivers:
         causes = [error, *(each.value for each in getattr(error, "reasons", ()) or ())]
         if any(isinstance(each, RefusedAddressError) for each in causes):
             return "its address is of the service's own machine or its link, or excluded by the operator"
-        if any(isinstance(each, _TooMuchReceivedError) for each in causes):
+        if any(isinstance(each, TooMuchReceivedError) for each in causes):
             return f"it answered with more than {_MOST_RECEIVED} bytes before the end of its headers"
         if refusal_reason(Failure(error)) is not None:
             return _BAD_CERTIFICATE

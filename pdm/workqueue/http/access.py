@@ -126,21 +126,29 @@ class Authenticator:
         # OpenSSL checks validity only in the handshake; a persistent connection may outlive a proxy.
         if connected is not None and self.clock() < connected.certificate_ends_at:
             return connected
+        identity = self.identity(transport)
+        # Without a signing policy, an authority could sign the subject of another authority's user.
+        key = (identity.subject, identity.authority, identity.constrained)
+        known = self._known.get(key) or await self._register(key, self.clock())
+        caller = Caller(known[0], identity.subject, known[1], identity.chain_ends_at, identity.limited)
+        self._connected[transport] = caller
+        return caller
+
+    def identity(self, transport: Any) -> PeerIdentity:
+        """The identity of the peer of a connection, whose certificate is valid now.
+
+        Raises:
+            NotAuthenticatedError: no certificate was presented, or it has expired.
+        """
         identity = self.identify(transport)
         if identity is None:
             raise NotAuthenticatedError(
                 "no client certificate was presented: use a certificate or a grid proxy (curl: --cert and --key)"
             )
-        now = self.clock()
-        if identity.chain_ends_at <= now:
+        if identity.chain_ends_at <= self.clock():
             end = timestamp_text(identity.chain_ends_at)
             raise NotAuthenticatedError(f"your certificate or proxy expired at {end}: make a new one and reconnect")
-        # Without a signing policy, an authority could sign the subject of another authority's user.
-        key = (identity.subject, identity.authority, identity.constrained)
-        known = self._known.get(key) or await self._register(key, now)
-        caller = Caller(known[0], identity.subject, known[1], identity.chain_ends_at, identity.limited)
-        self._connected[transport] = caller
-        return caller
+        return identity
 
     async def _register(self, key: tuple[str, str, bool], now: datetime) -> tuple[int, Role]:
         subject, authority, constrained = key

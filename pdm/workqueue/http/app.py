@@ -215,6 +215,9 @@ class _RouteHandler:
         endpoint = self.endpoint
         if endpoint.allow is Allow.EVERYBODY:
             return await endpoint.handler(self.context, **path_values)
+        if endpoint.allow is Allow.NODES:
+            await self._admit_node(request)
+            return await endpoint.handler(self.context, **path_values, **self._arguments(request, None))
         caller = await admitted_caller(request, self.context, self.authenticator, fields)
         if len(request.body()) > _LARGE_BODY:
             # Decoding takes seconds.
@@ -223,7 +226,13 @@ class _RouteHandler:
             arguments = path_values | self._arguments(request, caller)
         return await endpoint.handler(self.context, caller, **arguments)
 
-    def _arguments(self, request: ApiRequest, caller: Caller) -> dict[str, Any]:
+    async def _admit_node(self, request: ApiRequest) -> None:
+        transport = request.channel.transport
+        self.authenticator.identity(transport)
+        if not await self.context.is_node(transport):
+            raise ForbiddenError("this is for the nodes of the service: your certificate is not that of a node")
+
+    def _arguments(self, request: ApiRequest, caller: Caller | None) -> dict[str, Any]:
         endpoint = self.endpoint
         arguments: dict[str, Any] = {}
         query = decode_query(request.uri.partition(b"?")[2], endpoint.query)
@@ -240,7 +249,7 @@ class _RouteHandler:
             arguments["media_type"] = _accepted_media_type(header_values(request, "Accept"), endpoint.media_types)
         if EVENT_STREAM in endpoint.media_types:
             arguments["last_event_id"] = next(iter(header_values(request, "Last-Event-ID")), None)
-        if endpoint.method == "POST":
+        if endpoint.method == "POST" and caller is not None:
             route = f"{endpoint.method} {request.path.decode('ascii', 'replace')}"
             keys = header_values(request, "Idempotency-Key")
             arguments["key"] = idempotency_key(keys, caller.user_id, route, body)

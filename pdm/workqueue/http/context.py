@@ -25,6 +25,7 @@ from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.credentials import CandidateOfKind, CredentialKind, CredentialNeed, earliest_expiry
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import Counters, JobRecord
+from pdm.workqueue.execution.cluster import ClusterLogs, ClusterProgress
 from pdm.workqueue.execution.endpoint_checks import EndpointCheck
 from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.monitoring import PartFault, ProgressBoard
@@ -32,7 +33,6 @@ from pdm.workqueue.execution.notifications import Notifications
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.problems import ApiError, JobNotFoundError, JobPurgedError
-from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.store import purged_jobs
 from pdm.workqueue.store.claim_queries import WaitReason
@@ -122,7 +122,7 @@ class ApiContext:
 
     database: Database
     sites: SiteRegistry
-    logstore: LogStore
+    logs: ClusterLogs
     vault: Vault
     settings: Settings
     #: Current time, UTC.
@@ -136,7 +136,12 @@ class ApiContext:
     add_element: Callable[..., Awaitable[Any]]
     #: Notifies the executor that a job's cancellation was committed.
     cancelled: Callable[[int], None]
+    #: What this daemon runs.
     progress: ProgressBoard
+    #: What all daemons run.
+    cluster: ClusterProgress
+    #: Whether the peer of a connection is another node of the service, by its certificate.
+    is_node: Callable[[Any], Awaitable[bool]]
     #: Streams between sites, their limits, and the reasons for these.
     routes: Callable[[], Sequence[RouteState]]
     #: Credential that a protocol needs at a site; None for none.
@@ -164,6 +169,8 @@ class ApiContext:
     schedules_changed: Callable[[], None] = _do_nothing
     #: Notifies the watch of deadlines that a job has one.
     deadline_added: Callable[[], None] = _do_nothing
+    #: Notifies this daemon that an operator has drained or resumed a node.
+    drain_changed: Callable[[], None] = _do_nothing
     #: Resumes held elements of a user, for a site and protocols, from a (job, element) on; returns their number.
     resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _resume_nothing
     #: Sentences about the limits that keep a job (True: its listing) from starting more work.
@@ -282,7 +289,7 @@ def _ignore_cancellation(failure: Failure) -> None:
     failure.trap(CancelledError)
 
 
-#: A handler: gets the context, the caller (unless open to everybody), and as keywords the path parameters, ``body``,
+#: A handler: gets the context, the caller (if it is a user), and as keywords the path parameters, ``body``,
 #: ``query``, ``key`` (`IdempotencyKey` of a POST), ``media_type`` (where the endpoint has several) and
 #: ``last_event_id`` (where it gives out events). Returns a value of the result type, or a `JsonStream` of one.
 Handler = Callable[..., Awaitable[object]]
@@ -295,6 +302,8 @@ class Allow(enum.Enum):
     EVERYBODY = enum.auto()
     #: Users of the service, who see only what is their own unless they are operators.
     USERS = enum.auto()
+    #: The other daemons that use the database; no user, and no operator.
+    NODES = enum.auto()
 
 
 class Parameter(enum.Enum):
@@ -316,6 +325,8 @@ PATH_PARAMETERS: Mapping[str, tuple[Parameter, str]] = MappingProxyType(
         "webhook_id": (Parameter.NUMBER, "Number of a webhook."),
         "credential_id": (Parameter.NUMBER, "Number of a credential."),
         "user_id": (Parameter.NUMBER, "Number of a user."),
+        "log_uid": (Parameter.WORD, "The ``log_uid`` of a job."),
+        "node": (Parameter.WORD, "Name of a node, as in GET /nodes."),
         "delegation_id": (Parameter.WORD, "The caller's delegation id, as given by GET /whoami."),
     }
 )

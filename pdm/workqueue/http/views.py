@@ -17,6 +17,7 @@ from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.pacing import BreakerState
 from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.domain.sites import RestrictionKind
+from pdm.workqueue.execution.cluster import ElementMotion
 from pdm.workqueue.execution.endpoint_checks import EndpointCheck
 from pdm.workqueue.execution.monitoring import ElementProgress
 from pdm.workqueue.execution.streams import RouteState
@@ -163,6 +164,7 @@ def job_progress_view(progress: JobProgress) -> JobProgressView:
         files_per_second=progress.files_per_second,
         elapsed=progress.elapsed,
         eta=progress.eta,
+        silent=list(progress.silent) or UNSET,
     )
 
 
@@ -213,8 +215,9 @@ def element_view(element: ElementRecord, job: JobRecord) -> ElementView:
     )
 
 
-def element_status_view(element: ElementRecord, progress: ElementProgress | None) -> ElementStatusView:
-    """Status of an element, with the progress of its transfer (None if not in this daemon) or of its last attempt."""
+def element_status_view(element: ElementRecord, motion: ElementMotion | None) -> ElementStatusView:
+    """Status of an element, with the progress of its transfer (None if no node runs it) or of its last attempt."""
+    progress = None if motion is None else motion.progress
     if element.status is not JobStatus.RUNNING:
         # Files that existed already were not transferred: they have no rate.
         transferred = 0 if element.already_there else element.transferred
@@ -232,6 +235,7 @@ def element_status_view(element: ElementRecord, progress: ElementProgress | None
         instant=progress.instant,
         average=progress.average,
         elapsed=progress.elapsed,
+        silent=UNSET if motion is None or motion.silent is None else motion.silent,
     )
 
 

@@ -34,8 +34,9 @@ async def with_progress(api: ApiContext, job: JobRecord) -> tuple[JobRecord, Job
         job, listing = await api.database.read("where a listing stands", transactions.job_and_listing, job.id)
         if listing is JobStatus.DONE:
             api.progress.remember_listed(job.id, job.counters.elements)
+    motion = await api.cluster.of_job(job)
     now = api.clock()
-    progress = job_progress(job, listing, api.progress.of_job(job.id, job.bytes_done), now)
+    progress = job_progress(job, listing, motion.moving, now, motion.silent)
     waits = api.site_directory.waits(job, now)
     if job.after is not None and job.started_at is None and not job.status.is_final:
         awaited = await api.database.read("find awaited jobs", chains.awaited_jobs, job.id)

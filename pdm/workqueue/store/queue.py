@@ -1,8 +1,8 @@
-"""What waits for what now: unfinished jobs by user and route, their totals, and the daemons that work on them."""
+"""What waits for what now: unfinished jobs by user and route, and their totals."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -127,36 +127,6 @@ def running_claims(session: Session, job_id: int, element_id: int | None = None)
         )
         for row in rows
     ]
-
-
-@frozen(kw_only=True)
-class WorkerState:
-    """A daemon.
-
-    Attributes:
-        lease_until: None if its lease was taken away, or it has stopped.
-        running: elements that it runs.
-    """
-
-    id: int
-    name: str
-    host: str | None
-    lease_until: datetime | None
-    running: int
-
-
-_RUNNING = (
-    sa.select(elements.c.worker_id, sa.func.count().label("running"))
-    .where(sa.text(IS_RUNNING))
-    .group_by(elements.c.worker_id)
-)
-_WORKERS = sa.select(workers.c.id, workers.c.name, workers.c.host, workers.c.lease_until).order_by(workers.c.name)
-
-
-def worker_states(session: Session) -> Sequence[WorkerState]:
-    """All daemons that have worked on this database, by name."""
-    running: dict[Any, int] = {row.worker_id: row.running for row in session.execute(_RUNNING)}
-    return [WorkerState(running=running.get(row.id, 0), **row._mapping) for row in session.execute(_WORKERS)]
 
 
 @frozen(kw_only=True)

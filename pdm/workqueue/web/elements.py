@@ -12,6 +12,7 @@ from msgspec import Meta
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
+from pdm.workqueue.execution.cluster import LogElsewhereError
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.decoding import enum_members
 from pdm.workqueue.http.endpoints.receipts import failure_codes
@@ -63,12 +64,13 @@ class ElementRow:
     failure: AttemptFailure | None
 
 
-def element_rows(visit: Visit, job: JobRecord, found: Sequence[ElementRecord]) -> list[ElementRow]:
-    """Elements with their rates, those of running ones from memory."""
+async def element_rows(visit: Visit, job: JobRecord, found: Sequence[ElementRecord]) -> list[ElementRow]:
+    """Elements with their rates, those of running ones from the memory of the nodes."""
     rows = []
+    running = [element.id for element in found if element.status is JobStatus.RUNNING]
+    motions = await visit.api.cluster.of_elements(job.id, running) if running else {}
     for element in found:
-        running = visit.api.progress.of_element(job.id, element.id) if element.status is JobStatus.RUNNING else None
-        status = element_status_view(element, running)
+        status = element_status_view(element, motions.get(element.id))
         failure = None if element.status is JobStatus.DONE else element.failure
         rows.append(ElementRow(element, status.instant or status.average, failure))
     return rows
@@ -99,7 +101,7 @@ async def show_elements(visit: Visit, job_id: int, query: ElementListQuery) -> P
         following = until
     context: dict[str, Any] = {
         "job_id": job_id,
-        "rows": element_rows(visit, job, shown),
+        "rows": await element_rows(visit, job, shown),
         "query": query,
         "statuses": [status.name for status in JobStatus if status is not JobStatus.NEW],
         "codes": list(FailureCode),
@@ -119,7 +121,11 @@ async def show_log(visit: Visit, job_id: int, element_id: int, query: AttemptQue
     )
     number = query.attempt or max(element.attempts, 1)
     known = await _attempt(visit, job_id, element_id, number)
-    tail = None if known.status is None else await _tail(visit, known)
+    tail, silent = None, None
+    try:
+        tail = None if known.status is None else await _tail(visit, known)
+    except LogElsewhereError as error:
+        silent = str(error)
     statuses = {each.attempt: each.status for each in ended}
     failures = {each.attempt: each.failure for each in ended if each.failure is not None}
     failure = failures.get(number)
@@ -135,6 +141,7 @@ async def show_log(visit: Visit, job_id: int, element_id: int, query: AttemptQue
         ],
         "failure": None if failure is None else failure_view(failure, known.job.type),
         "tail": tail,
+        "silent": silent,
     }
     if known.status is None and query.attempt is not None:
         raise OutputNotReadyError(f"element {element_id} has no attempt {number}: {element.attempts} were begun")
@@ -150,7 +157,7 @@ async def _attempt(visit: Visit, job_id: int, element_id: int, number: int) -> K
 async def _tail(visit: Visit, known: KnownAttempt) -> LogTail | None:
     ref = LogRef(known.job.log_uid, known.element.id, known.attempt)
     try:
-        return await visit.api.logstore.read_tail(ref, _TAIL_BYTES, known.worker, known.log)
+        return await visit.api.logs.read_tail(ref, _TAIL_BYTES, known.worker, known.log)
     except LogMissingError:
         return None
 
@@ -169,9 +176,11 @@ async def _log_pieces(visit: Visit, known: KnownAttempt) -> AsyncGenerator[bytes
     ref, offset = LogRef(known.job.log_uid, known.element.id, known.attempt), 0
     while True:
         try:
-            piece = await visit.api.logstore.read_piece(ref, offset, _PIECE_BYTES, known.worker, known.log)
+            piece = await visit.api.logs.read_piece(ref, offset, _PIECE_BYTES, known.worker, known.log)
         except LogMissingError as error:
             raise OutputNotReadyError("the log of this attempt is not on disk") from error
+        except LogElsewhereError as error:
+            raise OutputNotReadyError(f"the log of this attempt is {error}: try again later") from error
         yield (piece.text or "").encode()
         if piece.is_last or piece.end == offset:
             return

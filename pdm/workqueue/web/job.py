@@ -16,8 +16,8 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.events import Event, EventKind
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.formatting import display_bytes, display_duration, display_line, display_name
+from pdm.workqueue.domain.progress import RateColumns, summed_rates
 from pdm.workqueue.http import transactions
-from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoints.jobs import cancel_job, get_job, retry_job
 from pdm.workqueue.http.endpoints.receipts import failure_codes, list_errors
 from pdm.workqueue.http.problems import InvalidInputError
@@ -28,6 +28,7 @@ from pdm.workqueue.web.elements import ElementListQuery, element_rows
 from pdm.workqueue.web.jobs import site_label
 from pdm.workqueue.web.pages import Download, Page, Redirect, Visit, page
 from pdm.workqueue.web.rendering import count
+from pdm.workqueue.wire.peers import HistoryView
 from pdm.workqueue.wire.receipts import ErrorGroupView
 from pdm.workqueue.wire.requests import RetryQuery, WaitQuery
 from pdm.workqueue.wire.responses import JobView
@@ -82,12 +83,12 @@ async def show_job(visit: Visit, job_id: int) -> Page:
         if job.num_failed or job.num_cancelled or job.held:
             sizes = await api.database.read("sizes set aside", outcomes.sizes_set_aside, job_id)
         context["bar"] = _bar(job, sizes)
-        context["rate"] = _rate_picture(api, job)
+        context["rate"] = _rate_picture(job, await api.cluster.histories_of(job_id))
     if visit.wants("elements"):
         _, found = await api.database.read(
             "page of elements", transactions.element_page, job_id, caller.scope, ElementFilter(limit=_FIRST_ELEMENTS)
         )
-        context["rows"] = element_rows(visit, record, found)
+        context["rows"] = await element_rows(visit, record, found)
         context["query"] = ElementListQuery()
         context["statuses"] = [status.name for status in JobStatus if status is not JobStatus.NEW]
     if visit.wants("timeline"):
@@ -196,16 +197,22 @@ def _bar(job: JobView, sizes: Mapping[JobStatus, int]) -> Markup:
     return stacked_bar(parts, key="parts", title=f"Job {job.id}")
 
 
-def _rate_picture(api: ApiContext, job: JobView) -> Markup | None:
-    """The rate over time, of bytes or else of files, as far as this daemon has moved them since its start."""
-    history = api.progress.history_of(job.id)
-    if history is None:
+def _rate_picture(job: JobView, histories: Sequence[HistoryView]) -> Markup | None:
+    """The rate over time, of bytes or else of files, as far as the nodes have moved them since their starts."""
+    total = summed_rates(
+        [
+            RateColumns(each.begun_at, each.bytes_column_s, each.bytes)
+            if job.bytes_total
+            else RateColumns(each.begun_at, each.files_column_s, each.files)
+            for each in histories
+        ]
+    )
+    if total is None:
         return None
-    kept = history.bytes if job.bytes_total else history.files
-    begun = datetime.fromtimestamp(history.begun_at, UTC)
+    begun = datetime.fromtimestamp(total.begun_at, UTC)
     points = [
-        RatePoint(at=begun + timedelta(seconds=number * kept.column_s), rate=rate)
-        for number, rate in enumerate(kept.rates())
+        RatePoint(at=begun + timedelta(seconds=number * total.column_s), rate=rate)
+        for number, rate in enumerate(total.rates)
     ]
     if len(points) < _LEAST_POINTS:
         return None

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from markupsafe import Markup
+from msgspec import Meta
 
-from pdm.workqueue.http.endpoints.activity import get_activity, get_queue, list_nodes
+from pdm.workqueue.http.endpoints.activity import get_activity, get_queue
+from pdm.workqueue.http.endpoints.nodes import drain_node, list_nodes, resume_node
 from pdm.workqueue.http.endpoints.service import ban_user, list_routes, list_users, unban_user
 from pdm.workqueue.http.endpoints.sites import require_operator
 from pdm.workqueue.store import users
 from pdm.workqueue.web.charts import WaterfallCell, WaterfallRow, waterfall
 from pdm.workqueue.web.jobs import Number, site_label
 from pdm.workqueue.web.pages import Page, Redirect, Visit, page
-from pdm.workqueue.web.sites import MessageForm
-from pdm.workqueue.wire.activity import ActivityView
+from pdm.workqueue.web.sites import MessageForm, converted_form
+from pdm.workqueue.wire.activity import ActivityView, DrainRequest
 from pdm.workqueue.wire.requests import LARGEST_ID
 from pdm.workqueue.wire.sites import PageQuery
 
@@ -34,6 +36,16 @@ class AuditListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Entries with smaller numbers than ``before``."""
 
     before: Number = LARGEST_ID
+
+
+class DrainForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a node is drained, and when it gives back what runs; never without a deadline."""
+
+    message: Annotated[str, Meta(max_length=500)] = ""
+    deadline: Annotated[str, Meta(max_length=40)] = ""
+
+    def body(self) -> DrainRequest:
+        return converted_form({"message": self.message, "deadline": self.deadline or None}, DrainRequest)
 
 
 def _route_words(visit: Visit, source: int, destination: int | None) -> str:
@@ -112,6 +124,21 @@ async def unban(visit: Visit, user_id: int) -> Redirect:
     """End the ban of a user."""
     await unban_user.handler(visit.api, visit.caller, user_id=user_id, key=None)
     return Redirect("/web/operators/users", f"User {user_id} is not banned any more.")
+
+
+@page("POST", "/web/operators/nodes/<word:node>/drain", form=DrainForm)
+async def drain(visit: Visit, node: str, form: DrainForm) -> Redirect:
+    """Drain a node."""
+    body = form.body()
+    await drain_node.handler(visit.api, visit.caller, node=node, body=body, key=None)
+    return Redirect("/web/operators#nodes", f"Node {node} is drained: what runs finishes, nothing new starts.")
+
+
+@page("POST", "/web/operators/nodes/<word:node>/resume")
+async def resume(visit: Visit, node: str) -> Redirect:
+    """End the drain of a node."""
+    await resume_node.handler(visit.api, visit.caller, node=node, key=None)
+    return Redirect("/web/operators#nodes", f"Node {node} is not drained any more.")
 
 
 @page("GET", "/web/operators/audit", query=AuditListQuery)

@@ -95,10 +95,15 @@ class MessageForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     message: Annotated[str, Meta(max_length=500)] = ""
 
     def body(self) -> Message:
-        return _converted({"message": self.message}, Message)
+        return converted_form({"message": self.message}, Message)
 
 
-def _converted(fields: dict[str, Any], type_: type[_T]) -> _T:
+def converted_form(fields: dict[str, Any], type_: type[_T]) -> _T:
+    """The body of a request from the fields of a form.
+
+    Raises:
+        InvalidInputError: a field is invalid.
+    """
     try:
         return msgspec.convert(fields, type_)
     except msgspec.ValidationError as error:
@@ -184,7 +189,7 @@ def _form_page(form: SiteForm, site: SiteView | None = None, problem: ApiError |
 async def add_site(visit: Visit, form: SiteForm) -> Page | Redirect:
     """Create a site of the caller."""
     try:
-        body = _converted(form.fields(), SiteBody)
+        body = converted_form(form.fields(), SiteBody)
         site: Any = await create_site.handler(visit.api, visit.caller, body=body, key=None)
     except ApiError as error:
         return _form_page(form, problem=error)
@@ -221,7 +226,7 @@ async def change(visit: Visit, site_id: int, form: SiteForm) -> Page | Redirect:
     """Change a site; fields that are empty are removed from it."""
     site: Any = await get_site.handler(visit.api, visit.caller, site_id=site_id)
     try:
-        body = _converted(form.fields(), SiteChanges)
+        body = converted_form(form.fields(), SiteChanges)
         await change_site.handler(visit.api, visit.caller, site_id=site_id, body=body)
     except ApiError as error:
         return _form_page(form, site, error)

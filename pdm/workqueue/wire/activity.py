@@ -95,13 +95,31 @@ class QueueSummaryView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
-    """A daemon that works on the queue."""
+    """A node: a daemon that works on the queue. Times are of the database's clock, if several share one."""
 
-    name: str
-    host: str | None
+    name: Annotated[str, Meta(description="For people: ``[node] name``, by default the host name.")]
+    worker: Annotated[str, Meta(description="Unique, also among nodes with the same name; part of names of logs.")]
+    host: Annotated[str | None, Meta(description="Host and process id.")]
+    address: Annotated[str | None, Meta(description="URL under which other nodes reach it; null for none.")]
+    version: Annotated[str | None, Meta(description="Of its program.")]
+    since: Annotated[datetime | None, Meta(description="When it was started.")]
+    seen: Annotated[datetime | None, Meta(description="When it renewed its lease last.")]
     alive: Annotated[bool, Meta(description="Whether its lease is valid.")]
     lease_until: datetime | None
     running: Annotated[int, Meta(description="Elements that it runs.")]
+    drain: Annotated[str | None, Meta(description="Why it starts nothing more, by an operator; null while it does.")]
+    drain_until: Annotated[datetime | None, Meta(description="When it gives back what still runs; null for never.")]
+    sick: Annotated[str | None, Meta(description="Why it starts nothing, by its own checks; null if it is healthy.")]
+
+
+class DrainRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a node is drained."""
+
+    message: Annotated[str, Meta(min_length=1, max_length=500, description="One line: why.")]
+    deadline: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=40)] | None,
+        Meta(description="When it gives back what still runs: a time, or a duration such as 30m. By default never."),
+    ] = None
 
 
 class ReasonView(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,9 +32,8 @@ Names = dict[str, list[str]]
 class JobProgressView(msgspec.Struct, frozen=True, kw_only=True):
     """How far a job is and how fast it goes; null where that is not known.
 
-    What moves now is known only to the daemon that moves it. Proven bytes and moving ones are separate; together they
-    are never more than the total, and decrease only when a transfer has to be repeated. A file here is any element but
-    the listing: also a directory that is made or removed.
+    Proven bytes and moving ones are separate; together they are never more than the total, and decrease only when a
+    transfer has to be repeated. A file here is any element but the listing: also a directory that is made or removed.
     """
 
     listing: Annotated[bool, Meta(description="Whether it is still being listed how much there is to do.")]
@@ -50,6 +49,10 @@ class JobProgressView(msgspec.Struct, frozen=True, kw_only=True):
         float | None, Meta(description="Seconds since the first element was begun, until now or its end.")
     ]
     eta: Annotated[float | None, Meta(description="Seconds until the end, by bytes or files, whichever are slower.")]
+    silent: Annotated[
+        list[str] | UnsetType,
+        Meta(description="Where parts of it run that are not counted as moving: on node X, which does not answer."),
+    ] = UNSET
 
 
 class HoldView(msgspec.Struct, frozen=True, kw_only=True):
@@ -293,6 +296,9 @@ class OutputView(msgspec.Struct, frozen=True, kw_only=True):
     log: str | None
     offset: Annotated[int | UnsetType, Meta(description="With live: where the next piece begins, in bytes.")] = UNSET
     end: Annotated[bool | UnsetType, Meta(description="With live: whether the log ends with this piece.")] = UNSET
+    silent: Annotated[
+        str | UnsetType, Meta(description="Where the log is, if it cannot be read: on node X, which does not answer.")
+    ] = UNSET
     listing: Names | UnsetType = UNSET
     entries: Entries | UnsetType = UNSET
     unreadable: Notes | UnsetType = UNSET
@@ -322,6 +328,9 @@ class ElementStatusView(msgspec.Struct, frozen=True, kw_only=True):
     instant: Annotated[float | None, Meta(description="Bytes/s now.")]
     average: Annotated[float | None, Meta(description="Bytes/s since the start.")]
     elapsed: Annotated[float | None, Meta(description="Seconds since the start.")]
+    silent: Annotated[
+        str | UnsetType, Meta(description="Where it runs, if that is unknown: on node X, which does not answer.")
+    ] = UNSET
 
 
 class WhoamiView(msgspec.Struct, frozen=True, kw_only=True):

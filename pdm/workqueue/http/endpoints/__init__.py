@@ -11,7 +11,9 @@ from pdm.workqueue.http.endpoints import (
     elements,
     events,
     jobs,
+    nodes,
     notifications,
+    peers,
     reasons,
     receipts,
     schedules,
@@ -23,24 +25,14 @@ from pdm.workqueue.http.endpoints import (
 ROOT = "/workqueue/api/v1.0"
 
 
+_MODULES = (
+    *(jobs, elements, reasons, receipts, events, schedules, sites, credentials, notifications, activity),
+    *(nodes, service, peers),
+)
+
+
 def _of(module: ModuleType) -> list[Endpoint]:
     return [value for value in vars(module).values() if isinstance(value, Endpoint)]
 
 
-ENDPOINTS: tuple[Endpoint, ...] = tuple(
-    endpoint
-    for module in (
-        jobs,
-        elements,
-        reasons,
-        receipts,
-        events,
-        schedules,
-        sites,
-        credentials,
-        notifications,
-        activity,
-        service,
-    )
-    for endpoint in _of(module)
-)
+ENDPOINTS: tuple[Endpoint, ...] = tuple(endpoint for module in _MODULES for endpoint in _of(module))

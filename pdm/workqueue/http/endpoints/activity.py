@@ -1,4 +1,4 @@
-"""Endpoints of what happened over time and who waits now: rates, activity of routes and sites, queue, daemons."""
+"""Endpoints of what happened over time and who waits now: rates, activity of routes and sites, queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext, endpoint
 from pdm.workqueue.http.endpoints.sites import require_operator
 from pdm.workqueue.http.problems import JobNotFoundError
-from pdm.workqueue.http.views import whole_seconds
 from pdm.workqueue.http.waiting import waiting_reasons, with_progress
 from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store import activity, queue
@@ -24,7 +23,6 @@ from pdm.workqueue.store.queue import MOST_OPEN_JOBS, QueueShare
 from pdm.workqueue.wire.activity import (
     ActivityView,
     FailureCountView,
-    NodeView,
     QueueShareView,
     QueueSummaryView,
     RateView,
@@ -227,20 +225,3 @@ async def _waiting(api: ApiContext, share: QueueShare) -> WaitingJobView | None:
         since=job.timestamp.replace(microsecond=0),
         reasons=list(reasons),
     )
-
-
-@endpoint("GET", "/nodes", summary="Daemons that work on the queue", result=list[NodeView])
-async def list_nodes(api: ApiContext, caller: Caller) -> list[NodeView]:
-    """For operators; by name."""
-    require_operator(caller)
-    now = api.clock()
-    return [
-        NodeView(
-            name=state.name,
-            host=state.host,
-            alive=state.lease_until is not None and state.lease_until > now,
-            lease_until=whole_seconds(state.lease_until),
-            running=state.running,
-        )
-        for state in await api.database.read("list daemons", queue.worker_states)
-    ]

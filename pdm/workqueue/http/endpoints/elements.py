@@ -12,11 +12,13 @@ from datetime import datetime
 
 import attrs
 import msgspec
-from msgspec import UNSET
+from attrs import frozen
+from msgspec import UNSET, UnsetType
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
+from pdm.workqueue.execution.cluster import LogElsewhereError
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, json_array, json_items
@@ -131,7 +133,10 @@ async def get_element_status(api: ApiContext, caller: Caller, job_id: int, eleme
     _, element = await api.database.read(
         "fetch an element", transactions.fetch_element, job_id, element_id, caller.scope
     )
-    return element_status_view(element, api.progress.of_element(job_id, element_id))
+    motion = None
+    if element.status is JobStatus.RUNNING:
+        motion = (await api.cluster.of_elements(job_id, [element_id])).get(element_id)
+    return element_status_view(element, motion)
 
 
 #: Bytes of a job's output before the response starts: a missing log among them becomes the status code.
@@ -179,12 +184,12 @@ async def _outputs(
     while True:
         for ended in page.attempts:
             try:
-                log: str | None = await _read_log(api, ended)
+                log: _Log = await _read_log(api, ended)
             except AttemptLogMissingError:
                 # Before the first byte is sent, the status code can still be the one that the reference requires.
                 if sent.size < _BUFFERED_BYTES:
                     raise
-                log = None
+                log = _Log(None)
             yield _output(api, ended, log)
         if page.after is None:
             return
@@ -193,21 +198,35 @@ async def _outputs(
         )
 
 
-async def _read_log(api: ApiContext, ended: EndedAttempt) -> str:
+@frozen
+class _Log:
+    """A log, or a sentence why it cannot be read; `silent` says on which node it is that does not answer."""
+
+    text: str | None
+    silent: str | UnsetType = UNSET
+
+
+def _silent_log(error: LogElsewhereError) -> _Log:
+    return _Log(f"the log is {error}\n", str(error))
+
+
+async def _read_log(api: ApiContext, ended: EndedAttempt) -> _Log:
     try:
         ref = LogRef(ended.job.log_uid, ended.element.id, ended.attempt)
-        return await api.logstore.read(ref, ended.worker, ended.log)
+        return _Log(await api.logs.read(ref, ended.worker, ended.log))
+    except LogElsewhereError as error:
+        return _silent_log(error)
     except LogFileMissingError as error:
         if ended.failure is not None and ended.failure.code is FailureCode.CRASHED:
-            # A daemon that was killed may not have started the log, or has it on another machine.
-            return f"there is no log: {ended.failure.message}\n"
+            # A daemon that was killed may not have started the log.
+            return _Log(f"there is no log: {ended.failure.message}\n")
         raise AttemptLogMissingError(
             f"the log of job {ended.job.id}, element {ended.element.id}, attempt {ended.attempt} was deleted from disk:"
             " the service removes old logs"
         ) from error
 
 
-def _output(api: ApiContext, ended: EndedAttempt, log: str | None) -> bytes | AsyncGenerator[bytes]:
+def _output(api: ApiContext, ended: EndedAttempt, log: _Log) -> bytes | AsyncGenerator[bytes]:
     element = ended.element
     listed = ended.is_latest and has_listing(element)
     view = OutputView(
@@ -216,7 +235,8 @@ def _output(api: ApiContext, ended: EndedAttempt, log: str | None) -> bytes | As
         attempt=ended.attempt,
         type=element.type.name,
         status=ended.status.name,
-        log=log,
+        log=log.text,
+        silent=log.silent,
         listing={} if element.type is JobType.LIST and not listed else UNSET,
     )
     if listed:
@@ -279,8 +299,13 @@ async def _live_output(
     # The database is read before the log: the log of an attempt that has ended is complete.
     ended = status is not JobStatus.RUNNING
     ref = LogRef(job.log_uid, element.id, attempt)
+    silent: str | UnsetType = UNSET
     try:
-        piece = await api.logstore.read_piece(ref, offset, _LIVE_BYTES, found.worker, found.log)
+        piece = await api.logs.read_piece(ref, offset, _LIVE_BYTES, found.worker, found.log)
+    except LogElsewhereError as error:
+        # While the attempt runs, a client asks again, from the same offset on.
+        unread = _silent_log(error)
+        piece, silent = LogPiece(unread.text if ended else None, offset, is_last=True), unread.silent
     except LogFileMissingError:
         piece = LogPiece(None, offset, is_last=True)
     return OutputView(
@@ -293,6 +318,7 @@ async def _live_output(
         log=piece.text if ended else piece.text or "",
         offset=piece.end,
         end=ended and piece.is_last,
+        silent=silent,
     )
 
 

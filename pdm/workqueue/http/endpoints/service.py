@@ -58,7 +58,7 @@ async def ban_user(
     record = await _fetch_user(api, user_id)
     if record.role == Role.OPERATOR:
         raise ConflictError("an operator cannot be banned: remove the subject from [users] operators first")
-    await restrict(api, caller, RestrictionKind.USER, user_id, checked_message(body))
+    await restrict(api, caller, RestrictionKind.USER, user_id, checked_message(body.message))
     return _user_view(api, record)
 
 
@@ -73,7 +73,7 @@ async def unban_user(api: ApiContext, caller: Caller, user_id: int, key: Idempot
 
 @endpoint("GET", "/audit", summary="Audit log", query=PageQuery, result=list[AuditView], errors=(InvalidInputError,))
 async def list_audit(api: ApiContext, caller: Caller, query: PageQuery) -> list[AuditView]:
-    """For operators: creation, change, removal, drain and resumption of sites, bans of users; the oldest first."""
+    """For operators: changes of sites, drains of sites and nodes, bans of users; the oldest first."""
     require_operator(caller)
     page = await api.database.read(
         "page of the audit log", users.page_audit, query.after or 0, query.limit or _PAGE_SIZE

@@ -327,7 +327,7 @@ async def drain_site(
     """For operators. Running elements finish; jobs are accepted, but wait; users see the message."""
     require_operator(caller)
     _visible_site(api, caller, site_id)
-    await restrict(api, caller, RestrictionKind.SITE, site_id, checked_message(body))
+    await restrict(api, caller, RestrictionKind.SITE, site_id, checked_message(body.message))
     return await _refreshed_view(api, site_id)
 
 
@@ -371,15 +371,15 @@ async def lift(api: ApiContext, caller: Caller, kind: RestrictionKind, number: i
     await api.site_directory.refresh()
 
 
-def checked_message(body: Message) -> str:
+def checked_message(message: str) -> str:
     """The message of a drain or a ban.
 
     Raises:
         InvalidInputError: it is empty, or not one printable line.
     """
-    if not body.message.isprintable() or not body.message.strip():
+    if not message.isprintable() or not message.strip():
         raise InvalidInputError("expected one line of printable characters", "$.message")
-    return body.message
+    return message
 
 
 async def _refreshed_view(api: ApiContext, site_id: int) -> SiteView:

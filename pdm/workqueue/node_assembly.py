@@ -1,0 +1,96 @@
+"""Third part of the composition root: what this daemon and the other nodes of the service are to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+from attrs import frozen
+
+from pdm.workqueue.certificates.nodes import NodeTls
+from pdm.workqueue.certificates.pem import CertificateFilesError
+from pdm.workqueue.certificates.tls_server import ServerTls
+from pdm.workqueue.config.reader import ConfigError
+from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.execution.cluster import ClusterLogs, ClusterProgress
+from pdm.workqueue.execution.draining import Drain
+from pdm.workqueue.execution.monitoring import ProgressBoard
+from pdm.workqueue.execution.peers import Peers
+from pdm.workqueue.execution.signals import SignalListener
+from pdm.workqueue.http.endpoints import ROOT
+from pdm.workqueue.logstore.store import LogStore
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.leases import WorkerIdentity
+
+
+@frozen(kw_only=True)
+class NodeParts:
+    """The parts of a daemon that concern the other nodes of the service, and its drain."""
+
+    tls: NodeTls
+    peers: Peers
+    progress: ClusterProgress
+    logs: ClusterLogs
+    drain: Drain
+
+    async def is_node(self, transport: Any) -> bool:
+        """Whether the peer of a connection is a node, by its certificate."""
+        hosts = self.tls.hosts_of(transport)
+        return bool(hosts) and await self.peers.is_node(hosts)
+
+    def wait_reasons(self) -> list[str]:
+        """Why nothing is started at all, a sentence; only where no other node could start it."""
+        message = None if self.peers.database.is_shared else self.drain.message
+        return [] if message is None else [f"an operator has drained the service: {message}"]
+
+    def nodes_changed(self, _job: int | None = None) -> None:
+        """A node has come or gone, or is drained."""
+        self.peers.forget_nodes()
+        self.drain.look_soon()
+
+
+def node_parts(
+    *,
+    reactor: Any,
+    settings: Settings,
+    database: Database,
+    clock: Callable[[], datetime],
+    tls: ServerTls,
+    worker: WorkerIdentity,
+    board: ProgressBoard,
+    logs: LogStore,
+    signals: SignalListener,
+    give_back_waiting: Callable[[], None],
+    give_back: Callable[[], Awaitable[None]],
+    on_resume: Callable[[], None],
+) -> NodeParts:
+    """What this daemon needs of other nodes: their progress and logs, and their signals.
+
+    Raises:
+        ConfigError: the authorities of nodes cannot be used.
+    """
+    try:
+        node_tls = NodeTls(tls, settings.node.peers_trust, settings.tls.signing_policy)
+    except CertificateFilesError as error:
+        raise ConfigError(f"{settings.source}: {error}") from error
+    peers = Peers(reactor=reactor, database=database, incarnation=worker.incarnation, policy=node_tls.policy, root=ROOT)
+    most = settings.logs.head_bytes + settings.logs.tail_bytes
+    parts = NodeParts(
+        tls=node_tls,
+        peers=peers,
+        progress=ClusterProgress(board=board, peers=peers),
+        logs=ClusterLogs(store=logs, peers=peers, worker=worker.name, most=most),
+        drain=Drain(
+            reactor=reactor,
+            database=database,
+            clock=clock,
+            incarnation=worker.incarnation,
+            give_back_waiting=give_back_waiting,
+            give_back=give_back,
+            on_resume=on_resume,
+        ),
+    )
+    signals.subscribe(SignalKind.NODES, parts.nodes_changed)
+    return parts
