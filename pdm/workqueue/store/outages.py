@@ -94,6 +94,11 @@ class Availability:
     def failed(self, use: DatabaseUse, error: DatabaseUnavailableError, *, is_probe: bool = False) -> None:
         """A transaction has failed."""
         now, reason = self.seconds(), str(error)
+        if error.alone and self._outage is not None and self._failing:
+            # Others do not succeed either.
+            self._outage.last = now
+            self._outage.count += 1
+            return
         if error.alone:
             self._failed_alone(now, reason)
             return
