@@ -164,10 +164,12 @@ class Peers:
             return ()
         if self._nodes is not None and self.reactor.seconds() - self._nodes[0] < _KEPT_S:
             return self._nodes[1]
-        if self._reading is None:
-            self._reading = _started(self._read_nodes())
-            self._reading.addCallback(self._read)
-        found: Sequence[NodeRecord] = (await following(self._reading)).get()
+        reading = self._reading
+        if reading is None:
+            reading = self._reading = _started(self._read_nodes())
+            # It may have ended already: a database that is away refuses at once.
+            reading.addCallback(self._read)
+        found: Sequence[NodeRecord] = (await following(reading)).get()
         return found
 
     async def others(self) -> Sequence[NodeRecord]:
