@@ -96,7 +96,7 @@ def test_a_rolling_restart_repeats_nothing(tmp_path: Path) -> None:
     """Each node is drained, restarted and resumed; meanwhile the others move, and each shows all of it."""
     with cluster_of(2, tmp_path) as cluster:
         first, second = cluster.nodes
-        job = first.submit("admin", "copy", **_PLACES, extra_opts={"dummy": {"files": 60, "size": 1000, "delay": 2}})
+        job = first.submit("admin", "copy", **_PLACES, extra_opts={"dummy": {"files": 160, "size": 1000, "delay": 2}})
         number = job["id"]
         until("both nodes move", lambda: cluster.running_on(number) == {"node1", "node2"})
         for node, other in ((first, second), (second, first)):
@@ -112,11 +112,11 @@ def test_a_rolling_restart_repeats_nothing(tmp_path: Path) -> None:
             listed = other.pdm("admin", "nodes").stdout
             assert re.search(rf"^{name} +drained ", listed, re.MULTILINE), listed
             assert other.pdm("admin", "admin", "node", "resume", name).returncode == 0
-        assert first.wait_for("admin", number, timeout_s=120)["num_done"] == 61
+        assert first.wait_for("admin", number, timeout_s=120)["num_done"] == 161
         # No file was moved by two attempts; what was claimed ahead and given back has moved nothing.
         logs = [log.read_text() for node in cluster.nodes for log in node.directory.glob("var/logs/*/*/log-*")]
         moved_by = set(re.findall(r"^\S+ (\d+)\.(\d+) progress bytes=", "".join(logs), re.MULTILINE))
-        assert len(moved_by) == len({element for element, _ in moved_by}) == 60
+        assert len(moved_by) == len({element for element, _ in moved_by}) == 160
         audit = [line["action"] for line in first.call("admin", "GET", "/audit")[1]]
         assert audit == ["node.drain", "node.resume"] * 2
 

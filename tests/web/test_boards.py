@@ -116,7 +116,7 @@ async def test_operators_see_routes_failures_queue_and_daemons(service: Service)
     overview = await _page(service, "operator", "/web/operators")
     assert 'class="chart waterfall"' in overview
     assert "Table of failures" in overview
-    assert "Table of daemons" in overview
+    assert "Table of nodes" in overview
     queue = await _page(service, "operator", "/web/operators/queue")
     assert service.certificates.of("patient").dn in queue
     assert waiting > 0

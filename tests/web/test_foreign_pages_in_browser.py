@@ -21,7 +21,7 @@ _FOREIGN = "https://evil.example/"
 #: Method and path of all routes that change something.
 _ACTS = [
     *((endpoint.method, ROOT + path_of(endpoint)) for endpoint in ENDPOINTS if endpoint.method != "GET"),
-    *((page.method, re.sub("<number:.*?>", "1", page.path)) for page in PAGES if page.method != "GET"),
+    *((page.method, re.sub("<.*?>", "1", page.path)) for page in PAGES if page.method != "GET"),
 ]
 _POSTS = [path for method, path in _ACTS if method == "POST"]
 

@@ -82,14 +82,14 @@ def test_a_job_is_cancelled_by_the_keyboard_alone(site: Site, chromium: Chromium
 
 
 def test_the_log_of_a_running_attempt_grows(site: Site, chromium: Chromium) -> None:
-    job = site.submit("copy", dummy={"files": 1, "size": 10, "delay": 4.0})
+    job = site.submit("copy", dummy={"files": 1, "size": 10, "delay": 10.0})
     page = chromium.open(f"/web/jobs/{job}")
     expect(page.locator("#element-1 .badge")).to_contain_text("RUNNING")
     page.locator("#element-1 a").click()
     log = page.locator("#log")
     expect(log).to_contain_text("element=1 attempt=1")
     expect(log).not_to_contain_text("outcome=")
-    expect(log).to_contain_text("outcome=DONE")
+    expect(log).to_contain_text("outcome=DONE", timeout=60_000)
     page.get_by_label("Wrap").uncheck()
     expect(log).not_to_have_class(re.compile("wrap"))
     with page.expect_download() as saved:

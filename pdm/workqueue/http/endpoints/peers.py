@@ -5,7 +5,7 @@ from __future__ import annotations
 from pdm.workqueue.domain.jobs import LogSpan
 from pdm.workqueue.execution.cluster import history_view, motion_view
 from pdm.workqueue.http.context import Allow, ApiContext, endpoint
-from pdm.workqueue.http.problems import InvalidInputError
+from pdm.workqueue.http.problems import InvalidInputError, NotFoundError
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.reader import LogMissingError
 from pdm.workqueue.wire.peers import (
@@ -37,7 +37,7 @@ async def get_peer_progress(api: ApiContext) -> NodeProgressView:
     query=ElementsQuery,
     result=list[ElementMotionView],
     allow=Allow.NODES,
-    errors=(InvalidInputError,),
+    errors=(InvalidInputError, NotFoundError),
 )
 async def get_peer_elements(api: ApiContext, job_id: int, query: ElementsQuery) -> list[ElementMotionView]:
     """For other nodes; those that do not run here are left out."""
@@ -61,6 +61,7 @@ async def get_peer_elements(api: ApiContext, job_id: int, query: ElementsQuery) 
     summary="What this node has moved of a job over time",
     result=list[HistoryView],
     allow=Allow.NODES,
+    errors=(NotFoundError,),
 )
 async def get_peer_history(api: ApiContext, job_id: int) -> list[HistoryView]:
     """For other nodes: one history, or none if nothing of the job has run here lately."""
@@ -75,7 +76,7 @@ async def get_peer_history(api: ApiContext, job_id: int) -> list[HistoryView]:
     query=LogQuery,
     result=LogPartView,
     allow=Allow.NODES,
-    errors=(InvalidInputError,),
+    errors=(InvalidInputError, NotFoundError),
 )
 async def get_peer_log(api: ApiContext, log_uid: str, element_id: int, attempt: int, query: LogQuery) -> LogPartView:
     """For other nodes, which check who may read it."""
