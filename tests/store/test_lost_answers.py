@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
@@ -107,6 +108,9 @@ async def test_a_claim_without_an_answer_goes_back_to_the_queue(
     lost_errors.clear()
     assert proxy.lost == 1
     assert store.element(job.id, 0).status is JobStatus.RUNNING
+    while database.unavailable is not None:
+        # Until a probe has succeeded transactions may be refused.
+        await deferLater(reactor, 0.05)
     await joined.lease.reconcile()
     element = store.element(job.id, 0)
     assert (element.status, element.attempts, element.lost) == (JobStatus.SUBMITTED, 1, 1)
