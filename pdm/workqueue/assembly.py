@@ -25,7 +25,6 @@ from pdm.workqueue.api_assembly import api_context
 from pdm.workqueue.certificates.files import CredentialFiles, CredentialFilesError, TrustDirectories
 from pdm.workqueue.certificates.pem import CertificateFilesError
 from pdm.workqueue.certificates.vault import Vault, VaultError
-from pdm.workqueue.cluster_assembly import subscribe, worker_identity
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobProtocol
@@ -63,7 +62,7 @@ from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.movers import MOVERS, OfferedMovers
 from pdm.workqueue.movers.mover import Mover
-from pdm.workqueue.node_assembly import node_parts
+from pdm.workqueue.node_assembly import node_parts, subscribe, worker_identity
 from pdm.workqueue.policies import (
     breaker_policy,
     database_timeouts,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from pdm.workqueue import __version__
 from pdm.workqueue.certificates.nodes import NodeTls
 from pdm.workqueue.certificates.pem import CertificateFilesError
 from pdm.workqueue.certificates.tls_server import ServerTls
@@ -23,6 +26,22 @@ from pdm.workqueue.http.endpoints import ROOT
 from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.leases import WorkerIdentity
+
+if TYPE_CHECKING:
+    from pdm.workqueue.assembly import Assembly
+
+
+def worker_identity(settings: Settings, name: str, incarnation: str) -> WorkerIdentity:
+    """This daemon among those that share its database."""
+    host = socket.gethostname()
+    return WorkerIdentity(
+        name=name,
+        incarnation=incarnation,
+        host=f"{host}, pid {os.getpid()}",
+        node=settings.node.name or host,
+        address=settings.node.address,
+        version=__version__,
+    )
 
 
 @frozen(kw_only=True)
@@ -94,3 +113,19 @@ def node_parts(
     )
     signals.subscribe(SignalKind.NODES, parts.nodes_changed)
     return parts
+
+
+def subscribe(signals: SignalListener, parts: Assembly) -> None:
+    """Have the parts act at once on what other nodes change, and tell the others of work that this one leaves."""
+
+    def cancelled(job_id: int | None) -> None:
+        if job_id is None:
+            parts.lease.find_cancelled()
+        else:
+            parts.executor.cancelled_elsewhere(job_id)
+
+    signals.subscribe(SignalKind.WORK, lambda _: parts.claimer.offered())
+    signals.subscribe(SignalKind.CANCEL, cancelled)
+    signals.subscribe(SignalKind.SITES, lambda _: parts.site_directory.changed_elsewhere())
+    signals.subscribe(SignalKind.EVENTS, lambda _: parts.feed.written_elsewhere())
+    parts.claimer.offer = lambda: signals.send([(SignalKind.WORK, None)])
