@@ -15,17 +15,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pdm.testgrid.service import TestService, service_environment, set_keys
+from pdm.testgrid.service import service_environment, set_keys
 from pdm.workqueue.admin import machine_checks
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.cli.admin import admin
-from pdm.workqueue.config.reader import read_settings
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.execution.credentials import KEY_CHECK, KEY_CHECK_CONTEXT
 from pdm.workqueue.instance_lock import lock_instance
-from pdm.workqueue.store import credentials
-from pdm.workqueue.store.engines import make_engines, migrate, transaction
+from tests.support.instances import make_instance
 
 
 def check(directory: Path, *options: str) -> Result:
@@ -35,15 +32,7 @@ def check(directory: Path, *options: str) -> Result:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("check") / "instance"
-    TestService(directory).init()
-    settings = read_settings(directory / "workqueue.conf")
-    engines = make_engines(settings.database.url, 1)
-    with engines.writer.begin() as connection:
-        migrate(connection)
-    engines.dispose()
-    vault = Vault.open(settings.credentials.key_file)
-    with transaction(settings.database.url) as session:
-        credentials.key_check(session, vault.seal(KEY_CHECK, KEY_CHECK_CONTEXT), "nobody")
+    make_instance(directory)
     return directory
 
 

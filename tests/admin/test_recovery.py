@@ -16,7 +16,7 @@ from alembic import command
 from click.testing import CliRunner, Result
 from sqlalchemy.orm import Session
 
-from pdm.testgrid.service import TestService, set_keys
+from pdm.testgrid.service import set_keys
 from pdm.workqueue.admin.backup import OTHER_KEYS, PUBLIC_KEYS, SECRET_KEYS, path_keys
 from pdm.workqueue.admin.config_text import set_key
 from pdm.workqueue.certificates.vault import Vault, VaultError
@@ -26,7 +26,8 @@ from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.execution.credentials import KEY_CHECK, KEY_CHECK_CONTEXT, vault_context
 from pdm.workqueue.store import credentials, users
 from pdm.workqueue.store.credentials import EncryptedCredential
-from pdm.workqueue.store.engines import config, make_engines, migrate, transaction
+from pdm.workqueue.store.engines import config, make_engines, transaction
+from tests.support.instances import make_instance
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
 
@@ -39,18 +40,13 @@ def run(*arguments: object) -> Result:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An instance with a database in which a user has a credential; its daemon never ran."""
     directory = tmp_path_factory.mktemp("recovery") / "instance"
-    TestService(directory).init()
-    settings = read_settings(directory / "workqueue.conf")
-    engines = make_engines(settings.database.url, 1)
-    with engines.writer.begin() as connection:
-        migrate(connection)
-    engines.dispose()
-    vault = Vault.open(settings.credentials.key_file)
-    with transaction(settings.database.url) as session:
+
+    def fill(session: Session, vault: Vault) -> None:
         user = users.register(session, "/DC=org/CN=ada", "user", NOW, "/DC=org/CN=CA").id
-        credentials.key_check(session, vault.seal(KEY_CHECK, KEY_CHECK_CONTEXT), "nobody")
         sealed = vault.seal(b"the token", vault_context(user, CredentialKind.TOKEN, 2))
         credentials.put(session, user, EncryptedCredential(CredentialKind.TOKEN, "t", None, sealed, 2), NOW)
+
+    make_instance(directory, fill)
     return directory
 
 

@@ -29,6 +29,7 @@ from pdm.testgrid.service import TestService, service_environment, set_keys
 from pdm.workqueue.http.context import Allow
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
 from tests.store.clusters import PostgresqlServer, programs
+from tests.support.instances import health, until
 from tests.support.postgresql_proxy import postgresql_proxy
 from tests.system.test_faults_of_the_machine import TWISTD
 
@@ -136,18 +137,6 @@ def request(service: TestService, method: str, path: str, body: Any = None) -> A
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         response = connection.getresponse()
         return Answer(response, time.monotonic() - began)
-
-
-def until(service: TestService, what: Callable[[], object], seconds: float = 30.0) -> None:
-    give_up_at = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < give_up_at, service.tail()
-        time.sleep(0.05)
-
-
-def health(service: TestService) -> tuple[str, list[str]]:
-    _, found = service.call("admin", "GET", "/health")
-    return found["status"], [each["part"] for each in found["faults"]]
 
 
 def faults_logged(service: TestService, since: int) -> list[str]:

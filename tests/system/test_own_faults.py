@@ -7,13 +7,14 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pdm.testgrid.service import TestService, set_keys
+from tests.support.instances import health, until
 
 _QUICK = {"first_pause": "50ms", "longest_pause": "200ms", "poll_interval": "500ms"}
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
@@ -26,18 +27,6 @@ def service(tmp_path: Path) -> Iterator[TestService]:
     yield service
     if service.process is not None:
         service.kill()
-
-
-def until(service: TestService, what: Callable[[], object], seconds: float = 30.0) -> None:
-    give_up_at = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < give_up_at, service.tail()
-        time.sleep(0.05)
-
-
-def health(service: TestService) -> tuple[str, list[str]]:
-    _, found = service.call("admin", "GET", "/health")
-    return found["status"], [each["part"] for each in found["faults"]]
 
 
 def listing(service: TestService, protocol: str = "DUMMY", site: int = 1) -> int:

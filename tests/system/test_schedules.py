@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from pdm.testgrid.service import TestService
-from tests.store.clusters import cluster, programs
+from tests.support.cluster import cluster_of
 
 _JOB = {"type": "MKDIR", "src_siteid": 1, "src_filepath": "x", "protocol": "DUMMY"}
 
@@ -114,37 +112,14 @@ def test_a_kill_neither_doubles_nor_loses_a_run(service: TestService) -> None:
 @pytest.mark.full
 @pytest.mark.postgresql
 def test_of_two_daemons_one_makes_each_run(tmp_path: Path) -> None:
-    found = programs()
-    if found is None:
-        pytest.skip("PostgreSQL is not installed")
-    with cluster(found) as server:
-        name = f"schedules_{secrets.token_hex(4)}"
-        engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        url = server.set(database=name)
-        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        first, second = (TestService(tmp_path / each) for each in ("first", "second"))
-        for service in (first, second):
-            service.init(database={"url": plain})
-        for part in ("sites.d", "certificates"):
-            shutil.rmtree(second.directory / part)
-            shutil.copytree(first.directory / part, second.directory / part)
-        first.start()
-        try:
-            shutil.copy(first.directory / "var" / "credentials.key", second.directory / "var")
-            second.start()
-            body = {"recurrence": "every 1h", "job": _JOB}
-            numbers = [call(first, "POST", "/schedules", body)["id"] for _ in range(40)]
-            make_due(url.render_as_string(hide_password=False))
-            for service in (first, second):
-                # Both look now: at their next look, or when a schedule is stored.
-                paused = call(service, "POST", "/schedules", body)["id"]
-                assert service.call("admin", "DELETE", f"/schedules/{paused}")[0] == 204
-            first.kill()
-            runs_of(second, numbers)
-        finally:
-            for service in (first, second):
-                if service.process is not None:
-                    service.kill()
+    with cluster_of(2, tmp_path) as cluster:
+        first, second = cluster.nodes
+        body = {"recurrence": "every 1h", "job": _JOB}
+        numbers = [call(first, "POST", "/schedules", body)["id"] for _ in range(40)]
+        make_due(cluster.postgresql.url.render_as_string(hide_password=False))
+        for service in cluster.nodes:
+            # Both look now: at their next look, or when a schedule is stored.
+            paused = call(service, "POST", "/schedules", body)["id"]
+            assert service.call("admin", "DELETE", f"/schedules/{paused}")[0] == 204
+        first.kill()
+        runs_of(second, numbers)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from pdm.testgrid.service import TestService
-from tests.store.clusters import cluster, programs
+from tests.support.cluster import cluster_of
+from tests.support.instances import until
 
-_SETTINGS = {"webhooks": {"plain_http": "yes", "allowed": "127.0.0.1"}}
+_WEBHOOKS = {"plain_http": "yes", "allowed": "127.0.0.1"}
 _JOBS = 12
 #: Messages that are answered before the receiver holds one back.
 _ANSWERED = 5
@@ -98,13 +95,6 @@ def _submit(service: TestService, count: int) -> None:
         _call(service, "POST", "/mkdir", body)
 
 
-def _until(condition: Callable[[], bool], service: TestService, timeout_s: float = 60.0) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < give_up_at, service.tail()
-        time.sleep(0.05)
-
-
 def _check_deliveries(service: TestService, receiver: _Receiver, jobs: int) -> None:
     """All events of the jobs have arrived, those of a job in order; only the message held back has come twice."""
 
@@ -112,10 +102,10 @@ def _check_deliveries(service: TestService, receiver: _Receiver, jobs: int) -> N
         listed = _call(service, "GET", "/jobs")
         return len(listed) == jobs and all(job["status"] == "DONE" for job in listed)
 
-    _until(ended, service)
+    until(service, ended, 60.0)
     # Several daemons: in the order of their transactions.
     stored = sorted(each["id"] for each in _call(service, "GET", "/events?kinds=job&limit=1000"))
-    _until(lambda: {int(name.rpartition("_")[2]) for name, _ in receiver.messages} >= set(stored), service)
+    until(service, lambda: {int(name.rpartition("_")[2]) for name, _ in receiver.messages} >= set(stored), 60.0)
     names = [name for name, _ in receiver.messages]
     assert sorted({int(name.rpartition("_")[2]) for name in names}) == stored
     of_job: dict[int, list[int]] = {}
@@ -134,7 +124,7 @@ def _check_deliveries(service: TestService, receiver: _Receiver, jobs: int) -> N
 @pytest.mark.full
 def test_a_killed_daemon_sends_again_what_was_not_answered(tmp_path: Path, receiver: _Receiver) -> None:
     service = TestService(tmp_path / "instance")
-    service.init(**_SETTINGS)
+    service.init(webhooks=_WEBHOOKS)
     with service.running():
         _call(service, "POST", "/webhooks", {"url": receiver.url, "kinds": ["job"]})
         _submit(service, _JOBS)
@@ -150,43 +140,14 @@ def test_a_killed_daemon_sends_again_what_was_not_answered(tmp_path: Path, recei
 @pytest.mark.full
 @pytest.mark.postgresql
 def test_another_daemon_sends_what_a_killed_one_has_not(tmp_path: Path, receiver: _Receiver) -> None:
-    found = programs()
-    if found is None:
-        pytest.skip("PostgreSQL is not installed")
-    with cluster(found) as server:
-        name = f"webhooks_{secrets.token_hex(4)}"
-        engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        url = server.set(database=name, drivername="postgresql").render_as_string(hide_password=False)
-        daemons = [TestService(tmp_path / each) for each in ("first", "second")]
-        for service in daemons:
-            service.init(database={"url": url}, queue={"lease": "6s", "poll_interval": "1s"}, **_SETTINGS)
-        for part in ("sites.d", "certificates"):
-            shutil.rmtree(daemons[1].directory / part)
-            shutil.copytree(daemons[0].directory / part, daemons[1].directory / part)
-        try:
-            daemons[0].start()
-            shutil.copy(daemons[0].directory / "var" / "credentials.key", daemons[1].directory / "var")
-            daemons[1].start()
-            _call(daemons[0], "POST", "/webhooks", {"url": receiver.url, "kinds": ["job"]})
-            for service in daemons:
-                _submit(service, _JOBS)
-            assert receiver.holding.wait(30), daemons[0].tail()
-            engine = sa.create_engine(server.set(database=name))
-            with engine.connect() as connection:
-                sender = connection.execute(
-                    sa.text("SELECT host FROM workers JOIN webhooks ON incarnation = leased_by")
-                ).scalar_one()
-            engine.dispose()
-            processes = [service.process for service in daemons]
-            first_sends = processes[0] is not None and sender.endswith(f"pid {processes[0].pid}")
-            dead, live = daemons if first_sends else reversed(daemons)
-            dead.kill()
-            receiver.release()
-            _check_deliveries(live, receiver, 2 * _JOBS)
-        finally:
-            for service in daemons:
-                if service.process is not None:
-                    service.kill()
+    with cluster_of(2, tmp_path, queue={"lease": "6s", "poll_interval": "1s"}, webhooks=_WEBHOOKS) as cluster:
+        first, second = cluster.nodes
+        _call(first, "POST", "/webhooks", {"url": receiver.url, "kinds": ["job"]})
+        for service in cluster.nodes:
+            _submit(service, _JOBS)
+        assert receiver.holding.wait(30), first.tail()
+        (sender,) = cluster.query("SELECT node FROM workers JOIN webhooks ON incarnation = leased_by")
+        dead, live = (first, second) if sender.node == first.directory.name else (second, first)
+        dead.kill()
+        receiver.release()
+        _check_deliveries(live, receiver, 2 * _JOBS)
