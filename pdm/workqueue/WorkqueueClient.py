@@ -192,6 +192,7 @@ class SiteOptions(TypedDict, total=False):
         authorities: PEM of authorities that are trusted for this site only.
         myproxy: ``HOST:PORT`` of the site's MyProxy server; None for none.
         mover: ``native`` (default), or ``tools``: globus-url-copy and gfal carry out its jobs.
+        fts: ``https://HOST:PORT`` of the FTS3 that carries out copies from and to it; None for none.
     """
 
     description: str
@@ -202,6 +203,7 @@ class SiteOptions(TypedDict, total=False):
     authorities: str
     myproxy: str | None
     mover: Literal["native", "tools"]
+    fts: str | None
 
 
 class SiteChangeOptions(SiteOptions, total=False):

@@ -579,6 +579,7 @@ class SiteRow(Base):
         authorities: PEM, or empty.
         myproxy: ``HOST:PORT`` of its MyProxy server.
         mover: ``native`` or ``tools``.
+        fts: URL of the FTS3 that carries out copies.
     """
 
     __tablename__ = "sites"
@@ -595,6 +596,7 @@ class SiteRow(Base):
     authorities: Mapped[str]
     myproxy: Mapped[str | None]
     mover: Mapped[str] = mapped_column(String(8), server_default="native")
+    fts: Mapped[str | None]
     created_at: Mapped[datetime]
 
 

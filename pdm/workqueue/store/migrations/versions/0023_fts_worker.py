@@ -1,0 +1,15 @@
+"""The FTS3 of a site."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0023_fts_worker"
+down_revision = "0020_logon_failures"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("sites", sa.Column("fts", sa.String(), nullable=True))
