@@ -291,6 +291,22 @@ class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     longest_lifetime_s: Duration = field(default=30 * _DAY, name="longest_lifetime")
 
 
+class FtsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Copies that are handed over to an FTS3, for sites that name one.
+
+    Attributes:
+        jobs: jobs of this daemon at one FTS3 at once.
+        files: files of a job.
+        poll_s: seconds between two requests for the states of a job, at most.
+        patience_s: files whose state at the FTS3 has not changed for so long are cancelled there, and fail.
+    """
+
+    jobs: Annotated[int, Meta(ge=1, le=1000)] = 4
+    files: Annotated[int, Meta(ge=1, le=1000)] = 1000
+    poll_s: Duration = field(default=15.0, name="poll")
+    patience_s: Duration = field(default=_DAY, name="patience")
+
+
 class SshSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How SFTP servers are reached.
 
@@ -409,6 +425,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agents: AgentSettings = AgentSettings()
     queue: QueueSettings = QueueSettings()
     credentials: CredentialSettings = CredentialSettings()
+    fts: FtsSettings = FtsSettings()
     ssh: SshSettings = SshSettings()
     events: EventSettings = EventSettings()
     retention: RetentionSettings = RetentionSettings()
@@ -430,6 +447,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "agents": AgentSettings,
     "queue": QueueSettings,
     "credentials": CredentialSettings,
+    "fts": FtsSettings,
     "ssh": SshSettings,
     "events": EventSettings,
     "retention": RetentionSettings,

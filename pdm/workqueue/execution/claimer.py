@@ -14,10 +14,11 @@ from twisted.logger import Logger
 
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import Batch, JobRecord, NewJob
-from pdm.workqueue.domain.limits import FairQueue, LimitKind, common_keys
+from pdm.workqueue.domain.limits import OWN_STREAMS, FairQueue, LimitKind, StreamQuota, common_keys
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
 from pdm.workqueue.execution.monitoring import ServiceHealth, ServicePart
+from pdm.workqueue.execution.transfer_services import TransferServices
 from pdm.workqueue.store import claim_queries, claiming, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database
@@ -96,6 +97,10 @@ class Claimer:
         """Whether more could run, and nothing is due."""
         is_waiting = self._asleep is not None and self._nothing_due and self.lease.is_held
         return is_waiting and self.service_health.may_claim and self.executor.streams.has_free
+
+    @property
+    def _services(self) -> TransferServices:
+        return self.executor.preparation.services
 
     @property
     def _is_alone(self) -> bool:
@@ -183,6 +188,9 @@ class Claimer:
     def _first_claim(self, to: NewJob | JobRecord, type_: JobType) -> FirstClaim | None:
         """Permission to claim an element as it is added: nothing else is due, and all limits allow it."""
         if self._asleep is None or not self._nothing_due or self._adding is not None or not self._is_alone:
+            return None
+        if type_ is not JobType.LIST and isinstance(to, JobRecord) and self._services.service_of(to) is not None:
+            # Of what is handed over, much goes together.
             return None
         if self.is_drained() or not (self._running and self.service_health.may_claim and self.lease.is_held):
             return None
@@ -277,7 +285,9 @@ class Claimer:
         now = self.clock()
         self.executor.before_claims()
         batches, listings = self.executor.capacity()
-        wanted = [(types, capacity) for types, capacity in ((_LISTINGS, listings), (_OTHERS, batches)) if capacity > 0]
+        # What is handed over takes no streams.
+        lanes = ((_LISTINGS, listings), (_OTHERS, batches + self._services.capacity))
+        wanted = [(types, capacity) for types, capacity in lanes if capacity > 0]
         # Concurrently: they share a commit if there is one writer.
         claims = [Deferred.fromCoroutine(self._claim_of(types, capacity)) for types, capacity in wanted]
         begun = 0
@@ -319,6 +329,8 @@ class Claimer:
 
     async def _claim_of(self, types: frozenset[JobType], capacity: int) -> Sequence[Batch]:
         now = self.clock()
+        hand_overs, quota = self._services.hand_overs(), self.executor.streams.quota()
+        own = {OWN_STREAMS: self.executor.capacity()[0]}
         limits = ClaimLimits(
             elements=min(capacity * self.batch_elements, _MOST_AT_ONCE),
             batches=capacity,
@@ -327,9 +339,10 @@ class Claimer:
             types=types,
             batch_sizes=dict(self.executor.batch_sizes),
             sharers=2 * self.executor.streams.total_of_all,
-            quota=self.executor.streams.quota(),
+            quota=StreamQuota({**quota.left, **hand_overs.left, **own}, quota.otherwise),
             exclusions=self.executor.exclusions(now),
             fair_queue=self._fair_queues[types].copy(),
+            hand_overs=hand_overs,
         )
         batches = await self.database.run("claim", claiming.claim, self.lease.worker.incarnation, limits, now)
         limits.note(self._fair_queues[types], batches)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from attrs import define, evolve
+from msgspec import structs
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.domain.credentials import CredentialNeed
@@ -23,7 +24,8 @@ from pdm.workqueue.execution.credentials import (
 )
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.execution.site_directory import RouteEnd, job_moved_by_tools, reached_by
-from pdm.workqueue.movers import MOVERS, TOOL_MOVERS, mover_of
+from pdm.workqueue.execution.transfer_services import FTS_MOVERS, TransferServices
+from pdm.workqueue.movers import MOVERS, TOOL_MOVERS
 from pdm.workqueue.movers.mover import Access, BuiltRequest, Mover, credential_need
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.sites.storage_urls import EndpointUrls
@@ -63,6 +65,7 @@ class Preparation:
 
     Attributes:
         access: settings for every helper; roots and the user's credential are added.
+        services: the FTS3 services of sites.
         trust: makes the directory of authorities for a site that has its own.
     """
 
@@ -72,23 +75,25 @@ class Preparation:
     context: AttemptContext
     element: wire.TimeLimits
     access: Access
+    services: TransferServices
     trust: Callable[[Path | None, Collection[str]], Awaitable[Path | None]] | None = None
     _next_id: int = 0
 
-    async def prepare(self, batch: Batch) -> PreparedBatch:
-        """Prepare a batch.
+    async def prepare(self, batch: Batch, service: str | None = None) -> PreparedBatch:
+        """Prepare a batch; ``service``: URL of the FTS3 that transfers its files.
 
         Raises:
             NotPossibleError: a site, an endpoint or a credential is missing.
         """
         job = batch.job
         by_tools = job_moved_by_tools(job, self.sites)
-        mover = mover_of(job.protocol, by_tools=by_tools)
+        movers: Mapping[JobProtocol, Mover] = TOOL_MOVERS if by_tools else MOVERS if service is None else FTS_MOVERS
+        mover = movers.get(job.protocol)
         if mover is None:
             raise NotPossibleError(missing_mover(job.protocol))
         ends = [self._route_end(job, number, by_tools=by_tools) for number in sorted(job.sites)]
         try:
-            kind = await self.agent_kind(job.user_id, job.protocol, ends, by_tools=by_tools)
+            kind = await self.agent_kind(job.user_id, job.protocol, ends, movers)
         except CredentialUnusableError as error:
             raise NotPossibleError(error.failure) from error
         now = self.context.clock()
@@ -102,6 +107,9 @@ class Preparation:
         except BaseException:
             self.release_credential(kind)
             raise
+        if service is not None and isinstance(built.request, wire.CopyRequest):
+            parameters = self.services.parameters(service)
+            built = evolve(built, request=structs.replace(built.request, service=parameters))
         return PreparedBatch(kind, built, options, endpoints)
 
     def next_request_id(self) -> int:
@@ -109,7 +117,7 @@ class Preparation:
         return self._next_id
 
     async def agent_kind(
-        self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd], *, by_tools: bool
+        self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd], movers: Mapping[JobProtocol, Mover]
     ) -> AgentKind:
         """The kind of agent for a user at some sites; its credential is held until `release`.
 
@@ -117,15 +125,15 @@ class Preparation:
             user_id: of the user.
             protocol: its mover runs the elements.
             ends: the sites, with the protocol by which each is reached.
-            by_tools: whether the tools mover runs them.
+            movers: the native ones, those by the tools, or those by FTS3.
 
         Raises:
             CredentialUnusableError: no valid credential is stored.
         """
-        mover: Mover = TOOL_MOVERS[protocol] if by_tools else MOVERS[protocol]
+        mover = movers[protocol]
         access, trusted = await self._trust_settings(ends)
         usable = UsableCredentials("", {})
-        if needs := self._needs_at(ends, by_tools=by_tools):
+        if needs := self._needs_at(ends, movers):
             usable = await self.credentials.usable_each(user_id, needs, self.context.clock())
         environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
         # For all endpoints: agents do not depend on the one that a batch uses.
@@ -157,8 +165,7 @@ class Preparation:
                     trust_by_url[url] = str(usual or "")
         return self.access, trust_by_url
 
-    def _needs_at(self, ends: Sequence[RouteEnd], *, by_tools: bool) -> dict[int, CredentialNeed]:
-        movers: Mapping[JobProtocol, Mover] = TOOL_MOVERS if by_tools else MOVERS
+    def _needs_at(self, ends: Sequence[RouteEnd], movers: Mapping[JobProtocol, Mover]) -> dict[int, CredentialNeed]:
         needs = [(site, credential_need(movers[protocol], self.access)) for site, protocol in ends]
         return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
 

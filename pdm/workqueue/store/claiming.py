@@ -179,7 +179,7 @@ def _next_batch(
     """
     first = queue[0]
     waiting = beyond + sum(job.counters.submitted for job in queue if _can_share_batch(first, job))
-    builder = _BatchBuilder(budget.batch_allowance(first.record, waiting), budget.limits.batch_bytes)
+    builder = _BatchBuilder(budget.batch_allowance(first.record, waiting), budget.limits.batch_bytes_of(first.record))
     remaining: list[LockedJob] = []
     for at, job in enumerate(queue):
         if builder.is_full:
