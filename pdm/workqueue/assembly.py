@@ -240,14 +240,14 @@ class Assembly:
             service_health=self.service_health,
             health=health,
         )
-        services = TransferServices(
+        fts = TransferServices(
             sites=self.sites,
             limits=service_limits(settings),
             policy=breaker_policy(settings),
             clock=clock,
             on_change=self._wake,
         )
-        self.site_directory.other_waits = services.waits
+        self.site_directory.other_waits = fts.waits
         preparation = Preparation(
             sites=self.sites,
             pool=self.pool,
@@ -255,7 +255,7 @@ class Assembly:
             context=context,
             element=time_limits(settings),
             access=access,
-            services=services,
+            services=fts,
             trust=trust_directory,
         )
         self.executor = Executor(
