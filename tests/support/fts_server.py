@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fts.requests.append(f"{self.command} {self.path}")
         if "hang" in fts.faults:
-            time.sleep(5)
+            time.sleep(9)
         if "error" in fts.faults:
             status, answer = 500, b"<html>Internal Server Error</html>"
         else:

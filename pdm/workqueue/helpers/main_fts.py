@@ -20,7 +20,7 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import operations
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.fts.handed_copy import MAX_WORKERS, HandedCopy
-from pdm.workqueue.helpers.fts.rest import FtsClient, HandedJob, end_transfers
+from pdm.workqueue.helpers.fts.rest import LONGEST_REQUEST_S, FtsClient, HandedJob, end_transfers
 from pdm.workqueue.helpers.fts.storage import EndsStorage
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, internal_error
 from pdm.workqueue.helpers.threads import WorkerThreads
@@ -41,7 +41,7 @@ class _FtsHelper:
     def carry_out(self, batch: ActiveBatch) -> None:
         request = batch.request
         if isinstance(request, CopyRequest) and request.service is not None:
-            HandedCopy(batch, request, self._workers, self._client(request.service.url)).carry_out()
+            HandedCopy(batch, request, self._workers, self._client(request.service.url, request)).carry_out()
         elif isinstance(request, DiscardRequest):
             left = replace(request, items=self._ended(batch, request))
             if left.items:
@@ -51,8 +51,9 @@ class _FtsHelper:
         else:
             batch.failed(request.key, internal_error("this helper lists nothing"))
 
-    def _client(self, url: str) -> FtsClient:
+    def _client(self, url: str, request: CopyRequest | DiscardRequest) -> FtsClient:
         client = self._clients.setdefault(url, FtsClient(url))
+        client.timeout_s = min(LONGEST_REQUEST_S, request.limits.stall_s)
         client.resume()
         return client
 
@@ -67,7 +68,7 @@ class _FtsHelper:
             else:
                 handed.setdefault(job, []).append(item)
         for job, items in handed.items():
-            client = self._client(job.url)
+            client = self._client(job.url, request)
             batch.on_stop(client.interrupt)
             try:
                 if not end_transfers(client, job, {StorageUrl(item.url) for item in items}):

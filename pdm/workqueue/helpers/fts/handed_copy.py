@@ -44,7 +44,8 @@ from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest, TransferSer
 
 _T = TypeVar("_T")
 MAX_WORKERS = 4
-_ITEMS_PER_WORKER = 16
+#: A login at a GridFTP server costs as much as a hundred small files.
+_ITEMS_PER_WORKER = 50
 #: Files of one job.
 _MOST_FILES = 1000
 #: First pause between two polls; grows by half each time that nothing has changed.

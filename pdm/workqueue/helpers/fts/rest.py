@@ -21,8 +21,8 @@ from pdm.workqueue.helpers.backends.http_client import UNREACHABLE, HttpClient
 from pdm.workqueue.helpers.storage import StorageError, Timeouts, internal_error, truncated
 
 _Answer = TypeVar("_Answer")
-#: Seconds for one request.
-_REQUEST_S = 60.0
+#: Seconds for one request, at most.
+LONGEST_REQUEST_S = 60.0
 #: Bytes of an answer; the states of a thousand files are about one million.
 _LONGEST_ANSWER = 64 * 1024 * 1024
 #: A delegated proxy that ends sooner is replaced, unless this helper has made it a short time before.
@@ -91,10 +91,14 @@ class FtsClient:
     """The connection to one FTS3, with the user's proxy. One thread; `interrupt` may be called from any.
 
     Methods raise `StorageError` with the scope SERVICE, and `unreachable` if the FTS3 does not answer as it should.
+
+    Attributes:
+        timeout_s: seconds for one request.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.timeout_s = LONGEST_REQUEST_S
         self._http = HttpClient()
         self._delegated_at: float | None = None
 
@@ -168,7 +172,7 @@ class FtsClient:
         return self._decoded(answer, type_)
 
     def _request(self, method: str, path: str, body: bytes = b"", kind: str = "") -> tuple[int, bytes]:
-        self._http.timeouts = Timeouts.within(_REQUEST_S)
+        self._http.timeouts = Timeouts.within(self.timeout_s)
         headers = {"Accept": "application/json"}
         if body:
             headers |= {"Content-Type": kind, "Content-Length": str(len(body))}
