@@ -183,4 +183,5 @@ def site_of(record: SiteRecord) -> Site:
         myproxy=content.myproxy,
         mover=content.mover,
         fts=content.fts,
+        oidc=content.oidc,
     )
