@@ -29,7 +29,7 @@ from pdm.workqueue.helpers.fts.reasons import error_of
 from pdm.workqueue.helpers.fts.rest import (
     FINISHED,
     FtsClient,
-    FtsFile,
+    HandedFile,
     HandedJob,
     Identity,
     JobExistsError,
@@ -86,7 +86,7 @@ class HandedCopy:
         #: By key, each with the temporary name that the FTS3 has.
         self._items = {item.key: item for item in request.items}
         #: By key: the file's last state.
-        self._files: dict[int, FtsFile] = {}
+        self._files: dict[int, HandedFile] = {}
         self._missing: Counter[int] = Counter()
         #: Keys of items that continue what an earlier attempt has handed over.
         self._attached: set[int] = set()
@@ -180,7 +180,7 @@ class HandedCopy:
                 fresh += self._attach(job, [item.key for item in items], files)
         return fresh, again
 
-    def _attach(self, job: HandedJob, keys: Iterable[int], files: Sequence[FtsFile]) -> list[int]:
+    def _attach(self, job: HandedJob, keys: Iterable[int], files: Sequence[HandedFile]) -> list[int]:
         """Continue with the files of a job; returns keys of items that it does not have, or that it has given up."""
         by_name = {file.dest_surl: file for file in files}
         left = []
@@ -348,7 +348,7 @@ class HandedCopy:
             self._changed_at = time.monotonic()
         return changed
 
-    def _note(self, job: HandedJob, key: int, file: FtsFile) -> bool:
+    def _note(self, job: HandedJob, key: int, file: HandedFile) -> bool:
         """Log the state of a file if it is another one; returns whether it is."""
         self._missing.pop(key, None)
         before = self._files.get(key)

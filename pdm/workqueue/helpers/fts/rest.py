@@ -49,7 +49,7 @@ class Identity(msgspec.Struct, frozen=True):
     vos_id: list[str]
 
 
-class FtsFile(msgspec.Struct, frozen=True):
+class HandedFile(msgspec.Struct, frozen=True):
     """A file of a job: its state, and why it has failed."""
 
     file_id: int | str
@@ -143,9 +143,9 @@ class FtsClient:
             raise RefusedError(f"{status}: {_text(answer)}")
         return self._decoded(answer, _Submitted).job_id
 
-    def files(self, job_id: str) -> list[FtsFile] | None:
+    def files(self, job_id: str) -> list[HandedFile] | None:
         """The files of a job; None if there is no such job."""
-        found: list[FtsFile] | None = self._get(f"/jobs/{job_id}/files", list[FtsFile])
+        found: list[HandedFile] | None = self._get(f"/jobs/{job_id}/files", list[HandedFile])
         return found
 
     def cancel(self, job_id: str, files: Collection[int | str] | None = None) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0023_fts_worker"
+revision = "0027_fts_worker"
 down_revision = "0024_oidc"
 branch_labels = None
 depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("sites", sa.Column("fts", sa.String(), nullable=True))
+    op.add_column("sites", sa.Column("fts", sa.Text(), nullable=True))
