@@ -95,10 +95,11 @@ def node_name(session: Session, worker: str) -> str:
     return found or worker
 
 
-def workers_of_job(session: Session, job_id: int) -> frozenset[str]:
-    """Names of the workers that run elements of a job."""
+def workers_of_job(session: Session, job_id: int) -> dict[str, str]:
+    """Workers that run elements of a job, those without a lease too → their names for people."""
     ids = sa.select(elements.c.worker_id).where(sa.text(IS_RUNNING), elements.c.job_id == job_id).distinct()
-    return frozenset(session.scalars(sa.select(workers.c.name).where(workers.c.id.in_(ids))))
+    names = sa.select(workers.c.name, sa.func.coalesce(workers.c.node, workers.c.name).label("shown"))
+    return {row.name: row.shown for row in session.execute(names.where(workers.c.id.in_(ids)))}
 
 
 def workers_of_elements(session: Session, job_id: int, numbers: Collection[int]) -> dict[int, str]:
