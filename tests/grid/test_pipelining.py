@@ -16,7 +16,8 @@ import msgspec
 import pytest
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
-from pdm.workqueue.helpers.gridftp.connections import ChannelPool, Waker, host_port, run_until_answered, server_path
+from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port, server_path
+from pdm.workqueue.helpers.gridftp.event_loop import Waker, run_until_answered
 from pdm.workqueue.helpers.gridftp.gsi import Gsi
 from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.gridftp.session import ControlSession

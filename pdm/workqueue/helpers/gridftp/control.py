@@ -14,11 +14,13 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.credentials import trusting
+from pdm.workqueue.helpers.gridftp.data_address import passive_command
 from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError, SecurityContext
 from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.storage import StorageError
@@ -70,6 +72,12 @@ class SilentServerError(ChannelError):
         super().__init__(f"{address} did not answer to a login for {login_s:g} s", address, unreachable=True)
 
 
+class DataConnections(Protocol):
+    """Data connections of a channel."""
+
+    def close(self) -> None: ...
+
+
 #: Called with the reply to a command.
 Answered = Callable[[Reply], None]
 #: Called with the lines between the first and the last of a reply, in the chunks that the server has sent.
@@ -94,7 +102,13 @@ class ControlChannel:
         heard_at: when data last arrived from the server (`time.monotonic`).
         round_trip_s: shortest time in seconds between a single command and its reply.
         sends_markers: whether the server sends performance markers.
+        mode: transmission mode that was last set (RFC 959, GFD.20).
+        data: data connections of ours that are kept for further transfers; closed together with the channel.
+        protects_data: whether data connections are encrypted, because the server requires it.
     """
+
+    #: Replies are read at any time.
+    reads = True
 
     def __init__(self, gsi: Gsi | None, address: str, login_s: float = LOGIN_S) -> None:
         self.gsi = gsi
@@ -104,6 +118,9 @@ class ControlChannel:
         self.heard_at = 0.0
         self.round_trip_s = float("inf")
         self.sends_markers = True
+        self.mode = b"S"
+        self.data: DataConnections | None = None
+        self.protects_data = False
         self._context: SecurityContext | None = None
         self._socket: socket.socket | None = None
         # Received lines, and the beginning of the next.
@@ -355,9 +372,36 @@ class ControlChannel:
     def dispose(self) -> None:
         """Close, and free the security context; called by the thread that uses the channel."""
         self.close()
+        self.release_data()
         if self._context is not None:
             self._context.close()
             self._context = None
+
+    def release_data(self) -> None:
+        """Close the data connections that are kept; the server is about to close its ends."""
+        data, self.data = self.data, None
+        if data is not None:
+            data.close()
+
+    @property
+    def authenticates_data(self) -> bool:
+        """Whether both ends of a data connection log in, as servers with proxies do by default."""
+        return self.gsi is not None and "DCAU" in self.features
+
+    @property
+    def passive_command(self) -> bytes:
+        """The command that makes the server listen for a data connection."""
+        return passive_command(self.peer_host)
+
+    @property
+    def local_host(self) -> str:
+        """Our address, as the server's network sees it unless it is translated."""
+        return str(self._connected().getsockname()[0])
+
+    @property
+    def peer_host(self) -> str:
+        """The server's address."""
+        return str(self._connected().getpeername()[0])
 
     # -- parsing of replies
 
