@@ -15,7 +15,7 @@ from tests.helpers.driver import HelperProcess, adler, fault, outcomes, tree
 from tests.protocols.places import Places
 
 OLD = 1_700_000_000
-PROTOCOLS = ("ssh", "https", "xroot")
+PROTOCOLS = ("ssh", "https", "xroot", "gridftp")
 #: Those of the default run, and the other one.
 _CASES = ["ssh", "https", pytest.param("xroot", marks=pytest.mark.full)]
 _ROUTES = [

@@ -1,4 +1,4 @@
-"""Jobs through the daemon: SSH, HTTPS and XROOT sites, and copies between unlike ones."""
+"""Jobs through the daemon, and copies between each two protocols."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.support.loopback import service_of
 from tests.support.sync_cases import CASES, SyncCase, expected, read_tree, run_rclone, write_tree
 
 #: Sites by protocol and letter.
-PROTOCOLS = ("ssh", "https", "file", "xroot")
+PROTOCOLS = ("ssh", "https", "file", "xroot", "gridftp")
 SITES = {
     (protocol, letter): 2 * n + m for n, protocol in enumerate(PROTOCOLS) for m, letter in enumerate("AB", start=1)
 }
-ONLY_DUMMY = 9
+ONLY_DUMMY = 99
 #: Pairs of unlike protocols, in which each is once the source and once the destination.
-_PAIRS = (("ssh", "https"), ("https", "xroot"), ("xroot", "file"), ("file", "ssh"))
+_PAIRS = (("ssh", "https"), ("https", "xroot"), ("xroot", "gridftp"), ("gridftp", "file"), ("file", "ssh"))
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -101,19 +101,24 @@ def test_all_five_job_types(protocol: str, service: TestService, places: Places)
     ("protocol", "other"),
     [
         pair if pair in _PAIRS else pytest.param(*pair, marks=pytest.mark.full)
-        for pair in itertools.permutations(PROTOCOLS, 2)
+        for pair in itertools.product(PROTOCOLS, repeat=2)
     ],
 )
-def test_copies_between_unlike_protocols(protocol: str, other: str, service: TestService, places: Places) -> None:
+def test_a_tree_is_copied_from_each_protocol_to_each(
+    protocol: str, other: str, service: TestService, places: Places
+) -> None:
     source = places.a / "tree"
     for number in range(5):
-        places.put(source / f"file {number}", bytes([number]) * 300_000 * number)
+        places.put(source / "d 1" / f"n\u00e4me; {number}&%41", bytes([number]) * 300_000 * number)
+    places.put(source / "none", b"")
+    (source / "d 2").mkdir()
     places.storages.give(places.a)
     copied = run(
         service, "copy", protocol, "A", source, dst_siteid=SITES[other, "B"], dst_filepath=str(places.b / "new")
     )
     assert copied["status"] == "DONE", service.call("alice", "GET", f"/jobs/{copied['id']}/elements")
     assert tree(places.b / "new") == tree(source)
+    assert (places.b / "new" / "d 2").is_dir()
     assert places.left() == []
 
 

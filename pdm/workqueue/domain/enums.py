@@ -83,7 +83,7 @@ class JobProtocol(_NamedEnum):
         return member
 
     #: GridFTP with grid proxies.
-    GRIDFTP = ProtocolInfo(0, ("gsiftp",), 2811, "gridftp:GridFtpBackend", ("proxy",), has_homes=True)
+    GRIDFTP = ProtocolInfo(0, ("gsiftp",), 2811, "gridftp_groups:GroupedGridFtpBackend", ("proxy",), has_homes=True)
     #: SFTP.
     SSH = ProtocolInfo(1, ("sftp",), 22, "sftp:SftpBackend", ("ssh-key",), has_homes=True)
     #: Simulated work, for tests and benchmarks.

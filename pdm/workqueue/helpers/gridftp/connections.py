@@ -113,7 +113,8 @@ class ChannelPool:
 
     def _spare(self, address: str) -> ControlChannel | None:
         channel = self._single.pop(address, None)
-        if channel is not None and channel.is_dead:
+        # A server that has sent to us, or received, fails at the first transfer of another kind.
+        if channel is not None and (channel.is_dead or channel.data is not None):
             channel.dispose()
             return None
         return channel
@@ -213,7 +214,6 @@ class ChannelPool:
 def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel, *, large: bool) -> int:
     """Configure two servers for transfers; returns the number of data connections."""
     for channel in (at_source, at_destination):
-        channel.release_data()
         _accepted(channel, b"TYPE I")
         _accepted(channel, b"MODE E")
         channel.mode = b"E"

@@ -75,6 +75,10 @@ class SilentServerError(ChannelError):
 class DataConnections(Protocol):
     """Data connections of a channel."""
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the server has closed one of them."""
+
     def close(self) -> None: ...
 
 
@@ -349,8 +353,11 @@ class ControlChannel:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the server has closed the connection, or announced it, while no command was pending."""
-        if self._socket is None:
+        """Whether the server has closed the connection, or announced it, while no command was pending.
+
+        Also if it has closed a data connection: it fails at the next transfer.
+        """
+        if self._socket is None or (self.data is not None and self.data.is_dead):
             return True
         try:
             self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -372,16 +379,16 @@ class ControlChannel:
     def dispose(self) -> None:
         """Close, and free the security context; called by the thread that uses the channel."""
         self.close()
-        self.release_data()
+        self.keep_data(None)
         if self._context is not None:
             self._context.close()
             self._context = None
 
-    def release_data(self) -> None:
-        """Close the data connections that are kept; the server is about to close its ends."""
-        data, self.data = self.data, None
-        if data is not None:
-            data.close()
+    def keep_data(self, data: DataConnections | None) -> None:
+        """Keep data connections, and close those before; a server must have dropped its ends (PASV, PORT)."""
+        before, self.data = self.data, data
+        if before is not None:
+            before.close()
 
     @property
     def authenticates_data(self) -> bool:

@@ -223,11 +223,10 @@ class Downloads:
     def _receiver(self, channel: ControlChannel, streams: int, timeouts: Timeouts) -> _Receiver:
         """Data connections that a server makes to us: those that are kept, or new ones."""
         kept = channel.data
-        if isinstance(kept, _Receiver) and kept.streams == streams and not kept.is_dead:
+        if isinstance(kept, _Receiver) and kept.streams == streams:
             return kept
-        channel.release_data()
         try:
-            channel.data = receiver = _Receiver(channel, streams)
+            receiver = _Receiver(channel, streams)
         except ChannelError as error:
             raise self._no_blocks(channel, str(error)) from error
         replies: list[Reply] = []
@@ -236,11 +235,16 @@ class Downloads:
             port_command(channel.local_host, receiver.listener.port),
         ):
             channel.send(command, replies.append)
-        self._session.run((channel,), timeouts)
+        try:
+            self._session.run((channel,), timeouts)
+        except BaseException:
+            receiver.close()
+            raise
         channel.mode = b"E" if replies[1].good else channel.mode
+        channel.keep_data(receiver)
         refused = next((reply for reply in replies if not reply.good), None)
         if refused is not None:
-            channel.release_data()
+            channel.keep_data(None)
             raise self._no_blocks(channel, f"{channel.address} does not send in block mode:\n{refused.text}")
         return receiver
 

@@ -66,6 +66,14 @@ class ControlSession:
         opens = self.connections.beside if beside else self.connections.single
         return self._opened(lambda: opens(host_port(url), again=True, plain=plain), timeouts)
 
+    def live_channel(self, url: str, timeouts: Timeouts) -> ControlChannel:
+        """Like `channel`; one that was idle is tried first, for several commands that cannot be sent again."""
+        channel = self.channel(url, timeouts)
+        if time.monotonic() - channel.heard_at > _IDLE_S:
+            self.ask(url, b"NOOP", timeouts=timeouts)
+            channel = self.channel(url, timeouts)
+        return channel
+
     def pair(self, source: str, destination: str, timeouts: Timeouts) -> tuple[ControlChannel, ControlChannel]:
         """Channels for a large transfer between the servers of two URLs; raises `StorageError` with its scope."""
         at_source, at_destination = host_port(source), host_port(destination)
@@ -255,7 +263,7 @@ class ControlSession:
     # -- data connections in stream mode
 
     def passive(self, channel: ControlChannel, mode: bytes, timeouts: Timeouts) -> Reply:
-        """Prepare a server to listen for data connections of ours, which closes those before.
+        """Prepare a server to listen for data connections of ours; those before are closed.
 
         Args:
             channel: to the server.
@@ -266,7 +274,6 @@ class ControlSession:
             The reply with the address.
         """
         replies: list[Reply] = []
-        channel.release_data()
         # In ASCII mode every LF of a name would become CR LF.
         for setting in (b"TYPE I", *(() if channel.mode == mode else (b"MODE " + mode,)), channel.passive_command):
             channel.send(setting, replies.append)
@@ -275,6 +282,7 @@ class ControlSession:
         if refused is not None:
             raise refusal(refused)
         channel.mode = mode
+        channel.keep_data(None)
         return replies[-1]
 
     def received(self, channel: ControlChannel, command: bytes, timeouts: Timeouts) -> Generator[bytes, None, None]:
