@@ -364,7 +364,8 @@ def test_pairs_that_do_not_work_are_named(service: TestService, places: Places) 
     status, problem = service.call("alice", "POST", "/copy", body)
     assert status == 400
     assert problem["detail"] == (
-        "site nothing offers DUMMY; by SSH this service can copy SSH to SSH, SSH to FILE, SSH to HTTPS, SSH to XROOT"
+        "site nothing offers DUMMY; by SSH this service can copy SSH to GRIDFTP, SSH to SSH, SSH to FILE, SSH to HTTPS,"
+        " SSH to XROOT"
     )
 
 

@@ -114,7 +114,7 @@ class ChannelPool:
     def _spare(self, address: str) -> ControlChannel | None:
         channel = self._single.pop(address, None)
         # A server that has sent to us, or received, fails at the first transfer of another kind.
-        if channel is not None and (channel.is_dead or channel.data is not None):
+        if channel is not None and (channel.is_dead or channel.data_port.kept is not None):
             channel.dispose()
             return None
         return channel
@@ -216,7 +216,7 @@ def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel
     for channel in (at_source, at_destination):
         _accepted(channel, b"TYPE I")
         _accepted(channel, b"MODE E")
-        channel.mode = b"E"
+        channel.data_port.mode = b"E"
     _set_markers(at_destination, wanted=large)
     streams = _streams((at_source, at_destination), large=large)
     _accepted(at_source, b"OPTS RETR Parallelism=%d,%d,%d;" % (streams, streams, streams))

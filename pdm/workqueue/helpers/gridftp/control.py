@@ -14,13 +14,12 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.credentials import trusting
-from pdm.workqueue.helpers.gridftp.data_address import passive_command
+from pdm.workqueue.helpers.gridftp.data_port import DataPort
 from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError, SecurityContext
 from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.storage import StorageError
@@ -72,16 +71,6 @@ class SilentServerError(ChannelError):
         super().__init__(f"{address} did not answer to a login for {login_s:g} s", address, unreachable=True)
 
 
-class DataConnections(Protocol):
-    """Data connections of a channel."""
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether the server has closed one of them."""
-
-    def close(self) -> None: ...
-
-
 #: Called with the reply to a command.
 Answered = Callable[[Reply], None]
 #: Called with the lines between the first and the last of a reply, in the chunks that the server has sent.
@@ -106,9 +95,7 @@ class ControlChannel:
         heard_at: when data last arrived from the server (`time.monotonic`).
         round_trip_s: shortest time in seconds between a single command and its reply.
         sends_markers: whether the server sends performance markers.
-        mode: transmission mode that was last set (RFC 959, GFD.20).
-        data: data connections of ours that are kept for further transfers; closed together with the channel.
-        protects_data: whether data connections are encrypted, because the server requires it.
+        data_port: what holds for its data connections.
     """
 
     #: Replies are read at any time.
@@ -122,9 +109,7 @@ class ControlChannel:
         self.heard_at = 0.0
         self.round_trip_s = float("inf")
         self.sends_markers = True
-        self.mode = b"S"
-        self.data: DataConnections | None = None
-        self.protects_data = False
+        self.data_port = DataPort()
         self._context: SecurityContext | None = None
         self._socket: socket.socket | None = None
         # Received lines, and the beginning of the next.
@@ -162,6 +147,7 @@ class ControlChannel:
                 self._context = SecurityContext(self.gsi, host)
                 self._log_in(self._context)
             self._read_features(self.ask(b"FEAT"))
+            self.data_port.connected(self._socket, authenticates=self.gsi is not None and "DCAU" in self.features)
             self._socket.setblocking(False)
         except TimeoutError:
             self.close()
@@ -355,9 +341,9 @@ class ControlChannel:
     def is_dead(self) -> bool:
         """Whether the server has closed the connection, or announced it, while no command was pending.
 
-        Also if it has closed a data connection: it fails at the next transfer.
+        Also if it has closed a data connection that was kept.
         """
-        if self._socket is None or (self.data is not None and self.data.is_dead):
+        if self._socket is None or self.data_port.is_dead:
             return True
         try:
             self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -379,36 +365,10 @@ class ControlChannel:
     def dispose(self) -> None:
         """Close, and free the security context; called by the thread that uses the channel."""
         self.close()
-        self.keep_data(None)
+        self.data_port.keep(None)
         if self._context is not None:
             self._context.close()
             self._context = None
-
-    def keep_data(self, data: DataConnections | None) -> None:
-        """Keep data connections, and close those before; a server must have dropped its ends (PASV, PORT)."""
-        before, self.data = self.data, data
-        if before is not None:
-            before.close()
-
-    @property
-    def authenticates_data(self) -> bool:
-        """Whether both ends of a data connection log in, as servers with proxies do by default."""
-        return self.gsi is not None and "DCAU" in self.features
-
-    @property
-    def passive_command(self) -> bytes:
-        """The command that makes the server listen for a data connection."""
-        return passive_command(self.peer_host)
-
-    @property
-    def local_host(self) -> str:
-        """Our address, as the server's network sees it unless it is translated."""
-        return str(self._connected().getsockname()[0])
-
-    @property
-    def peer_host(self) -> str:
-        """The server's address."""
-        return str(self._connected().getpeername()[0])
 
     # -- parsing of replies
 

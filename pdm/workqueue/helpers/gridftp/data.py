@@ -120,14 +120,14 @@ class DataConnection:
         # Of the login, and of the file.
         self._tokens = b""
         self._context: SecurityContext | None = None
-        self._protects = channel.protects_data
+        self._protects = channel.data_port.protects
         self._out: collections.deque[bytes | memoryview] = collections.deque()
         self._ends_after_sending = False
         self._record = bytearray()
         # Received and unprotected, for a sink that could not take it.
         self._plain = b""
         try:
-            if channel.authenticates_data and channel.gsi is not None:
+            if channel.data_port.authenticates and channel.gsi is not None:
                 self._context = SecurityContext(channel.gsi, None, accepts=accepted)
                 if not accepted:
                     self._step(None)
@@ -149,7 +149,9 @@ class DataConnection:
         Raises:
             ChannelError: there is no valid address in the reply, or no connection can be made.
         """
-        listens_at = passive_address(passive, channel.peer_host, authenticated=channel.authenticates_data)
+        listens_at = passive_address(
+            passive, channel.data_port.peer_host, authenticated=channel.data_port.authenticates
+        )
         if listens_at is None:
             text = f"{channel.address} returns no data address:\n{passive.text}"
             raise ChannelError(text, channel.address, refused=True)
@@ -385,8 +387,8 @@ class DataListener:
         self.accepted: list[socket.socket] = []
         self.is_waiting = False
         # Without logins, any machine could send the bytes.
-        self._only = None if channel.authenticates_data else channel.peer_host
-        host = channel.local_host
+        self._only = None if channel.data_port.authenticates else channel.data_port.peer_host
+        host = channel.data_port.local_host
         try:
             self._socket = socket.create_server(
                 (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=16

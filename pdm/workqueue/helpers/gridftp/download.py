@@ -222,7 +222,7 @@ class Downloads:
 
     def _receiver(self, channel: ControlChannel, streams: int, timeouts: Timeouts) -> _Receiver:
         """Data connections that a server makes to us: those that are kept, or new ones."""
-        kept = channel.data
+        kept = channel.data_port.kept
         if isinstance(kept, _Receiver) and kept.streams == streams:
             return kept
         try:
@@ -232,7 +232,7 @@ class Downloads:
         replies: list[Reply] = []
         for command in (
             *(b"TYPE I", b"MODE E", b"OPTS RETR Parallelism=%d,%d,%d;" % (streams, streams, streams)),
-            port_command(channel.local_host, receiver.listener.port),
+            port_command(channel.data_port.local_host, receiver.listener.port),
         ):
             channel.send(command, replies.append)
         try:
@@ -240,11 +240,11 @@ class Downloads:
         except BaseException:
             receiver.close()
             raise
-        channel.mode = b"E" if replies[1].good else channel.mode
-        channel.keep_data(receiver)
+        channel.data_port.mode = b"E" if replies[1].good else channel.data_port.mode
+        channel.data_port.keep(receiver)
         refused = next((reply for reply in replies if not reply.good), None)
         if refused is not None:
-            channel.keep_data(None)
+            channel.data_port.keep(None)
             raise self._no_blocks(channel, f"{channel.address} does not send in block mode:\n{refused.text}")
         return receiver
 

@@ -275,14 +275,18 @@ class ControlSession:
         """
         replies: list[Reply] = []
         # In ASCII mode every LF of a name would become CR LF.
-        for setting in (b"TYPE I", *(() if channel.mode == mode else (b"MODE " + mode,)), channel.passive_command):
+        for setting in (
+            b"TYPE I",
+            *(() if channel.data_port.mode == mode else (b"MODE " + mode,)),
+            channel.data_port.passive_command,
+        ):
             channel.send(setting, replies.append)
         self.run((channel,), timeouts)
         refused = next((reply for reply in replies if not reply.good), None)
         if refused is not None:
             raise refusal(refused)
-        channel.mode = mode
-        channel.keep_data(None)
+        channel.data_port.mode = mode
+        channel.data_port.keep(None)
         return replies[-1]
 
     def received(self, channel: ControlChannel, command: bytes, timeouts: Timeouts) -> Generator[bytes, None, None]:

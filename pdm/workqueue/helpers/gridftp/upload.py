@@ -166,7 +166,7 @@ class Uploads:
 
     def _sender(self, channel: ControlChannel, streams: int, timeouts: Timeouts) -> _Sender:
         """Data connections to a server: those that are kept, or new ones."""
-        kept = channel.data
+        kept = channel.data_port.kept
         if isinstance(kept, _Sender) and len(kept.connections) == streams:
             return kept
         mode, passive = self._prepared(channel, timeouts)
@@ -175,7 +175,7 @@ class Uploads:
         except ChannelError as error:
             self._session.connections.drop(channel)
             raise error.storage_error() from error
-        channel.keep_data(sender)
+        channel.data_port.keep(sender)
         return sender
 
     def _prepared(self, channel: ControlChannel, timeouts: Timeouts) -> tuple[bytes, Reply]:
@@ -296,7 +296,7 @@ class _Upload:
         self._exchange.run(self._timeouts.with_slack())
         self._check_reply()
         if self._sender.mode == b"S":
-            self._channel.keep_data(None)
+            self._channel.data_port.keep(None)
 
     def _check_reply(self) -> None:
         """Raise `StorageError` if the server has refused the file, or says too early that it has all of it."""
