@@ -23,6 +23,8 @@ _ROUTES = [
     if pair[0] == pair[1] or pair in (("ssh", "https"), ("https", "xroot"))
     else pytest.param(pair, marks=pytest.mark.full)
     for pair in itertools.product(PROTOCOLS, repeat=2)
+    # Third-party, by another helper; and not each one with it.
+    if "gridftp" not in pair or pair in (("gridftp", "ssh"), ("https", "gridftp"))
 ]
 _WAIT_S = 60.0
 

@@ -70,6 +70,8 @@ def protocols_reaching(access: Access) -> Mapping[CredentialKind, frozenset[JobP
 
 def _any_mover_reaches(asked: JobProtocol, destination: Site) -> JobProtocol | None:
     """Like `reached_by_protocol`, with any mover, because the job's mover is not known here."""
+    if moved_by_tools(asked, None, [destination]):
+        return reached_by_protocol(asked, destination, by_tools=True)
     native = reached_by_protocol(asked, destination)
     if native is not None or asked not in TOOL_MOVERS:
         return native
@@ -187,4 +189,5 @@ def site_of(record: SiteRecord) -> Site:
         authorities=content.authorities,
         myproxy=content.myproxy,
         mover=content.mover,
+        oidc=content.oidc,
     )

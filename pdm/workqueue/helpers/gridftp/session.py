@@ -274,13 +274,10 @@ class ControlSession:
             The reply with the address.
         """
         replies: list[Reply] = []
+        set_mode = () if channel.data_port.mode == mode else (b"MODE " + mode,)
         # In ASCII mode every LF of a name would become CR LF.
-        for setting in (
-            b"TYPE I",
-            *(() if channel.data_port.mode == mode else (b"MODE " + mode,)),
-            channel.data_port.passive_command,
-        ):
-            channel.send(setting, replies.append)
+        for command in (b"TYPE I", *set_mode, channel.data_port.passive_command):
+            channel.send(command, replies.append)
         self.run((channel,), timeouts)
         refused = next((reply for reply in replies if not reply.good), None)
         if refused is not None:
