@@ -35,6 +35,8 @@ _WEIGH_EVERY_S = 20.0
 _FIRST_PAUSE_S = 0.05
 #: Rest after an empty claim: this multiple of its duration, limited to some seconds.
 _REST_FACTOR, _LONGEST_REST_S = 5, 0.2
+#: Seconds until the next claim while the claimed batches are enough for the streams: then it can claim more at once.
+_SUPPLIED_S = 0.05
 #: Elements per transaction, so that other writers can interleave.
 _MOST_AT_ONCE = 1000
 
@@ -80,6 +82,7 @@ class Claimer:
     _adding: Deferred[None] | None = None
     #: Whether the last claim has found that nothing is due, and nothing was added since.
     _nothing_due: bool = False
+    _soon: IDelayedCall | None = None
     _weigher: Periodic | None = None
     _log: Logger = field(factory=Logger)
 
@@ -111,6 +114,8 @@ class Claimer:
     async def stop(self) -> None:
         self._running = False
         self.work_added()
+        if self._soon is not None and self._soon.active():
+            self._soon.cancel()
         if self._over is not None:
             await self._over
         if self._adding is not None:
@@ -138,10 +143,26 @@ class Claimer:
         self._end_rest()
 
     def capacity_freed(self) -> None:
-        """Claim now if work waits for capacity."""
+        """Claim now if work waits for capacity; a little later while batches wait for a stream."""
         # Other daemons may have added work to a shared database.
         if self._asleep is None or not self._nothing_due or not self._is_alone:
-            self.work_added()
+            if self.executor.streams.has_supply:
+                self._claim_soon()
+            else:
+                self.work_added()
+
+    def settled(self, *, has_waiting: bool) -> None:
+        """Results are stored of jobs of which elements wait, or do not."""
+        if not has_waiting:
+            self.capacity_freed()
+        elif self.executor.streams.has_supply:
+            self._claim_soon()
+        else:
+            self.wake()
+
+    def _claim_soon(self) -> None:
+        if self._running and (self._soon is None or not self._soon.active()):
+            self._soon = self.reactor.callLater(_SUPPLIED_S, self.wake)
 
     async def add_element(
         self,
@@ -256,7 +277,11 @@ class Claimer:
                     self._answered()
                 if self._empty_claims and not self._capacity_freed and self._running:
                     await self._rest(self.reactor.seconds() - began)
-                if not begun and not self._woken and self._running:
+                if begun and self.executor.streams.has_supply:
+                    due_at = self.clock() + timedelta(seconds=_SUPPLIED_S)
+                elif begun:
+                    continue
+                if not self._woken and self._running:
                     await self._sleep(due_at)
         finally:
             if self._over is not None:
@@ -285,28 +310,13 @@ class Claimer:
         now = self.clock()
         self.executor.before_claims()
         batches, listings = self.executor.capacity()
-        # What is handed over takes no streams.
-        lanes = ((_LISTINGS, listings), (_OTHERS, batches + self._services.capacity))
-        wanted = [(types, capacity) for types, capacity in lanes if capacity > 0]
-        # Concurrently: they share a commit if there is one writer.
-        claims = [Deferred.fromCoroutine(self._claim_of(types, capacity)) for types, capacity in wanted]
         begun = 0
-        error: Exception | None = None
-        for claim in claims:
-            try:
-                claimed = await claim
-            except Exception as failed:
-                # The batches of the other claim must begin all the same.
-                error = error or failed
-                continue
-            for batch in claimed:
-                if begun:
-                    # One per reactor iteration: other events need not wait for all of them.
-                    await deferLater(self.reactor, 0)
-                self.executor.begin(batch)
-                begun += 1
-        if error is not None:
-            raise error
+        for batch in await self._claim_of({_LISTINGS: listings, _OTHERS: batches}, self._services.capacity):
+            if begun:
+                # One per reactor iteration: other events need not wait for all of them.
+                await deferLater(self.reactor, 0)
+            self.executor.begin(batch)
+            begun += 1
         if min(self.executor.capacity()) < 1:
             self.offer()
         if begun:
@@ -327,26 +337,38 @@ class Claimer:
             self._nothing_due = not self._woken
         return begun, due_at
 
-    async def _claim_of(self, types: frozenset[JobType], capacity: int) -> Sequence[Batch]:
+    async def _claim_of(self, capacities: Mapping[frozenset[JobType], int], handed: int) -> Sequence[Batch]:
+        """Claim in one transaction.
+
+        ``capacities``: types → number of batches that take streams. ``handed``: of those that are handed over.
+        """
         now = self.clock()
         hand_overs, quota = self._services.hand_overs(), self.executor.streams.quota()
-        own = {OWN_STREAMS: self.executor.capacity()[0]}
-        limits = ClaimLimits(
-            elements=min(capacity * self.batch_elements, _MOST_AT_ONCE),
-            batches=capacity,
-            batch_elements=self.batch_elements,
-            batch_bytes=self.batch_bytes,
-            types=types,
-            batch_sizes=dict(self.executor.batch_sizes),
-            sharers=2 * self.executor.streams.total_of_all,
-            quota=StreamQuota({**quota.left, **hand_overs.left, **own}, quota.otherwise),
-            exclusions=self.executor.exclusions(now),
-            fair_queue=self._fair_queues[types].copy(),
-            hand_overs=hand_overs,
-        )
-        batches = await self.database.run("claim", claiming.claim, self.lease.worker.incarnation, limits, now)
-        limits.note(self._fair_queues[types], batches)
-        return batches
+        left = {**quota.left, **hand_overs.left, OWN_STREAMS: capacities[_OTHERS]}
+        capacities = {**capacities, _OTHERS: capacities[_OTHERS] + handed}
+        several = [
+            ClaimLimits(
+                elements=min(capacity * self.batch_elements, _MOST_AT_ONCE),
+                batches=capacity,
+                batch_elements=self.batch_elements,
+                batch_bytes=self.batch_bytes,
+                types=types,
+                batch_sizes=dict(self.executor.batch_sizes),
+                sharers=2 * self.executor.streams.total_of_all,
+                quota=StreamQuota(left, quota.otherwise),
+                exclusions=self.executor.exclusions(now),
+                fair_queue=self._fair_queues[types].copy(),
+                hand_overs=hand_overs,
+            )
+            for types, capacity in capacities.items()
+            if capacity > 0
+        ]
+        if not several:
+            return []
+        claimed = await self.database.run("claim", claiming.claim_each, self.lease.worker.incarnation, several, now)
+        for limits, batches in zip(several, claimed, strict=True):
+            limits.note(self._fair_queues[limits.types], batches)
+        return [batch for batches in claimed for batch in batches]
 
     async def _weigh(self) -> None:
         """Resolve the subjects of users with weights to ids."""

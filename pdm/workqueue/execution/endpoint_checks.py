@@ -204,7 +204,7 @@ class SiteCheck:
             return _failure(FailureCode.UNSUPPORTED, f"this service does not support {protocol.name}")
         try:
             movers: Mapping[JobProtocol, Mover] = TOOL_MOVERS if by_tools else MOVERS
-            kind = await self.preparation.agent_kind(user_id, protocol, [(site, protocol)], movers)
+            kind = await self.preparation.agent_kind(user_id, mover, [(site, protocol)], movers)
         except CredentialUnusableError as error:
             return error.failure
         try:

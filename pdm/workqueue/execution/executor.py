@@ -38,10 +38,9 @@ from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.maintenance import LeftoverFiles, Prerequisites
 from pdm.workqueue.execution.monitoring import ServicePart, check_resources
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, missing_mover
-from pdm.workqueue.execution.site_directory import blocked_sites, job_moved_by_tools, protocols_reaching
+from pdm.workqueue.execution.site_directory import blocked_sites, job_moved_by_tools, job_mover, protocols_reaching
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.execution.transfer_services import FTS_MOVERS
-from pdm.workqueue.movers import mover_of
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import job_changes
@@ -85,7 +84,7 @@ class Executor:
         on_work: called when elements in the database became due.
         add_element: runs a transaction that adds an element to a job: `Claimer.add_element`.
         scratch: directory for temporary files.
-        batch_sizes: kind of work → elements of the next batch.
+        batch_sizes: kind of work → elements that take as long as a batch shall.
         restricted: ids of drained sites, or of banned users.
     """
 
@@ -231,7 +230,7 @@ class Executor:
         services = self.preparation.services
         service = services.service_of_batch(batch)
         by_tools = job_moved_by_tools(batch.job, self.sites)
-        mover = FTS_MOVERS[batch.job.protocol] if service else mover_of(batch.job.protocol, by_tools=by_tools)
+        mover = FTS_MOVERS[batch.job.protocol] if service else job_mover(batch.job, self.sites, by_tools=by_tools)
         running = RunningBatch(
             batch=batch,
             mover=mover or DummyMover(),

@@ -24,7 +24,7 @@ from pdm.workqueue.execution.credentials import (
     UsableCredentials,
 )
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
-from pdm.workqueue.execution.site_directory import RouteEnd, job_moved_by_tools, reached_by
+from pdm.workqueue.execution.site_directory import RouteEnd, job_moved_by_tools, job_mover, reached_by
 from pdm.workqueue.execution.token_checks import token_failure, unfit_elements
 from pdm.workqueue.execution.transfer_services import FTS_MOVERS, TransferServices
 from pdm.workqueue.movers import MOVERS, TOOL_MOVERS
@@ -102,13 +102,13 @@ class Preparation:
         """
         job = batch.job
         by_tools = job_moved_by_tools(job, self.sites)
-        movers: Mapping[JobProtocol, Mover] = TOOL_MOVERS if by_tools else MOVERS if service is None else FTS_MOVERS
-        mover = movers.get(job.protocol)
+        mover = FTS_MOVERS[job.protocol] if service else job_mover(job, self.sites, by_tools=by_tools)
         if mover is None:
             raise NotPossibleError(missing_mover(job.protocol))
+        movers: Mapping[JobProtocol, Mover] = TOOL_MOVERS if by_tools else FTS_MOVERS if service else MOVERS
         ends = [self._route_end(job, number, by_tools=by_tools) for number in sorted(job.sites)]
         try:
-            kind = await self.agent_kind(job.user_id, job.protocol, ends, movers)
+            kind = await self.agent_kind(job.user_id, mover, ends, movers)
         except CredentialUnusableError as error:
             raise NotPossibleError(error.failure) from error
         now = self.context.clock()
@@ -141,20 +141,19 @@ class Preparation:
         return self._next_id
 
     async def agent_kind(
-        self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd], movers: Mapping[JobProtocol, Mover]
+        self, user_id: int, mover: Mover, ends: Sequence[RouteEnd], movers: Mapping[JobProtocol, Mover]
     ) -> AgentKind:
         """The kind of agent for a user at some sites; its credential is held until `release`.
 
         Args:
             user_id: of the user.
-            protocol: its mover runs the elements.
+            mover: runs the elements.
             ends: the sites, with the protocol by which each is reached.
-            movers: the native ones, those by the tools, or those by FTS3.
+            movers: of all protocols: the native ones, those by the tools, or those by FTS3.
 
         Raises:
             CredentialUnusableError: no valid credential is stored.
         """
-        mover = movers[protocol]
         access, trusted = await self._trust_settings(ends)
         usable = UsableCredentials("", {})
         if needs := self._needs_at(ends, movers):

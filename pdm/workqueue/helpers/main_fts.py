@@ -21,10 +21,9 @@ from pdm.workqueue.helpers import operations
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.fts.handed_copy import MAX_WORKERS, HandedCopy
 from pdm.workqueue.helpers.fts.rest import LONGEST_REQUEST_S, FtsClient, HandedJob, end_transfers
-from pdm.workqueue.helpers.fts.storage import EndsStorage
+from pdm.workqueue.helpers.main_relay import RelayStorage
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, internal_error
 from pdm.workqueue.helpers.threads import WorkerThreads
-from pdm.workqueue.helpers.tools.native_clients import NativeClients
 from pdm.workqueue.wire.agent_messages import CopyRequest, DiscardRequest, ListRequest, PathItem
 
 _ITEMS_PER_WORKER = 16
@@ -34,8 +33,7 @@ class _FtsHelper:
     """Works on batches."""
 
     def __init__(self) -> None:
-        natives = NativeClients()
-        self._workers = WorkerThreads(lambda: EndsStorage(natives), MAX_WORKERS)
+        self._workers = WorkerThreads(RelayStorage, MAX_WORKERS)
         self._clients: dict[str, FtsClient] = {}
 
     def carry_out(self, batch: ActiveBatch) -> None:
