@@ -9,6 +9,7 @@ from datetime import datetime
 from attrs import frozen
 
 from pdm.workqueue.domain.enums import JobProtocol, MoverKind
+from pdm.workqueue.domain.oidc import OidcSettings
 
 #: Sites of the database have larger numbers; those below are for the files of ``sites.d``.
 LAST_FILE_SITE = 1_000_000
@@ -26,6 +27,7 @@ class NewSite:
         authorities: PEM of the authorities that are trusted for this site only, besides the usual ones; may be empty.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
         mover: who carries out the elements of its jobs.
+        oidc: the issuer of its tokens, and the client that users log in with; None where it says nothing of them.
     """
 
     owner_id: int
@@ -39,6 +41,7 @@ class NewSite:
     authorities: str
     myproxy: str | None = None
     mover: MoverKind = MoverKind.NATIVE
+    oidc: OidcSettings | None = None
 
 
 @frozen
