@@ -196,7 +196,7 @@ def _changeable_site(api: ApiContext, caller: Caller, site_id: int) -> Site:
     return site
 
 
-def _may_be_local(api: ApiContext, caller: Caller) -> bool:
+def may_be_local(api: ApiContext, caller: Caller) -> bool:
     """Whether a site of the caller may have addresses of this machine and its link."""
     return caller.role is Role.OPERATOR or api.settings.sites.local_addresses
 
@@ -204,7 +204,7 @@ def _may_be_local(api: ApiContext, caller: Caller) -> bool:
 @endpoint("GET", "/sites", summary="All sites that the caller may use", result=list[SiteView])
 async def list_sites(api: ApiContext, caller: Caller) -> list[SiteView]:
     """In order of their numbers; operators also see the private sites of all users."""
-    return [site_view(api, site) for site in api.sites.all() if api.may_see(caller.user_id, caller.scope, site)]
+    return [site_view(api, site) for site in api.sites.listed() if api.may_see(caller.user_id, caller.scope, site)]
 
 
 @endpoint("GET", "/sites/{site_id}", summary="One site", result=SiteView, errors=(NotFoundError,))
@@ -224,7 +224,7 @@ async def get_site(api: ApiContext, caller: Caller, site_id: int) -> SiteView:
 )
 async def create_site(api: ApiContext, caller: Caller, body: SiteBody, key: IdempotencyKey | None) -> SiteView:
     """The site belongs to the caller. A repeated request returns the same site."""
-    new = site_from_body(caller, body, local=_may_be_local(api, caller))
+    new = site_from_body(caller, body, local=may_be_local(api, caller))
     if api.sites.has_file_name(new.name):
         raise _name_taken(new.name)
 
@@ -258,7 +258,7 @@ async def change_site(api: ApiContext, caller: Caller, site_id: int, body: SiteC
         if record is not None:
             log_audit(api, caller, "site.change", f"site {site_id}", record.content.name)
 
-    change = partial(changed_site, caller, body, local=_may_be_local(api, caller))
+    change = partial(changed_site, caller, body, local=may_be_local(api, caller))
     try:
         record = await api.commit("change a site", sites.change, site_id, change, actor(caller), api.clock(), then=then)
     except NameTakenError:
