@@ -885,6 +885,24 @@ class FtsFileRow(Base):
     details: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
 
 
+class FtsBanRow(Base):
+    """A storage that an operator has banned by FTS3's REST API; its sites are drained.
+
+    Attributes:
+        storage: ``SCHEME://HOST``.
+        status: ``CANCEL``, ``WAIT``, or ``WAIT_AS`` if jobs for it are accepted, and wait.
+        user_id: the operator.
+    """
+
+    __tablename__ = "fts_bans"
+
+    storage: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(String(8))
+    message: Mapped[str]
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    since: Mapped[datetime]
+
+
 class PurgedJobRow(Base):
     """What is left of a job whose rows were removed by age: its summary, and where its receipt and logs are.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import pytest_twisted
@@ -167,6 +168,24 @@ async def test_cancel(service: Service) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_cancel_of_files(service: Service) -> None:
+    fts_id = await submitted(service, "nina", *(pair(f"n{number}") for number in range(4)))
+    ids = [each["file_id"] for each in (await ask(service, "nina", "GET", f"/jobs/{fts_id}/files")).json]
+    assert (await ask(service, "nina", "DELETE", f"/jobs/{fts_id}/files/{ids[0]}")).json == "CANCELED"
+    (own,) = (await service.call("nina", "GET", f"/jobs?label={fts_id}")).json
+    tokens = await service.claim(own["id"])
+    await service.settle(tokens[0])
+    states = await ask(service, "nina", "DELETE", f"/jobs/{fts_id}/files/{ids[0]},{ids[1]},{ids[2]},7,x")
+    assert states.json == [
+        *("CANCELED", "FINISHED", "ACTIVE"),
+        *["File does not belong to the job"] * 2,
+    ]
+    await ask(service, "nina", "DELETE", f"/jobs/{fts_id}/files/{ids[2]},{ids[3]}")
+    assert (await service.job(own["id"])).cancel_requested
+    assert (await ask(service, "oscar", "DELETE", f"/jobs/{fts_id}/files/{ids[0]}")).status == 403
+
+
+@pytest_twisted.ensureDeferred
 async def test_jobs_of_others(service: Service) -> None:
     fts_id = await submitted(service, "grace", pair("g", metadata={"k": 1}))
     for method in ("GET", "DELETE"):
@@ -320,3 +339,33 @@ async def test_priorities_and_retries(service: Service) -> None:
     assert [(each["attempt"], each["reason"]) for each in retries] == [(1, "SOURCE [CONNECTION] away")]
     assert (await ask(service, "mona", "GET", f"/jobs/{fts_id}/files/7/retries")).status == 404
     assert (await ask(service, "mona", "GET", f"/jobs/{fts_id}/dm")).json == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_bans(service: Service) -> None:
+    assert (await ask(service, "pat", "POST", "/ban/se", {"storage": "dummy://south"})).status == 403
+    fts_id = await submitted(service, "pat", pair("p"))
+    waiting = {"storage": "dummy://south", "status": "wait", "allow_submit": True, "message": "moved"}
+    assert fts_id in (await ask(service, "operator", "POST", "/ban/se", waiting)).json
+    (ban,) = (await ask(service, "pat", "GET", "/ban/se")).json
+    assert (ban["se"], ban["status"], ban["message"]) == ("dummy://south", "WAIT_AS", "moved")
+    assert (await ask(service, "pat", "GET", f"/jobs/{fts_id}/job_state")).json == "SUBMITTED"
+    await submitted(service, "pat", pair("p2"))
+    affected = (await ask(service, "operator", "POST", "/ban/se", {"storage": "dummy://south"})).json
+    assert fts_id in affected
+    assert (await ask(service, "pat", "GET", f"/jobs/{fts_id}/job_state")).json == "CANCELED"
+    refused = await ask(service, "pat", "POST", "/jobs", {"files": [pair("p3")]})
+    assert (refused.status, refused.json["message"]) == (403, "dummy://south is banned")
+    assert (await ask(service, "operator", "DELETE", "/ban/se?storage=dummy%3A%2F%2Fsouth")).status == 204
+    assert (await ask(service, "pat", "GET", "/ban/se")).json == []
+    fts_id = await submitted(service, "pat", pair("p3"))
+
+    subject = service.certificates.of("pat").dn
+    itself = {"user_dn": service.certificates.of("operator").dn}
+    assert (await ask(service, "operator", "POST", "/ban/dn", itself)).status == 409
+    assert (await ask(service, "operator", "POST", "/ban/dn", {"user_dn": subject})).json == [fts_id]
+    assert [each["dn"] for each in (await ask(service, "operator", "GET", "/ban/dn")).json] == [subject]
+    assert (await ask(service, "pat", "POST", "/jobs", {"files": [pair("p4")]})).status == 403
+    assert (await ask(service, "operator", "DELETE", f"/ban/dn?{urlencode({'user_dn': subject})}")).status == 204
+    await submitted(service, "pat", pair("p4"))
+    assert list((await ask(service, "operator", "GET", "/status/hosts")).json.values()) == [{"active": 0}]

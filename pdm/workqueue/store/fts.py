@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
+from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, NewJob, Predecessors
 from pdm.workqueue.store import job_changes
 from pdm.workqueue.store.locks import lock_jobs, save_jobs
@@ -246,3 +247,35 @@ def set_priority(session: Session, numbers: Collection[int], priority: int) -> N
 def cancel(session: Session, numbers: Collection[int], now: datetime) -> list[JobRecord]:
     """Cancel some jobs, as `job_changes.cancel` does each."""
     return [job_changes.cancel(session, number, now) for number in sorted(numbers)]
+
+
+_STATUSES = sa.select(elements.c.id, elements.c.status).where(
+    elements.c.job_id == bindparam("of_job"), elements.c.id.in_(bindparam("numbers", expanding=True))
+)
+
+
+def cancel_elements(
+    session: Session, chosen: Mapping[int, Collection[int]], now: datetime
+) -> tuple[list[JobRecord], dict[tuple[int, int], JobStatus]]:
+    """Cancel elements that wait; those that run, or have ended, stay as they are.
+
+    Args:
+        chosen: numbers of elements by job.
+
+    Returns:
+        The jobs, and the status of each element by job and number.
+    """
+    statuses: dict[tuple[int, int], JobStatus] = {}
+    locked = lock_jobs(session, chosen)
+    for job in locked:
+        waiting: dict[JobStatus, list[int]] = {JobStatus.SUBMITTED: [], JobStatus.HELD: []}
+        for row in session.execute(_STATUSES, {"of_job": job.id, "numbers": list(chosen[job.id])}):
+            statuses[job.id, row.id] = row.status
+            if row.status in waiting:
+                waiting[row.status].append(row.id)
+                statuses[job.id, row.id] = JobStatus.CANCELLED
+        for status, numbers in waiting.items():
+            job_changes.move_elements(session, job_changes.CANCEL_ELEMENT, job, numbers, status, JobStatus.CANCELLED)
+        job.roll_up(now)
+    save_jobs(session, locked)
+    return [job.record for job in locked], statuses

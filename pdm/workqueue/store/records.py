@@ -37,6 +37,7 @@ from pdm.workqueue.WorkqueueDB import (
     DeliveryRow,
     EventRow,
     FailureCountRow,
+    FtsBanRow,
     FtsFileRow,
     FtsJobRow,
     FtsPartRow,
@@ -99,6 +100,7 @@ notified = _table(NotifiedRow)
 fts_jobs = _table(FtsJobRow)
 fts_parts = _table(FtsPartRow)
 fts_files = _table(FtsFileRow)
+fts_bans = _table(FtsBanRow)
 purged_jobs = _table(PurgedJobRow)
 kept_receipts = _table(KeptReceiptRow)
 retention = _table(RetentionRow)

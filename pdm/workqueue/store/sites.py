@@ -98,7 +98,7 @@ MOST_UNLISTED = 500
 _COUNT_OF_OWNER = (
     sa.select(sa.func.count())
     .select_from(sites)
-    .where(sites.c.owner_id == sa.bindparam("owner"), sites.c.unlisted.is_(sa.bindparam("of_urls")))
+    .where(sites.c.owner_id == sa.bindparam("owner"), sites.c.unlisted == sa.bindparam("of_urls"))
 )
 #: Unfinished jobs, read from partial indexes that contain no ended jobs. A UNION, because neither database combines
 #: several partial indexes for an OR.

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 from attrs import evolve
 
-from pdm.workqueue.domain.fts import FINAL_STATES, element_of_file, job_priority, job_state
+from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.fts import FINAL_STATES, element_of_file, file_state, job_priority, job_state
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext, JsonStream, json_array
@@ -321,6 +322,45 @@ async def _changed(call: FtsCall, ids: Sequence[str], going: Sequence[FtsJob]) -
                 | {"http_status": _NOT_MODIFIED, "http_message": "The job is in a terminal state"}
             )
     return _one_or_all(call, results)
+
+
+async def cancel_files(call: FtsCall) -> FtsAnswer:
+    """Cancel files that wait; the state of each.
+
+    A file that is being copied is cancelled only with all others of its job that have not ended.
+    """
+    api = call.api
+    job = await own_job(api, call.caller, call.values["job_id"])
+    if job.details.get("job_type") != "N":
+        raise InvalidInputError("Multihop or reuse jobs must be cancelled at once (R)")
+    texts = call.values["file_ids"].split(",")
+    chosen: dict[int, set[int]] = {part.id: set() for part in job.parts}
+    places = [element_of_file(int(text)) if _is_file_id(text) else None for text in texts]
+    for place in places:
+        if place is not None and place[0] in chosen:
+            chosen[place[0]].add(place[1])
+    now = api.clock()
+
+    def then(changed: tuple[Sequence[JobRecord], object]) -> None:
+        for part in changed[0]:
+            if part.status.is_final and part.finished_at == now:
+                log_ended(part)
+        api.wake()
+
+    changed, statuses = await api.commit("cancel files of FTS", fts.cancel_elements, chosen, now, then=then)
+    named = {place for place, status in statuses.items() if status is JobStatus.RUNNING}
+    if named and len(named) == sum(part.counters.running + part.counters.submitted for part in changed):
+        # Nothing else of the job goes on, so that the running ones can be ended with it.
+        await cancel_parts(api, [part.id for part in changed if part.counters.running])
+        statuses |= dict.fromkeys(named, JobStatus.CANCELLED)
+    states = [
+        file_state(statuses[place]) if place in statuses else "File does not belong to the job" for place in places
+    ]
+    return FtsAnswer(states if len(states) > 1 else states[0])
+
+
+def _is_file_id(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 19
 
 
 async def modify_jobs(call: FtsCall) -> FtsAnswer:

@@ -20,7 +20,7 @@ from pdm.workqueue.certificates.tls_server import verified_chain
 from pdm.workqueue.http.access import Authenticator
 from pdm.workqueue.http.app import REQUEST_PATIENCE_S, admitted_caller, problem_of, run_eagerly
 from pdm.workqueue.http.context import ApiContext, JsonStream
-from pdm.workqueue.http.fts import identity, jobs
+from pdm.workqueue.http.fts import identity, jobs, operators
 from pdm.workqueue.http.fts.calls import DelegationTimeoutError, FtsAnswer, FtsCall, FtsHandler, FtsUser
 from pdm.workqueue.http.problems import (
     ApiError,
@@ -50,9 +50,17 @@ ROUTES: Sequence[tuple[str, str, FtsHandler]] = (
     ("POST", "/jobs/<job_ids>", jobs.modify_jobs),
     ("DELETE", "/jobs/<job_ids>", jobs.cancel_jobs),
     ("GET", "/jobs/<job_id>/files", jobs.show_files),
+    ("DELETE", "/jobs/<job_id>/files/<file_ids>", jobs.cancel_files),
     ("GET", "/jobs/<job_id>/files/<file_id>/retries", jobs.show_retries),
     ("GET", "/jobs/<job_id>/dm", jobs.show_data_management),
     ("GET", "/jobs/<job_id>/<field>", jobs.show_field),
+    ("GET", "/ban/se", operators.list_storages),
+    ("POST", "/ban/se", operators.ban_storage),
+    ("DELETE", "/ban/se", operators.unban_storage),
+    ("GET", "/ban/dn", operators.list_users),
+    ("POST", "/ban/dn", operators.ban_user),
+    ("DELETE", "/ban/dn", operators.unban_user),
+    ("GET", "/status/hosts", operators.show_hosts),
 )
 #: Statuses that have no name in HTTP.
 _NAMES = {419: DelegationTimeoutError.title}

@@ -29,8 +29,8 @@ _NOT_OF_NAMES = re.compile(r"[^a-z0-9.-]+")
 
 
 @frozen
-class SitePath:
-    """A path at a site."""
+class LocatedFile:
+    """A file at a site: ``path`` is as the site knows it."""
 
     site: Site
     path: str
@@ -78,11 +78,11 @@ class SitesOfUrls:
                 )
             )
 
-    def of_source(self, url: FileUrl) -> SitePath | None:
+    def of_source(self, url: FileUrl) -> LocatedFile | None:
         """The site at which a URL is read; None if there is none."""
         return next(self._matching(url), None)
 
-    def of_destination(self, url: FileUrl, by: JobProtocol, relays_to: Collection[JobProtocol]) -> SitePath | None:
+    def of_destination(self, url: FileUrl, by: JobProtocol, relays_to: Collection[JobProtocol]) -> LocatedFile | None:
         """The site at which a URL is written by jobs of a protocol, which can write to others as well.
 
         A site that these jobs would reach by another protocol than that of the URL is none.
@@ -93,12 +93,12 @@ class SitesOfUrls:
                 return found
         return None
 
-    def _matching(self, url: FileUrl) -> Iterator[SitePath]:
+    def _matching(self, url: FileUrl) -> Iterator[LocatedFile]:
         for candidate in self._candidates.get(_server_key(url.server), ()):
             if not candidate.root:
-                yield SitePath(candidate.site, url.path)
+                yield LocatedFile(candidate.site, url.path)
             elif url.path.startswith(candidate.root + "/"):
-                yield SitePath(candidate.site, url.path[len(candidate.root) :])
+                yield LocatedFile(candidate.site, url.path[len(candidate.root) :])
 
 
 async def sites_of_user(api: ApiContext, caller: Caller) -> SitesOfUrls:

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 from attrs import define, field
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol, JobType
-from pdm.workqueue.domain.fts import common_storage, deterministic_id, job_priority
+from pdm.workqueue.domain.fts import common_storage, deterministic_id, job_priority, storage_element
 from pdm.workqueue.domain.jobs import JobRecord, NewJob
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import credential_needs, job_from_request, stored_sites
+from pdm.workqueue.http.fts.bans import check_bans, drain_sites_of_bans
 from pdm.workqueue.http.fts.documents import FileUrl, FtsSubmission, FtsTransfer, ServerOfUrl
-from pdm.workqueue.http.fts.storages import SitePath, SitesOfUrls, make_sites, sites_of_user
+from pdm.workqueue.http.fts.storages import LocatedFile, SitesOfUrls, make_sites, sites_of_user
 from pdm.workqueue.http.problems import ConflictError
 from pdm.workqueue.store import fts
 from pdm.workqueue.store.fts import DuplicateFtsJobError, NewFtsFile, NewFtsJob, NewFtsPart
@@ -58,11 +59,13 @@ async def submit(api: ApiContext, caller: Caller, vo_name: str, submission: FtsS
     """
     sid = submission.sid
     fts_id = str(uuid.uuid1()) if sid is None else deterministic_id(vo_name, sid)
+    bans = await check_bans(api, _storages(submission))
     found = await sites_of_user(api, caller)
     missing = await api.in_thread(_missing_servers, api, found, submission)
     if missing:
         await make_sites(api, caller, missing)
         found = await sites_of_user(api, caller)
+        await drain_sites_of_bans(api, bans)
     new = await api.in_thread(_new_job, api, caller, vo_name, fts_id, submission, found)
     needs = {
         part.job.log_uid: transactions.CredentialNeeds(needed, api.lifetimes)
@@ -89,11 +92,16 @@ async def submit(api: ApiContext, caller: Caller, vo_name: str, submission: FtsS
     return fts_id
 
 
+def _storages(submission: FtsSubmission) -> set[str]:
+    urls = [url for each in submission.transfers for url in (*each.sources, each.destination)]
+    return {storage_element(url.text) for url in {url.server: url for url in urls}.values()}
+
+
 def _pairs(submission: FtsSubmission) -> list[_Pair]:
     return [_Pair(transfer, source) for transfer in submission.transfers for source in transfer.sources]
 
 
-def _site_paths(api: ApiContext, found: SitesOfUrls, pair: _Pair) -> tuple[SitePath | None, SitePath | None]:
+def _site_paths(api: ApiContext, found: SitesOfUrls, pair: _Pair) -> tuple[LocatedFile | None, LocatedFile | None]:
     protocol = pair.source.server.protocol
     source = found.of_source(pair.source)
     return source, found.of_destination(pair.transfer.destination, protocol, api.relays_to(protocol))

@@ -12,12 +12,13 @@ depends_on = None
 
 
 def upgrade() -> None:
+    number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     op.add_column("sites", sa.Column("unlisted", sa.Boolean(), server_default=sa.false(), nullable=False))
     op.create_table(
         "fts_jobs",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("id", number, nullable=False),
         sa.Column("fts_id", sa.String(length=36), nullable=False),
-        sa.Column("user_id", sa.BigInteger(), nullable=False),
+        sa.Column("user_id", number, nullable=False),
         sa.Column("vo_name", sa.Text(), nullable=False),
         sa.Column("submitted_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("details", sa.JSON(), nullable=False),
@@ -29,7 +30,7 @@ def upgrade() -> None:
     op.create_index("ix_fts_jobs_user", "fts_jobs", ["user_id", "id"])
     op.create_table(
         "fts_parts",
-        sa.Column("job_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("job_id", number, autoincrement=False, nullable=False),
         sa.Column("fts_job", sa.BigInteger(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_fts_parts_jobs")),
@@ -39,7 +40,7 @@ def upgrade() -> None:
     op.create_index("ix_fts_parts_fts_job", "fts_parts", ["fts_job", "position"])
     op.create_table(
         "fts_files",
-        sa.Column("job_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("job_id", number, autoincrement=False, nullable=False),
         sa.Column("element_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("file_index", sa.BigInteger(), nullable=False),
         sa.Column("source_surl", sa.Text(), nullable=False),
@@ -48,4 +49,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_fts_files_jobs")),
         sa.PrimaryKeyConstraint("job_id", "element_id", name=op.f("pk_fts_files")),
         sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "fts_bans",
+        sa.Column("storage", sa.Text(), nullable=False),
+        sa.Column("status", sa.String(length=8), nullable=False),
+        sa.Column("message", sa.Text(), nullable=False),
+        sa.Column("user_id", number, nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_fts_bans_users")),
+        sa.PrimaryKeyConstraint("storage", name=op.f("pk_fts_bans")),
     )
