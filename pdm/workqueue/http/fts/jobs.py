@@ -341,15 +341,17 @@ async def cancel_files(call: FtsCall) -> FtsAnswer:
             chosen[place[0]].add(place[1])
     now = api.clock()
 
-    def then(changed: tuple[Sequence[JobRecord], object]) -> None:
+    def then(changed: tuple[Sequence[JobRecord], Mapping[tuple[int, int], JobStatus]]) -> None:
         for part in changed[0]:
             if part.status.is_final and part.finished_at == now:
                 log_ended(part)
         api.wake()
 
-    changed, statuses = await api.commit("cancel files of FTS", fts.cancel_elements, chosen, now, then=then)
+    changed, found = await api.commit("cancel files of FTS", fts.cancel_elements, chosen, now, then=then)
+    statuses: dict[tuple[int, int] | None, JobStatus] = dict(found)
     named = {place for place, status in statuses.items() if status is JobStatus.RUNNING}
-    if named and len(named) == sum(part.counters.running + part.counters.submitted for part in changed):
+    counts = [part.counters for part in changed]
+    if named and len(named) == sum(each.running + each.submitted + each.held for each in counts):
         # Nothing else of the job goes on, so that the running ones can be ended with it.
         await cancel_parts(api, [part.id for part in changed if part.counters.running])
         statuses |= dict.fromkeys(named, JobStatus.CANCELLED)

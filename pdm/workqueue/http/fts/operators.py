@@ -70,14 +70,12 @@ async def unban_storage(call: FtsCall) -> FtsAnswer:
     if not given:
         raise InvalidInputError("Missing storage parameter")
     storage, by = storage_element(given), actor(call.caller)
-    await call.api.commit(
-        "unban a storage",
-        fts_bans.unban,
-        storage,
-        by,
-        call.api.clock(),
-        then=lambda lifted: lifted and log_audit(call.api, call.caller, "storage.unban", storage),
-    )
+
+    def then(lifted: bool) -> None:
+        if lifted:
+            log_audit(call.api, call.caller, "storage.unban", storage)
+
+    await call.api.commit("unban a storage", fts_bans.unban, storage, by, call.api.clock(), then=then)
     for site in sites_of_storage(call.api, storage):
         drained = call.api.site_directory.restriction(RestrictionKind.SITE, site.id)
         if drained is not None and drained.message.startswith(BANNED_STORAGE):

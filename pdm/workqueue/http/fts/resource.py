@@ -20,7 +20,7 @@ from pdm.workqueue.certificates.tls_server import verified_chain
 from pdm.workqueue.http.access import Authenticator
 from pdm.workqueue.http.app import REQUEST_PATIENCE_S, admitted_caller, problem_of, run_eagerly
 from pdm.workqueue.http.context import ApiContext, JsonStream
-from pdm.workqueue.http.fts import identity, jobs, operators
+from pdm.workqueue.http.fts import data, identity, jobs, operators
 from pdm.workqueue.http.fts.calls import DelegationTimeoutError, FtsAnswer, FtsCall, FtsHandler, FtsUser
 from pdm.workqueue.http.problems import (
     ApiError,
@@ -54,6 +54,12 @@ ROUTES: Sequence[tuple[str, str, FtsHandler]] = (
     ("GET", "/jobs/<job_id>/files/<file_id>/retries", jobs.show_retries),
     ("GET", "/jobs/<job_id>/dm", jobs.show_data_management),
     ("GET", "/jobs/<job_id>/<field>", jobs.show_field),
+    ("GET", "/dm/list", data.list_directory),
+    ("GET", "/dm/stat", data.show_status),
+    ("POST", "/dm/mkdir", data.make_directory),
+    ("POST", "/dm/unlink", data.unlink),
+    ("POST", "/dm/rename", data.rename),
+    ("POST", "/dm/rmdir", data.refuse_rmdir),
     ("GET", "/ban/se", operators.list_storages),
     ("POST", "/ban/se", operators.ban_storage),
     ("DELETE", "/ban/se", operators.unban_storage),
