@@ -292,6 +292,7 @@ async def test_sites(service: Service) -> None:
         "authorities": [],
         "myproxy": None,
         "mover": "native",
+        "oidc": None,
         "state": "ok",
         "reason": None,
     }

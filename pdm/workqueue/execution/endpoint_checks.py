@@ -46,6 +46,8 @@ _LOGIN_REFUSED = frozenset(
 _NOT_ASKED = frozenset(
     {
         FailureCode.CREDENTIAL_MISSING,
+        FailureCode.CREDENTIAL_UNFIT,
+        FailureCode.ISSUER_UNAVAILABLE,
         FailureCode.DEPENDENCY_MISSING,
         FailureCode.CRASHED,
         FailureCode.INTERNAL,

@@ -350,8 +350,8 @@ class Executor:
             kind, endpoints = prepared.kind, prepared.endpoints.values()
             self._running[running] = kind.credential
             self.context.health.begin(endpoints)
-            request = prepared.built.request
-            running.exclude(prepared.built.refused, prepared.built.postponed)
+            request = prepared.permitted_request
+            running.exclude({**prepared.built.refused, **prepared.unfit}, prepared.built.postponed)
             if request is not None:
                 is_wanted = running.is_wanted
                 agent = await self.pool.acquire(kind, alone=slot is None, slot=slot, is_wanted=is_wanted)

@@ -181,4 +181,5 @@ def site_of(record: SiteRecord) -> Site:
         myproxy=content.myproxy,
         mover=content.mover,
         unlisted=content.unlisted,
+        oidc=content.oidc,
     )

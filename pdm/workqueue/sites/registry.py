@@ -27,7 +27,9 @@ from twisted.logger import Logger
 
 from pdm.workqueue.config.reader import ConfigError, parse_ini, suggestion
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, MoverKind
+from pdm.workqueue.domain.oidc import OidcSettings
 from pdm.workqueue.domain.paths import InvalidPathError, checked
+from pdm.workqueue.sites.oidc_keys import OIDC_KEYS, read_oidc
 
 
 @frozen
@@ -48,6 +50,7 @@ class Site:
         limit_out: likewise, out of it.
         authorities: PEM of authorities that are trusted for this site only; may be empty.
         unlisted: whether the service has made it of a URL: lists of sites leave it out.
+        oidc: the issuer of its tokens, and the client that users log in with; None where it says nothing of them.
     """
 
     id: int
@@ -64,6 +67,7 @@ class Site:
     myproxy: str | None = None
     mover: MoverKind = MoverKind.NATIVE
     unlisted: bool = False
+    oidc: OidcSettings | None = None
 
     def endpoint_urls(self, protocol: JobProtocol) -> Sequence[str]:
         """All URLs of a protocol, the preferred one first; empty where it is not offered."""
@@ -92,7 +96,7 @@ def moved_by_tools(protocol: JobProtocol, asked: object, sites: Iterable[Site]) 
 
 #: Key → protocol.
 ENDPOINT_KEYS = {member.name.lower(): member for member in JobProtocol}
-_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy", "mover")
+_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy", "mover", *OIDC_KEYS)
 #: Schemes of servers that only the tools can reach, with the user's proxy; they are GRIDFTP by their name in jobs.
 TOOL_SCHEMES = ("srm", "dcap", "gsidcap")
 #: Where the web service of an SRM stands, and what comes before the path.
@@ -219,6 +223,10 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
     except ValueError as error:
         raise ConfigError(f"{place} is no name for a site: {error}") from error
     mover = MoverKind(checked_by("mover", check_mover, MoverKind.NATIVE))
+    try:
+        oidc = read_oidc(keys)
+    except ValueError as error:
+        raise ConfigError(f"{place} {error}") from error
     endpoints: dict[JobProtocol, list[str]] = {}
     for key, protocol in ENDPOINT_KEYS.items():
         for line in keys[key].split("\n") if key in keys else ():
@@ -241,6 +249,7 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
         limit_out=int(checked_by("limit_out", _limit, "1")) if "limit_out" in keys else None,
         myproxy=checked_by("myproxy", check_host_and_port, "") if "myproxy" in keys else None,
         mover=mover,
+        oidc=oidc,
     )
 
 
