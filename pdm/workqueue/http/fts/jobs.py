@@ -32,6 +32,9 @@ _MOST_NAMED = 1000
 #: Jobs that a list with a limit looks at, most of which may be in other states.
 _MOST_SCANNED = 20_000
 
+#: For which the end of what is cancelled is awaited.
+_CANCEL_WAIT_S = 5.0
+
 _OK, _NOT_MODIFIED = "200 Ok", "304 Not Modified"
 _OKAY: Mapping[str, Any] = {"http_status": _OK}
 _NOT_FOUND, _FORBIDDEN = "404 Not Found", "403 Forbidden"
@@ -287,7 +290,13 @@ async def cancel_jobs(call: FtsCall) -> FtsAnswer:
     ids = _ids(call)
     found = await _found(call.api, call.caller, ids)
     going = [job for job in found.values() if isinstance(job, FtsJob) and job_state(job.parts) not in FINAL_STATES]
-    await cancel_parts(call.api, [part.id for job in going for part in job.parts])
+    numbers = [part.id for job in going for part in job.parts]
+    await cancel_parts(call.api, numbers)
+    until = call.api.reactor.seconds() + _CANCEL_WAIT_S
+    for number in numbers:
+        # Running copies are terminated within a second.
+        while not (await call.api.job(number, None)).status.is_final and call.api.reactor.seconds() < until:
+            await call.api.awaited_job(number, None, until - call.api.reactor.seconds())
     return await _changed(call, ids, going)
 
 
