@@ -180,9 +180,7 @@ async def show_retries(call: FtsCall) -> FtsAnswer:
     """The failed attempts of a file after which it was tried again."""
     job = await own_job(call.api, call.caller, call.values["job_id"])
     text = call.values["file_id"]
-    number, element_id = (
-        element_of_file(int(text)) if text.isascii() and text.isdecimal() and len(text) < 19 else (0, 0)
-    )
+    number, element_id = element_of_file(int(text)) if _is_file_id(text) else _NO_FILE
     element = None
     if number in [part.id for part in job.parts]:
         element = await call.api.database.read("a file", jobs.fetch_element, number, element_id)
@@ -344,9 +342,9 @@ async def cancel_files(call: FtsCall) -> FtsAnswer:
         raise InvalidInputError("Multihop or reuse jobs must be cancelled at once (R)")
     texts = call.values["file_ids"].split(",")
     chosen: dict[int, set[int]] = {part.id: set() for part in job.parts}
-    places = [element_of_file(int(text)) if _is_file_id(text) else None for text in texts]
+    places = [element_of_file(int(text)) if _is_file_id(text) else _NO_FILE for text in texts]
     for place in places:
-        if place is not None and place[0] in chosen:
+        if place[0] in chosen:
             chosen[place[0]].add(place[1])
     now = api.clock()
 
@@ -357,7 +355,7 @@ async def cancel_files(call: FtsCall) -> FtsAnswer:
         api.wake()
 
     changed, found = await api.commit("cancel files of FTS", fts.cancel_elements, chosen, now, then=then)
-    statuses: dict[tuple[int, int] | None, JobStatus] = dict(found)
+    statuses: dict[tuple[int, int], JobStatus] = dict(found)
     named = {place for place, status in statuses.items() if status is JobStatus.RUNNING}
     counts = [part.counters for part in changed]
     if named and len(named) == sum(each.running + each.submitted + each.held for each in counts):
@@ -368,6 +366,10 @@ async def cancel_files(call: FtsCall) -> FtsAnswer:
         file_state(statuses[place]) if place in statuses else "File does not belong to the job" for place in places
     ]
     return FtsAnswer(states if len(states) > 1 else states[0])
+
+
+#: No job has this number.
+_NO_FILE = (0, 0)
 
 
 def _is_file_id(text: str) -> bool:
