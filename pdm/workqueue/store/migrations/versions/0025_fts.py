@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0022_fts"
+revision = "0025_fts"
 down_revision = "0024_oidc"
 branch_labels = None
 depends_on = None
