@@ -17,6 +17,7 @@ from pdm.workqueue.certificates.delegation import sign_request
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.fts import BASE_ID
+from pdm.workqueue.http.fts.urls import ServersOfUrls, read_url
 from tests.http.service import Answer, Certificates, Service, running
 
 SOURCE = "dummy://north/store"
@@ -291,6 +292,19 @@ async def test_what_is_no_good_is_refused_by_name(service: Service) -> None:
     assert (deletion.status, deletion.json["message"]) == (405, "Deletion jobs are no longer supported by FTS")
     broken = await ask(service, "kim", "POST", "/jobs", raw=b"{")
     assert (broken.status, broken.json["status"]) == (400, "400 Bad Request")
+
+
+def test_servers_of_urls() -> None:
+    paths, hosts = ServersOfUrls(buckets_in_paths=True), ServersOfUrls(buckets_in_paths=False)
+    for text, servers, server, path in (
+        ("s3s://s3.example.org/b/k", paths, "s3s://s3.example.org:443/b", "/b/k"),
+        ("s3s://b.s3.example.org/k", hosts, "s3sv://b.s3.example.org:443", "/k"),
+        ("davs://D.example.org//a%20b/c", hosts, "davs://d.example.org:443", "/a b/c"),
+        ("gsiftp://[::1]:2811/~/x", paths, "gsiftp://[::1]:2811", "~/x"),
+        ("root://x.example.org//store/f", paths, "root://x.example.org:1094", "/store/f"),
+    ):
+        found = read_url(text, servers)
+        assert (found.server.url, found.path, found.text) == (server, path, text)
 
 
 @pytest_twisted.ensureDeferred

@@ -15,8 +15,9 @@ from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, ListedEntry
 from pdm.workqueue.http.context import JsonStream
 from pdm.workqueue.http.endpoints.jobs import submit_job
 from pdm.workqueue.http.fts.calls import FtsAnswer, FtsCall
-from pdm.workqueue.http.fts.documents import read_document, read_url
+from pdm.workqueue.http.fts.documents import read_document
 from pdm.workqueue.http.fts.storages import LocatedFile, make_sites, sites_of_user
+from pdm.workqueue.http.fts.urls import ServersOfUrls, read_url
 from pdm.workqueue.http.problems import ApiError, ForbiddenError, InvalidInputError, NotFoundError, SiteFailedError
 from pdm.workqueue.store import jobs, listings
 from pdm.workqueue.wire.requests import SubmitJob
@@ -44,7 +45,7 @@ async def _located(call: FtsCall, surl: object) -> tuple[LocatedFile, int]:
     if not isinstance(surl, str) or not surl:
         raise InvalidInputError("Missing surl parameter")
     try:
-        url = read_url(surl, {})
+        url = read_url(surl, ServersOfUrls(buckets_in_paths=True))
     except ValueError as error:
         raise InvalidInputError(f"surl: {error}") from error
     found = (await sites_of_user(call.api, call.caller)).of_source(url)

@@ -9,17 +9,16 @@ from typing import Any, NamedTuple
 import msgspec
 from attrs import frozen
 
-from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.fts import DEFAULT_FTS_PRIORITY, SELECTION_STRATEGIES, clipped_priority, seconds_in_queue
 from pdm.workqueue.domain.jobs import DEFAULT_TRIES, LEAST_TRIES, MOST_TRIES
-from pdm.workqueue.domain.paths import InvalidPathError, StorageUrl, checked, decoded, host_and_port
 from pdm.workqueue.domain.planning import LARGEST_SIZE
+from pdm.workqueue.http.fts.urls import FileUrl, ServerOfUrl, ServersOfUrls, read_url
 from pdm.workqueue.http.problems import InvalidInputError, MethodNotAllowedError
 from pdm.workqueue.wire.options import MOST_ITEMS
 
 #: Sources of one file.
 MOST_SOURCES = 100
-_LONGEST_URL = 1100
 _LONGEST_SID = 1000
 _LONGEST_METADATA = 64 * 1024
 _LONGEST_WORD = 255
@@ -47,7 +46,7 @@ _REFUSED_PARAMS: Mapping[str, str] = MappingProxyType(
 HINTS = frozenset(
     {
         *("account", "activity", "buffer_size", "checksum", "copy_pin_lifetime", "disable_cleanup", "dst_file_report"),
-        *("gridftp", "ipv4", "ipv6", "nostreams", "overwrite_on_retry", "retry_delay", "reuse", "s3alternate"),
+        *("gridftp", "ipv4", "ipv6", "nostreams", "overwrite_on_retry", "retry_delay", "reuse"),
         *("scitag", "strict_copy", "timeout", "unmanaged_tokens"),
         *("archive_metadata", "file_metadata", "filesize", "staging_metadata"),
     }
@@ -55,7 +54,7 @@ HINTS = frozenset(
 _MEANT = frozenset(
     {
         *("verify_checksum", "overwrite", "retry", "priority", "job_metadata"),
-        *("max_time_in_queue", "id_generator", "sid"),
+        *("max_time_in_queue", "id_generator", "sid", "s3alternate"),
     }
 )
 _REFUSED_OF_FILES: Mapping[str, str] = MappingProxyType(
@@ -71,29 +70,6 @@ _OF_FILES = frozenset(
 #: First letter of ``verify_checksum`` → whether checksums are compared.
 CHECKSUM_MODES: Mapping[str, bool] = MappingProxyType({"b": True, "s": True, "t": True, "n": False})
 _MODE_WORDS = frozenset({"both", "source", "target", "none", *CHECKSUM_MODES})
-
-
-class ServerOfUrl(NamedTuple):
-    """Where a URL leads; the port is that of its protocol if it names none."""
-
-    protocol: JobProtocol
-    scheme: str
-    host: str
-    port: int
-
-    @property
-    def url(self) -> str:
-        """``SCHEME://HOST:PORT``."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
-
-
-class FileUrl(NamedTuple):
-    """A URL of a file, as it came, and its parts; the path is text."""
-
-    text: str
-    server: ServerOfUrl
-    path: str
 
 
 class FtsTransfer(NamedTuple):
@@ -170,7 +146,7 @@ def read_submission(body: bytes) -> FtsSubmission:
     if files is None:
         raise InvalidInputError("No transfers operations specified")
     _refuse(params)
-    transfers = _transfers(files)
+    transfers = _transfers(files, buckets_in_paths=_flag(params.get("s3alternate"), "s3alternate"))
     mode, compares = _checksum_mode(params.get("verify_checksum"), transfers)
     retry = _integer(params, "retry", 0)
     priority = clipped_priority(_integer(params, "priority", DEFAULT_FTS_PRIORITY))
@@ -285,11 +261,11 @@ def _checksum_mode(value: object, transfers: Sequence[FtsTransfer]) -> tuple[str
     return mode, compares
 
 
-def _transfers(files: object) -> list[FtsTransfer]:
+def _transfers(files: object, *, buckets_in_paths: bool) -> list[FtsTransfer]:
     if not isinstance(files, list):
         raise InvalidInputError("files: an array is expected")
     found: list[FtsTransfer] = []
-    servers: dict[str, ServerOfUrl] = {}
+    servers = ServersOfUrls(buckets_in_paths=buckets_in_paths)
     for index, file in enumerate(files):
         found += _transfers_of(index, file, servers)
         if len(found) > MOST_ITEMS:
@@ -307,7 +283,7 @@ def _transfers(files: object) -> list[FtsTransfer]:
     return found
 
 
-def _transfers_of(index: int, file: object, servers: dict[str, ServerOfUrl]) -> list[FtsTransfer]:
+def _transfers_of(index: int, file: object, servers: ServersOfUrls) -> list[FtsTransfer]:
     place = f"files[{index}]"
     if not isinstance(file, dict):
         raise InvalidInputError(f"{place}: an object is expected")
@@ -355,7 +331,7 @@ def _size(value: object, place: str) -> int:
     return size
 
 
-def _urls(file: Mapping[str, Any], key: str, place: str, servers: dict[str, ServerOfUrl]) -> list[FileUrl]:
+def _urls(file: Mapping[str, Any], key: str, place: str, servers: ServersOfUrls) -> list[FileUrl]:
     urls = file.get(key)
     if urls is None:
         raise InvalidInputError(f"Missing parameter: {place}.{key}")
@@ -372,51 +348,3 @@ def _urls(file: Mapping[str, Any], key: str, place: str, servers: dict[str, Serv
     if len({(each.server, each.path) for each in found}) < len(found):
         raise InvalidInputError(f"{place}.{key}: a URL is given twice")
     return found
-
-
-def read_url(text: str, servers: dict[str, ServerOfUrl]) -> FileUrl:
-    """Take a URL apart; ``servers`` keeps those of ``SCHEME://HOST:PORT`` that were seen before.
-
-    Raises:
-        ValueError: it is none, or of a scheme that the service does not speak.
-    """
-    text = text.strip()
-    shown = text[:_SHOWN]
-    if len(text) > _LONGEST_URL:
-        raise ValueError(f"a URL is longer than {_LONGEST_URL} characters ({shown})")
-    url = StorageUrl(text)
-    if "://" not in text or not url.scheme:
-        raise ValueError(f"Missing scheme ({shown})")
-    key = f"{url.scheme}://{url.authority}"
-    server = servers.get(key)
-    if server is None:
-        server = servers[key] = _server(url, shown)
-    if "?" in text or "#" in text:
-        raise ValueError(f"a query or fragment is not carried on ({shown}); write a ? or # of a name as %3F or %23")
-    try:
-        path = "/" + decoded(url.encoded_path).lstrip("/")
-        if path == "/":
-            raise ValueError(f"Missing path ({shown})")
-        if path.startswith("/~/"):
-            path = path[1:]
-        return FileUrl(text, server, checked(path))
-    except InvalidPathError as error:
-        raise ValueError(f"{error} ({shown})") from error
-
-
-def _server(url: StorageUrl, shown: str) -> ServerOfUrl:
-    scheme = url.scheme.lower()
-    if scheme == "file":
-        raise ValueError(f"Can not transfer local files ({shown})")
-    protocol = JobProtocol.of_scheme(scheme)
-    if protocol is None:
-        known = ", ".join(each for member in JobProtocol for each in member.info.schemes if each != "file")
-        raise ValueError(f"the scheme {scheme[:20]} is not spoken here ({shown}); known are {known}")
-    if "@" in url.authority:
-        raise ValueError(f"a URL without user and password is expected ({shown})")
-    host, port = host_and_port(url.address)
-    if not host:
-        raise ValueError(f"Missing host ({shown})")
-    if port and not (port.isascii() and port.isdecimal() and len(port) < 6 and 1 <= int(port) <= 65535):
-        raise ValueError(f"a port from 1 to 65535 is expected ({shown})")
-    return ServerOfUrl(protocol, scheme, host.lower(), int(port) if port else protocol.info.default_port or 0)

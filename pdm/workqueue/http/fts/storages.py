@@ -14,7 +14,7 @@ from pdm.workqueue.domain.sites import SiteRecord
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoints.sites import actor, log_audit, may_be_local, site_from_body
-from pdm.workqueue.http.fts.documents import FileUrl, ServerOfUrl
+from pdm.workqueue.http.fts.urls import FileUrl, ServerOfUrl
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError
 from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.registry import Site
@@ -160,6 +160,8 @@ def _names(server: ServerOfUrl) -> tuple[str, str]:
     words = f"{server.scheme}-{server.host}"
     if server.port != server.protocol.info.default_port:
         words += f"-{server.port}"
+    if server.bucket:
+        words += f"-{server.bucket}"
     name = _NOT_OF_NAMES.sub("-", words)
     digest = hashlib.sha256(server.url.encode()).hexdigest()[:12]
     marked = f"{name[: _LONGEST_NAME - 13]}-{digest}"

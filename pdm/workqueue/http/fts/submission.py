@@ -17,8 +17,9 @@ from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import credential_needs, job_from_request, stored_sites
 from pdm.workqueue.http.fts.bans import check_bans, drain_sites_of_bans
-from pdm.workqueue.http.fts.documents import FileUrl, FtsSubmission, FtsTransfer, ServerOfUrl
+from pdm.workqueue.http.fts.documents import FtsSubmission, FtsTransfer
 from pdm.workqueue.http.fts.storages import LocatedFile, SitesOfUrls, make_sites, sites_of_user
+from pdm.workqueue.http.fts.urls import FileUrl, ServerOfUrl
 from pdm.workqueue.http.problems import ConflictError
 from pdm.workqueue.store import fts
 from pdm.workqueue.store.fts import DuplicateFtsJobError, NewFtsFile, NewFtsJob, NewFtsPart
