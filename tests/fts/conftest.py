@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import os
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from attrs import frozen
@@ -48,6 +54,17 @@ class FtsClients:
     def script(self, user: str, name: str, *arguments: str) -> str:
         """Run a script of this directory; its output."""
         return self._run(user, [str(_CLIENTS / "python"), str(Path(__file__).with_name(name)), self.url, *arguments], 0)
+
+    def call(self, user: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """One request by nothing but the standard library; its status and decoded body."""
+        parts = urlsplit(self.url)
+        context = ssl.create_default_context(cafile=str(self.service.directory / "certificates" / "ca.crt"))
+        context.load_cert_chain(*self.service.credentials(user))
+        connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=60, context=context)
+        with contextlib.closing(connection):
+            connection.request(method, path, None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or "null")
 
     def _run(self, user: str, command: list[str], status: int) -> str:
         done = subprocess.run(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -123,3 +125,25 @@ def test_the_jobs_of_dirac(clients: FtsClients, sites: Sites) -> None:
         "cancelled": "Canceled",
         "lost": "Failed",
     }
+
+
+def test_operations_at_storages(clients: FtsClients, sites: Sites) -> None:
+    source, destination = make_files(sites, 3)
+    clients.command("alice", "delegate")
+
+    def dm(method: str, name: str, body: object = None, **query: str) -> tuple[int, Any]:
+        return clients.call("alice", method, f"/dm/{name}" + (f"?{urlencode(query)}" if query else ""), body)
+
+    status, listing = dm("GET", "list", surl=source)
+    assert (status, {name: each["size"] for name, each in listing.items()}) == (200, {f"f{n}": 2000 for n in (1, 2, 3)})
+    assert dm("POST", "mkdir", {"surl": f"{destination}/made"}) == (200, 0)
+    status, made = dm("GET", "stat", surl=f"{destination}/made")
+    assert (status, stat.S_ISDIR(made["mode"])) == (200, True)
+    assert dm("POST", "rename", {"old": f"{source}/f1", "new": f"{source}/g1"}) == (200, 0)
+    assert dm("POST", "unlink", {"surl": f"{source}/f2"}) == (200, 0)
+    assert sorted(path.name for path in sites.a.iterdir()) == ["f3", "g1"]
+    status, error = dm("GET", "stat", surl=f"{source}/f1")
+    assert (status, error["status"]) == (404, "404 Not Found")
+    assert dm("POST", "unlink", {"surl": f"{destination}/made"})[0] == 400
+    assert dm("POST", "rmdir", {"surl": f"{destination}/made"})[0] == 400
+    assert dm("GET", "list", surl="file:///etc")[0] == 400
