@@ -192,5 +192,6 @@ def site_of(record: SiteRecord) -> Site:
         myproxy=content.myproxy,
         mover=content.mover,
         fts=content.fts,
+        unlisted=content.unlisted,
         oidc=content.oidc,
     )

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0027_fts_worker"
-down_revision = "0024_oidc"
+down_revision = "0025_fts"
 branch_labels = None
 depends_on = None
 
