@@ -192,6 +192,7 @@ class SiteOptions(TypedDict, total=False):
         authorities: PEM of authorities that are trusted for this site only.
         myproxy: ``HOST:PORT`` of the site's MyProxy server; None for none.
         mover: ``native`` (default), or ``tools``: globus-url-copy and gfal carry out its jobs.
+        fts: ``https://HOST:PORT`` of the FTS3 that carries out copies from and to it; None for none.
         oidc: the issuer of its tokens and the client for logins, as the keys of the REST API; None for nothing.
     """
 
@@ -203,6 +204,7 @@ class SiteOptions(TypedDict, total=False):
     authorities: str
     myproxy: str | None
     mover: Literal["native", "tools"]
+    fts: str | None
     oidc: Mapping[str, Any] | None
 
 

@@ -50,6 +50,7 @@ from pdm.workqueue.execution.scheduler import Scheduler
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
+from pdm.workqueue.execution.transfer_services import SERVICES_AT_ONCE, TransferServices
 from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.endpoints.schedules import planned_run
@@ -74,6 +75,7 @@ from pdm.workqueue.policies import (
     retention_policy,
     retry_policy,
     server_tls,
+    service_limits,
     stream_limits,
     time_limits,
 )
@@ -190,7 +192,8 @@ class Assembly:
             command_for=self._command_for,
             most=agents.max_agents + agents.list_agents,
             kept_free=agents.list_agents,
-            spare=agents.idle_agents,
+            # Those that wait for an FTS3 keep no place from the others.
+            spare=agents.idle_agents + SERVICES_AT_ONCE * settings.fts.jobs,
             idle_s=agents.idle_s,
             unused=credentials.remove_unused,
         )
@@ -238,6 +241,14 @@ class Assembly:
             service_health=self.service_health,
             health=health,
         )
+        fts = TransferServices(
+            sites=self.sites,
+            limits=service_limits(settings),
+            policy=breaker_policy(settings),
+            clock=clock,
+            on_change=self._wake,
+        )
+        self.site_directory.other_waits = fts.waits
         preparation = Preparation(
             sites=self.sites,
             pool=self.pool,
@@ -245,6 +256,7 @@ class Assembly:
             context=context,
             element=time_limits(settings),
             access=access,
+            services=fts,
             trust=trust_directory,
         )
         self.executor = Executor(

@@ -31,6 +31,7 @@ from pdm.workqueue.execution.mail import MailSender, Smarthost
 from pdm.workqueue.execution.notifications import Notifications
 from pdm.workqueue.execution.receivers import AddressPolicy, Receivers
 from pdm.workqueue.execution.streams import StreamLimits
+from pdm.workqueue.execution.transfer_services import ServiceLimits
 from pdm.workqueue.execution.webhooks import WebhookSender
 from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.store.database import Database
@@ -104,6 +105,18 @@ def stream_limits(settings: Settings) -> StreamLimits:
         site_out=queue.site_limit_out,
         user=queue.user_limit,
         job=queue.job_limit,
+    )
+
+
+def service_limits(settings: Settings) -> ServiceLimits:
+    """How much is handed over to FTS3 services."""
+    fts = settings.fts
+    return ServiceLimits(
+        jobs=fts.jobs,
+        files=fts.files,
+        poll_s=fts.poll_s,
+        patience_s=fts.patience_s,
+        away_s=settings.sites.patience_s,
     )
 
 
