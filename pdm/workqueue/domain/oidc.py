@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Sequence
-from datetime import datetime
 
 from attrs import field, frozen
 
@@ -69,20 +68,6 @@ class LoginState(enum.StrEnum):
     RETRYING = "retrying"
     #: The user has to log in again.
     ENDED = "ended"
-
-
-@frozen(kw_only=True)
-class DeviceCode:
-    """A login that the user has to approve (RFC 8628).
-
-    Attributes:
-        interval_s: pause between two questions to the issuer.
-        due_at: the next question.
-    """
-
-    expires_at: datetime
-    interval_s: float
-    due_at: datetime
 
 
 def check_issuer(text: str) -> str:
