@@ -343,7 +343,7 @@ class OidcLogins:
 
     async def _refused(self, login: LoginRecord, why: str) -> None:
         """The issuer refuses what the user cannot mend, for example an unknown client."""
-        self._log.error("issuer {issuer} renews no token: {why}", issuer=login.issuer, why=why)
+        self._log.warn("issuer {issuer} renews no token: {why}", issuer=login.issuer, why=why)
         await self._failed(login, why, self.clock() + timedelta(seconds=_REFUSED_PAUSE_S))
 
     async def _issuer_away(self, login: LoginRecord, why: str) -> None:
@@ -352,7 +352,7 @@ class OidcLogins:
         pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(failures, 10), _LONGEST_PAUSE_S)
         until = self.clock() + timedelta(seconds=pause_s)
         if away is None:
-            self._log.error(
+            self._log.warn(
                 "issuer {issuer} does not renew tokens: {why}; it is asked again", issuer=login.issuer, why=why
             )
         self._away[login.issuer] = _AwayIssuer(failures + 1, until, why)

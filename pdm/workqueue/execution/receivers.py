@@ -35,7 +35,8 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
-from twisted.web.client import URI, Agent, FileBodyProducer, ResponseFailed, ResponseNeverReceived, readBody
+from twisted.web.client import URI, Agent, FileBodyProducer, ResponseDone, ResponseFailed, ResponseNeverReceived
+from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory, IPolicyForHTTPS
 from zope.interface import implementer
@@ -254,6 +255,26 @@ class _Discard(Protocol):
             ended.callback(None)
 
 
+class _Collect(Protocol):
+    """Keeps the body of a response, which is bounded; ``ended`` fires with it."""
+
+    def __init__(self, ended: Deferred[bytes]) -> None:
+        self._ended: Deferred[bytes] | None = ended
+        self._pieces: list[bytes] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self._pieces.append(data)
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        if self._ended is None:
+            return
+        ended, self._ended = self._ended, None
+        if reason.check(ResponseDone, PotentialDataLoss):
+            ended.callback(b"".join(self._pieces))
+        else:
+            ended.errback(reason)
+
+
 class UnansweredError(Exception):
     """A server has not answered; the text, of a sentence about it, says why."""
 
@@ -348,7 +369,8 @@ class Receivers:
         method, producer = ("GET", None) if body is None else ("POST", FileBodyProducer(BytesIO(body)))
         response, opened = await self._request(method, url, headers, producer)
         try:
-            whole: Deferred[bytes] = readBody(response)
+            whole: Deferred[bytes] = Deferred()
+            response.deliverBody(_Collect(whole))
             content_type = response.headers.getRawHeaders("content-type", [""])[0]
             return HttpAnswer(int(response.code), await whole, content_type.partition(";")[0].strip().lower())
         except (TooMuchReceivedError, ResponseFailed) as error:
