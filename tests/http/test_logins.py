@@ -354,6 +354,26 @@ async def test_one_daemon_renews(service: Service, issuer: Issuer) -> None:
     assert await database.run("keep", oidc_logins.keep_secret, mine, b"old") is None
 
 
+@pytest.mark.parametrize("answered", [False, True])
+@ensure
+async def test_a_daemon_that_was_killed_while_it_renewed(service: Service, issuer: Issuer, answered: bool) -> None:
+    login = await made(service, issuer, f"killed-{answered}")
+    await login.log_in()
+    # The request of the killed daemon has come to the issuer, or not; its answer was not stored.
+    if answered:
+        issuer.valid = {"the token of an answer that is lost"}
+    service.skip[0] += _HOUR
+    killed = await service.database.run("claim", oidc_logins.claim_due, "killed", 8, 300.0, service.now())
+    assert [each.site_id for each in killed if each.user_id == await service.user_id(login.user)] == [login.site]
+    issuer.lifetime_s = 36000
+    state = await login.renew(timedelta())
+    if answered:
+        assert state["state"] == "ended"
+        assert state["error"].endswith("the service was interrupted during the last renewal")
+    else:
+        assert state["state"] == "active"
+
+
 @ensure
 async def test_who_may_choose_an_issuer(service: Service, issuer: Issuer) -> None:
     body = {"name": "mine", "endpoints": {"HTTPS": "https://dav.example.org"}}

@@ -371,6 +371,8 @@ class OidcLogins:
                 site=login.site_id,
                 why=why,
             )
+            # What is HELD until the issuer answers is HELD until the user logs in from now on.
+            start_background("hold what waits", self.on_token(login.user_id, login.site_id, Resumed(0, (0, -1))))
 
     def _next_renewal(self, issued: IssuedTokens, now: datetime) -> datetime:
         left_s = (issued.valid_until - now).total_seconds()
