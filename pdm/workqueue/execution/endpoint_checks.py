@@ -202,7 +202,7 @@ class SiteCheck:
         if mover is None:
             return _failure(FailureCode.UNSUPPORTED, f"this service does not support {protocol.name}")
         try:
-            kind = await self.preparation.agent_kind(user_id, protocol, [(site, protocol)], by_tools=by_tools)
+            kind = await self.preparation.agent_kind(user_id, mover, [(site, protocol)], by_tools=by_tools)
         except CredentialUnusableError as error:
             return error.failure
         try:

@@ -38,9 +38,8 @@ from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.maintenance import LeftoverFiles, Prerequisites
 from pdm.workqueue.execution.monitoring import ServicePart, check_resources
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, missing_mover
-from pdm.workqueue.execution.site_directory import blocked_sites, job_moved_by_tools, protocols_reaching
+from pdm.workqueue.execution.site_directory import blocked_sites, job_moved_by_tools, job_mover, protocols_reaching
 from pdm.workqueue.execution.streams import Streams
-from pdm.workqueue.movers import mover_of
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import job_changes
@@ -225,7 +224,7 @@ class Executor:
         ``behind``: the listing that it follows; if the listing is about to end, the batch gets its agent.
         """
         by_tools = job_moved_by_tools(batch.job, self.sites)
-        mover = mover_of(batch.job.protocol, by_tools=by_tools)
+        mover = job_mover(batch.job, self.sites, by_tools=by_tools)
         running = RunningBatch(
             batch=batch, mover=mover or DummyMover(), context=self.context, wake_waiting=self.pool.wake_waiting
         )

@@ -24,9 +24,9 @@ from pdm.workqueue.execution.credentials import (
     UsableCredentials,
 )
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
-from pdm.workqueue.execution.site_directory import RouteEnd, job_moved_by_tools, reached_by
+from pdm.workqueue.execution.site_directory import RouteEnd, job_moved_by_tools, job_mover, reached_by
 from pdm.workqueue.execution.token_checks import token_failure, unfit_elements
-from pdm.workqueue.movers import MOVERS, TOOL_MOVERS, mover_of
+from pdm.workqueue.movers import MOVERS, TOOL_MOVERS
 from pdm.workqueue.movers.mover import Access, BuiltRequest, Mover, credential_need
 from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.sites.storage_urls import EndpointUrls
@@ -99,12 +99,12 @@ class Preparation:
         """
         job = batch.job
         by_tools = job_moved_by_tools(job, self.sites)
-        mover = mover_of(job.protocol, by_tools=by_tools)
+        mover = job_mover(job, self.sites, by_tools=by_tools)
         if mover is None:
             raise NotPossibleError(missing_mover(job.protocol))
         ends = [self._route_end(job, number, by_tools=by_tools) for number in sorted(job.sites)]
         try:
-            kind = await self.agent_kind(job.user_id, job.protocol, ends, by_tools=by_tools)
+            kind = await self.agent_kind(job.user_id, mover, ends, by_tools=by_tools)
         except CredentialUnusableError as error:
             raise NotPossibleError(error.failure) from error
         now = self.context.clock()
@@ -133,21 +133,18 @@ class Preparation:
         self._next_id += 1
         return self._next_id
 
-    async def agent_kind(
-        self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd], *, by_tools: bool
-    ) -> AgentKind:
+    async def agent_kind(self, user_id: int, mover: Mover, ends: Sequence[RouteEnd], *, by_tools: bool) -> AgentKind:
         """The kind of agent for a user at some sites; its credential is held until `release`.
 
         Args:
             user_id: of the user.
-            protocol: its mover runs the elements.
+            mover: runs the elements.
             ends: the sites, with the protocol by which each is reached.
             by_tools: whether the tools mover runs them.
 
         Raises:
             CredentialUnusableError: no valid credential is stored.
         """
-        mover: Mover = TOOL_MOVERS[protocol] if by_tools else MOVERS[protocol]
         access, trusted = await self._trust_settings(ends)
         usable = UsableCredentials("", {})
         if needs := self._needs_at(ends, by_tools=by_tools):
