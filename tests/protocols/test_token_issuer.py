@@ -55,12 +55,12 @@ class Stand:
         return printed
 
     def login(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.service.call("admin", "GET", "/sites/1/login")[1]
+        found: dict[str, Any] = self.service.call("admin", "GET", "/sites/9/login")[1]
         return found
 
     def copy(self, source: Path, destination: Path) -> int:
         paths = {"src_filepath": str(source), "dst_filepath": str(destination)}
-        submitted = self.service.submit("admin", "copy", src_siteid=1, dst_siteid=1, protocol="HTTPS", **paths)
+        submitted = self.service.submit("admin", "copy", src_siteid=9, dst_siteid=9, protocol="HTTPS", **paths)
         return int(submitted["id"])
 
 
@@ -83,7 +83,7 @@ def stand(storages: TestStorages, tmp_path: Path) -> Iterator[Stand]:
         )
         (tmp_path / "secret").write_text(SECRET)
         (service.directory / "sites.d" / "more.conf").write_text(
-            f"[TOKENS]\nid = 1\nhttps = {storage.url}\noidc = {issuer.url}\noidc_client = pdm\n"
+            f"[TOKENS]\nid = 9\nhttps = {storage.url}\noidc = {issuer.url}\noidc_client = pdm\n"
             f"oidc_secret_file = {tmp_path / 'secret'}\noidc_scope = openid offline_access {SCOPES}\n"
             f"oidc_base_path = {root}\n"
         )
@@ -125,9 +125,9 @@ def test_a_login_lasts_longer_than_its_tokens(stand: Stand) -> None:
     stand.issuer.start()
     until(service, lambda: stand.login()["state"] == "ended", 60)
     until(service, lambda: "CREDENTIAL_EXPIRED" in codes(service), 30)
-    asked = {"src_siteid": 1, "src_filepath": str(root), "protocol": "HTTPS"}
+    asked = {"src_siteid": 9, "src_filepath": str(root), "protocol": "HTTPS"}
     status, refused = service.call("admin", "POST", "/list", asked)
-    assert (status, "run 'pdm login 1 --oidc', then submit again" in refused["detail"]) == (409, True), refused
+    assert (status, "run 'pdm login 9 --oidc', then submit again" in refused["detail"]) == (409, True), refused
     assert "run 'pdm login TOKENS --oidc'" in service.pdm("admin", "credentials").stdout
     stand.log_in()
     until(service, lambda: not codes(service), 60)

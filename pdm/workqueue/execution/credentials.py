@@ -200,13 +200,14 @@ class Credentials:
         self, user_id: int, needs: Mapping[int, CredentialNeed], error: NoCredentialError, now: datetime
     ) -> CredentialUnusableError:
         """The error for a missing or expired credential; of a login it says what became of it."""
-        if error.kind is CredentialKind.TOKEN:
-            wanted = [site for site, need in needs.items() if CredentialKind.TOKEN in need.kinds]
-            login = login_problem(await self.database.read("find logins", oidc_logins.of_user, user_id), wanted, now)
-            if login is not None:
-                is_over = login.state(now) is LoginState.ENDED
-                code = FailureCode.CREDENTIAL_EXPIRED if is_over else FailureCode.ISSUER_UNAVAILABLE
-                return CredentialUnusableError(code, login.problem(now))
+        # The error may be that of a proxy, which is used where there is no valid token.
+        wanted = [site for site, need in needs.items() if CredentialKind.TOKEN in need.kinds]
+        found = await self.database.read("find logins", oidc_logins.of_user, user_id) if wanted else []
+        login = login_problem(found, wanted, now)
+        if login is not None:
+            is_over = login.state(now) is LoginState.ENDED
+            code = FailureCode.CREDENTIAL_EXPIRED if is_over else FailureCode.ISSUER_UNAVAILABLE
+            return CredentialUnusableError(code, login.problem(now))
         return CredentialUnusableError(error.code, str(error))
 
     async def _of_kind(self, user_id: int, kind: CredentialKind) -> Sequence[CredentialRecord]:

@@ -40,7 +40,7 @@ def check_credential(session: Session, new: NewJob, needed: CredentialNeeds, now
         chosen = choose_credentials_by_need(found, needed.sites, now)
     except NoCredentialError as error:
         kind = error.kind
-        if kind is CredentialKind.TOKEN and (warning := _login_warning(session, new.user_id, needed.sites, now)):
+        if warning := _login_warning(session, new.user_id, needed.sites, now):
             return [warning]
         if not any(each.kind is kind for each in found):
             what = "the service holds no credential of yours"
@@ -69,6 +69,7 @@ def _login_warning(session: Session, user_id: int, needs: Mapping[int, Credentia
     Raises:
         DelegationNeededError: the login has ended.
     """
+    # The error may be that of a proxy, which is used where there is no valid token.
     wanted = [site for site, need in needs.items() if CredentialKind.TOKEN in need.kinds]
     login = login_problem(oidc_logins.of_user(session, user_id), wanted, now)
     if login is None:
