@@ -231,6 +231,7 @@ class BlockingWorkqueueClient:
     remove_credential = _blocking(WorkqueueClient.remove_credential)
     ssh_key = _blocking(WorkqueueClient.ssh_key)
     token = _blocking(WorkqueueClient.token)
+    s3_key = _blocking(WorkqueueClient.s3_key)
     session = _blocking(WorkqueueClient.session)
     logins = _blocking(WorkqueueClient.logins)
     begin_login = _blocking(WorkqueueClient.begin_login)

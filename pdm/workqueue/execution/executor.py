@@ -83,7 +83,7 @@ class Executor:
         on_work: called when elements in the database became due.
         add_element: runs a transaction that adds an element to a job: `Claimer.add_element`.
         scratch: directory for temporary files.
-        batch_sizes: kind of work → elements of the next batch.
+        batch_sizes: kind of work → elements that take as long as a batch shall.
         restricted: ids of drained sites, or of banned users.
     """
 
