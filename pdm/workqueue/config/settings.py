@@ -75,6 +75,27 @@ class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Port = 0
 
 
+class FtsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The door for clients of FTS3, and copies that are handed over to an FTS3.
+
+    Attributes:
+        host: address (or name of an address) to listen on; ``0.0.0.0`` or ``::`` for all. ``[tls]`` has the certificate
+            and the authorities.
+        port: TCP port; 0 for none. FTS3 has 8446.
+        jobs: jobs of this daemon at one FTS3 that sites name, at once.
+        files: files of such a job.
+        poll_s: seconds between two requests for the states of a job, at most.
+        patience_s: files whose state at the FTS3 has not changed for so long are cancelled there, and fail.
+    """
+
+    host: Text = "127.0.0.1"
+    port: Port = 0
+    jobs: Annotated[int, Meta(ge=1, le=1000)] = 4
+    files: Annotated[int, Meta(ge=1, le=1000)] = 1000
+    poll_s: Duration = field(default=15.0, name="poll")
+    patience_s: Duration = field(default=DAY_S, name="patience")
+
+
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The host certificate, and which client certificates are accepted.
 
@@ -394,6 +415,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: Path
     server: ServerSettings = ServerSettings()
     admin: AdminSettings = AdminSettings()
+    fts: FtsSettings = FtsSettings()
     tls: TlsSettings = TlsSettings()
     users: UserSettings = UserSettings()
     database: DatabaseSettings = DatabaseSettings()
@@ -416,6 +438,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": ServerSettings,
     "admin": AdminSettings,
+    "fts": FtsSettings,
     "tls": TlsSettings,
     "users": UserSettings,
     "database": DatabaseSettings,
