@@ -41,6 +41,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.events import EventKind
 from pdm.workqueue.wire.activity import ActivityView, NodeView, QueueSummaryView, RateView, SiteActivityView, WhyView
 from pdm.workqueue.wire.events import EventView
+from pdm.workqueue.wire.logins import LoginView
 from pdm.workqueue.wire.notifications import MailView, WebhookTestView, WebhookView
 from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
 from pdm.workqueue.wire.responses import (
@@ -858,6 +859,22 @@ class WorkqueueClient:
     def log_off(self, site: int | str) -> Deferred[None]:
         """Remove the proxy of a logon from the service."""
         return self._remove_at_site(site, "/session")
+
+    def logins(self) -> Deferred[Sequence[LoginView]]:
+        """The caller's logins at the token issuers of sites."""
+        return self._fetch(tuple[LoginView, ...], "GET", "/logins")
+
+    def begin_login(self, site: int | str) -> Deferred[LoginView]:
+        """Begin a login at the token issuer of a site; the caller approves it at its ``verification_uri``."""
+        return self._at_site(LoginView, "POST", site, "/login", key=_new_key())
+
+    def continue_login(self, site: int | str) -> Deferred[LoginView]:
+        """Let the service ask the issuer whether a login is approved; its state is ``waiting`` until then."""
+        return self._at_site(LoginView, "PUT", site, "/login")
+
+    def log_out(self, site: int | str) -> Deferred[None]:
+        """Remove the tokens of a login from the service, and revoke the refresh token."""
+        return self._remove_at_site(site, "/login")
 
     def pause(self, seconds: float) -> Deferred[None]:
         """Wait, between two queries."""

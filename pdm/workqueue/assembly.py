@@ -27,6 +27,7 @@ from pdm.workqueue.certificates.pem import CertificateFilesError
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.filters import load_pattern_libraries
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
@@ -72,6 +73,7 @@ from pdm.workqueue.policies import (
     helper_access,
     helper_command,
     notifications,
+    oidc_logins,
     retention_policy,
     retry_policy,
     server_tls,
@@ -337,6 +339,17 @@ class Assembly:
             file_sites=lambda: [site.id for site in self.sites.all() if self.sites.is_of_file(site.id)],
         )
         self.feed.on_written = self.notifications.events_written
+        self.logins = oidc_logins(
+            reactor=reactor,
+            settings=settings,
+            database=self.database,
+            clock=clock,
+            vault=self.vault,
+            sites=self.sites,
+            incarnation=incarnation,
+            protocols=lambda: self.context.protocols_with(CredentialKind.TOKEN),
+            on_token=self.executor.token_stored,
+        )
         load_pattern_libraries()
         self.users = AccessList.read(settings.users)
         self.context = api_context(
@@ -427,6 +440,7 @@ class Assembly:
         # The daemon starts it when all is ready: the duration of the start is no latency.
         services.add("reactor lag", stop=self.lag.stop)
         services.add("events", start=self.feed.start, stop=self.feed.stop)
+        services.add("logins", start=self.logins.start, stop=self.logins.stop)
         services.add("notifications", start=self.notifications.start, stop=self.notifications.stop)
         services.add("FTS door", start=self.fts_port.start, stop=self.fts_port.stop)
         services.add("listener", start=self._listen, stop=self._close)

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentMissingError, AgentProcess, AgentStartError, LeaseOverError
-from pdm.workqueue.domain.credentials import ALL_SITES
+from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord
@@ -351,6 +351,14 @@ class Executor:
             count, after = count + resumed.count, resumed.after
             self.on_work()
         return count
+
+    async def token_stored(self, user_id: int, site_id: int, resumed: job_changes.Resumed) -> None:
+        """A login has a new token: resume the rest of what is HELD for it, and let running batches use it."""
+        await self._check_credentials()
+        await self.resume(
+            user_id, site_id, protocols_reaching(self.preparation.access)[CredentialKind.TOKEN], resumed.after
+        )
+        self.on_work()
 
     async def _run(self, running: RunningBatch, slot: StreamSlot | None, behind: RunningBatch | None = None) -> None:
         agent: AgentProcess | None = None
