@@ -189,5 +189,6 @@ def site_of(record: SiteRecord) -> Site:
         authorities=content.authorities,
         myproxy=content.myproxy,
         mover=content.mover,
+        unlisted=content.unlisted,
         oidc=content.oidc,
     )

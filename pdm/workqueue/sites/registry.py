@@ -49,6 +49,7 @@ class Site:
         limit_in: streams of work that go into it at once, at most; None for what the configuration says.
         limit_out: likewise, out of it.
         authorities: PEM of authorities that are trusted for this site only; may be empty.
+        unlisted: whether the service has made it of a URL: lists of sites leave it out.
         oidc: the issuer of its tokens, and the client that users log in with; None where it says nothing of them.
     """
 
@@ -65,6 +66,7 @@ class Site:
     authorities: str = ""
     myproxy: str | None = None
     mover: MoverKind = MoverKind.NATIVE
+    unlisted: bool = False
     oidc: OidcSettings | None = None
 
     def endpoint_urls(self, protocol: JobProtocol) -> Sequence[str]:
@@ -158,6 +160,10 @@ class SiteRegistry:
     def all(self) -> list[Site]:
         """Every site, lowest number first."""
         return [self._sites[number] for number in sorted(self._sites)]
+
+    def listed(self) -> list[Site]:
+        """Every site that somebody has described, lowest number first."""
+        return [site for site in self.all() if not site.unlisted]
 
     def reload(self) -> str | None:
         """Read the files again; if anything is wrong, all stays as it was.
