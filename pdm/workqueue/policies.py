@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.web.iweb import IPolicyForHTTPS
 
 import pdm
@@ -21,20 +22,27 @@ from pdm.workqueue.certificates.tls_server import ServerTls
 from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.lifecycle import RetryPolicy
 from pdm.workqueue.domain.mail import check_address
 from pdm.workqueue.domain.pacing import BreakerPolicy
 from pdm.workqueue.domain.retention import RetentionPolicy
 from pdm.workqueue.domain.webhooks import DeliveryPolicy
 from pdm.workqueue.execution.executor import ExecutionLimits
+from pdm.workqueue.execution.issuers import Issuers
+from pdm.workqueue.execution.login_secrets import LoginSecrets
 from pdm.workqueue.execution.mail import MailSender, Smarthost
 from pdm.workqueue.execution.notifications import Notifications
+from pdm.workqueue.execution.oidc_logins import OidcLogins
 from pdm.workqueue.execution.receivers import AddressPolicy, Receivers
 from pdm.workqueue.execution.streams import StreamLimits
+from pdm.workqueue.execution.transfer_services import ServiceLimits
 from pdm.workqueue.execution.webhooks import WebhookSender
 from pdm.workqueue.movers.mover import Access
+from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.engines import DatabaseTimeouts
+from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.wire.agent_messages import TimeLimits
 
 #: Where the helpers' interpreter finds this package.
@@ -104,6 +112,18 @@ def stream_limits(settings: Settings) -> StreamLimits:
         site_out=queue.site_limit_out,
         user=queue.user_limit,
         job=queue.job_limit,
+    )
+
+
+def service_limits(settings: Settings) -> ServiceLimits:
+    """How much is handed over to FTS3 services."""
+    fts = settings.fts
+    return ServiceLimits(
+        jobs=fts.jobs,
+        files=fts.files,
+        poll_s=fts.poll_s,
+        patience_s=fts.patience_s,
+        away_s=settings.sites.patience_s,
     )
 
 
@@ -203,6 +223,45 @@ def notifications(
     )
     return Notifications(
         reactor=reactor, database=database, clock=clock, file_sites=file_sites, webhooks=sender, mail=mail
+    )
+
+
+def oidc_logins(
+    *,
+    reactor: Any,
+    settings: Settings,
+    database: Database,
+    clock: Callable[[], datetime],
+    vault: Vault,
+    sites: SiteRegistry,
+    incarnation: str,
+    protocols: Callable[[], Collection[JobProtocol]],
+    on_token: Callable[[int, int, Resumed], Coroutine[Deferred[Any], Any, None]],
+) -> OidcLogins:
+    """Logins at token issuers.
+
+    Raises:
+        ConfigError: the file of authorities is missing or wrong.
+    """
+    options = settings.oidc
+    requests = Receivers(
+        reactor=reactor,
+        addresses=AddressPolicy(allowed=options.allowed),
+        tls=_client_tls(settings, "oidc", options.ca),
+        timeout_s=options.timeout_s,
+        user_agent=f"pdm-workqueue/{__version__}",
+    )
+    return OidcLogins(
+        reactor=reactor,
+        database=database,
+        clock=clock,
+        secrets=LoginSecrets(vault),
+        issuers=Issuers(requests=requests, vault=vault, clock=clock),
+        sites=sites,
+        incarnation=incarnation,
+        margin_s=options.margin_s,
+        protocols=protocols,
+        on_token=on_token,
     )
 
 

@@ -10,6 +10,7 @@
     https = https://dav.example.org:443
     myproxy = myproxy.example.org:7512
     mover = tools
+    fts = https://fts3.example.org:8446
 
 A protocol may have several endpoints of one storage: a URL a line, those after the first indented. Sites that
 users registered come from the database; where two have one number, the site of the file wins.
@@ -41,6 +42,7 @@ class Site:
         name: what people call it; never a number.
         default_folder: where relative paths begin; absolute, or begins with ``~``.
         mover: who carries out the elements of its jobs, unless a job says so itself.
+        fts: ``https://HOST:PORT`` of the FTS3 that carries out copies from and to it; None where there is none.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
         endpoints: protocol → URL without path (FILE: with the root directory), percent-encoded, no slash at its end.
         alternatives: protocol → further URLs of the same storage.
@@ -66,6 +68,7 @@ class Site:
     authorities: str = ""
     myproxy: str | None = None
     mover: MoverKind = MoverKind.NATIVE
+    fts: str | None = None
     unlisted: bool = False
     oidc: OidcSettings | None = None
 
@@ -96,7 +99,7 @@ def moved_by_tools(protocol: JobProtocol, asked: object, sites: Iterable[Site]) 
 
 #: Key → protocol.
 ENDPOINT_KEYS = {member.name.lower(): member for member in JobProtocol}
-_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy", "mover", *OIDC_KEYS)
+_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy", "mover", "fts", *OIDC_KEYS)
 #: Schemes of servers that only the tools can reach, with the user's proxy; they are GRIDFTP by their name in jobs.
 TOOL_SCHEMES = ("srm", "dcap", "gsidcap")
 #: Where the web service of an SRM stands, and what comes before the path.
@@ -249,6 +252,7 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
         limit_out=int(checked_by("limit_out", _limit, "1")) if "limit_out" in keys else None,
         myproxy=checked_by("myproxy", check_host_and_port, "") if "myproxy" in keys else None,
         mover=mover,
+        fts=checked_by("fts", check_fts, "") if "fts" in keys else None,
         oidc=oidc,
     )
 
@@ -320,6 +324,22 @@ def check_host_and_port(text: str) -> str:
     if not colon or not _HOST.fullmatch(host) or not _DIGITS.fullmatch(port) or not 1 <= int(port) <= 65535:
         raise ValueError("HOST:PORT is expected")
     return text
+
+
+def check_fts(text: str) -> str:
+    """The address of an FTS3.
+
+    Raises:
+        ValueError: it is none.
+    """
+    scheme, separator, server = text.rstrip("/").partition("://")
+    host, colon, port = server.rpartition(":")
+    digits = _DIGITS.fullmatch(port)
+    if scheme != "https" or not separator or not colon or not _HOST.fullmatch(host):
+        raise ValueError("https://HOST:PORT of an FTS3 is expected")
+    if digits is None or not 1 <= int(port) <= 65535:
+        raise ValueError("a port from 1 to 65535 is expected")
+    return f"https://{server}"
 
 
 def check_mover(text: str) -> str:

@@ -28,6 +28,7 @@ from pdm.workqueue.sites.registry import (
     check_default_folder,
     check_description,
     check_endpoint,
+    check_fts,
     check_host_and_port,
     check_name,
 )
@@ -57,6 +58,7 @@ def site_from_body(caller: Caller, body: SiteBody, *, local: bool) -> NewSite:
         authorities=_authorities(body.authorities or ""),
         myproxy=_myproxy(body.myproxy, local=local),
         mover=MoverKind(body.mover or MoverKind.NATIVE),
+        fts=_fts(body.fts, local=local),
     )
 
 
@@ -83,6 +85,8 @@ def changed_site(caller: Caller, body: SiteChanges, content: NewSite, *, local: 
         content = evolve(content, myproxy=_myproxy(body.myproxy, local=local))
     if body.mover is not UNSET:
         content = evolve(content, mover=MoverKind(body.mover))
+    if body.fts is not UNSET:
+        content = evolve(content, fts=_fts(body.fts, local=local))
     return content
 
 
@@ -97,6 +101,12 @@ def _myproxy(server: str | None, *, local: bool) -> str | None:
     if server is None:
         return None
     return _check_not_local(_checked(check_host_and_port, server, "$.myproxy"), "$.myproxy", local=local)
+
+
+def _fts(url: str | None, *, local: bool) -> str | None:
+    if url is None:
+        return None
+    return _check_not_local(_checked(check_fts, url, "$.fts"), "$.fts", local=local)
 
 
 def _check_not_local(address: str, pointer: str, *, local: bool) -> str:
