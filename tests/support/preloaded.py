@@ -226,7 +226,7 @@ def _run(program: Callable[[], object]) -> NoReturn:
         if isinstance(end.code, str):
             sys.stderr.write(f"{end.code}\n")
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
