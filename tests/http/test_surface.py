@@ -295,6 +295,7 @@ async def test_sites(service: Service) -> None:
         "myproxy": None,
         "mover": "native",
         "oidc": None,
+        "fts": None,
         "state": "ok",
         "reason": None,
     }
