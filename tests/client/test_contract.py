@@ -99,6 +99,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "log_on": (1, "alice", "a password"),
     "log_off": (1,),
     "logins": (),
+    "login_state": (1,),
     "begin_login": (1,),
     "continue_login": (1,),
     "log_out": (1,),
