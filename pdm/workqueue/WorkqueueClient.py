@@ -866,6 +866,10 @@ class WorkqueueClient:
         """The caller's logins at the token issuers of sites."""
         return self._fetch(tuple[LoginView, ...], "GET", "/logins")
 
+    def login_state(self, site: int | str) -> Deferred[LoginView | None]:
+        """How far a login at the token issuer of a site is, or None; the issuer is not asked."""
+        return self._at_site(LoginView | None, "GET", site, "/login")  # type: ignore[arg-type]  # a union
+
     def begin_login(self, site: int | str) -> Deferred[LoginView]:
         """Begin a login at the token issuer of a site; the caller approves it at its ``verification_uri``."""
         return self._at_site(LoginView, "POST", site, "/login", key=_new_key())
