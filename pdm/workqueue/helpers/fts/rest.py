@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import subprocess
 import sys
 import time
@@ -28,10 +29,11 @@ _LONGEST_ANSWER = 64 * 1024 * 1024
 #: A delegated proxy that ends sooner is replaced, unless this helper has made it a short time before.
 _LEAST_LIFETIME = timedelta(hours=2)
 _DELEGATED_AGAIN_S = 600.0
+_DELEGATION_TRIES, _DELEGATION_PAUSE_S = 6, (0.1, 1.0)
 _LIFETIME_H = 12
 _SIGNING_S = 30.0
 #: Errors of the FTS3 itself, with which its files wait until it works again.
-_AWAY = UNREACHABLE | {FailureCode.SERVER_ERROR, FailureCode.BUSY, FailureCode.CERTIFICATE}
+_AWAY = UNREACHABLE | {FailureCode.SERVER_ERROR, FailureCode.BUSY}
 #: Answers that are no error of the connection.
 _UNDERSTOOD = (
     *(HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.NO_CONTENT, HTTPStatus.MULTI_STATUS, HTTPStatus.BAD_REQUEST),
@@ -112,13 +114,17 @@ class FtsClient:
     def delegate(self, identity: Identity) -> bool:
         """Delegate the user's proxy, unless one is there that is valid for long; returns whether it was done."""
         path = f"/delegation/{identity.delegation_id}"
-        there = self._get(path, _Delegation | None)
-        if there is not None and self._lasts(there):
-            return False
-        status, request = self._request("GET", f"{path}/request")
-        if status != HTTPStatus.OK:
-            raise self._away(f"GET {path}/request: {status}")
-        self._put_proxy(path, self._signed(request))
+        for left in reversed(range(_DELEGATION_TRIES)):
+            there = self._get(path, _Delegation | None)
+            if there is not None and self._lasts(there):
+                return False
+            status, request = self._request("GET", f"{path}/request")
+            if status != HTTPStatus.OK:
+                raise self._away(f"GET {path}/request: {status}")
+            if self._put_proxy(path, self._signed(request), may_fail=left > 0):
+                break
+            # An FTS3 keeps one request for a user, and other helpers delegate at the same time.
+            time.sleep(random.uniform(*_DELEGATION_PAUSE_S))  # noqa: S311 - spreads tries, guards nothing
         self._delegated_at = time.monotonic()
         return True
 
@@ -186,6 +192,9 @@ class FtsClient:
                     raise self._away(f"{method} {path}: its answer is longer than {_LONGEST_ANSWER} bytes")
         except StorageError as error:
             error.scope = FailureScope.SERVICE
+            if error.code is FailureCode.CERTIFICATE:
+                # Its operators will mend it: the files wait.
+                error.code = FailureCode.CONNECTION
             error.unreachable = error.unreachable or error.code in _AWAY
             if not error.message.startswith(_PREFIX):
                 error.message = f"{_PREFIX} {self.url}: {error.message}"
@@ -233,14 +242,18 @@ class FtsClient:
             )
         return done.stdout
 
-    def _put_proxy(self, path: str, proxy: bytes) -> None:
+    def _put_proxy(self, path: str, proxy: bytes, *, may_fail: bool) -> bool:
+        """Send a signed proxy; with ``may_fail``, returns whether it was taken."""
         status, answer = self._request("PUT", f"{path}/credential", proxy, "text/plain")
         if status >= HTTPStatus.BAD_REQUEST:
+            if may_fail:
+                return False
             raise StorageError(
                 f"{_PREFIX} {self.url} does not take the user's proxy: {status}: {_text(answer)}",
                 code=FailureCode.CREDENTIAL_REFUSED,
                 scope=FailureScope.SERVICE,
             )
+        return True
 
 
 _PREFIX = "the FTS3 at"
