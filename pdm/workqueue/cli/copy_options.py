@@ -46,6 +46,7 @@ TYPED_NAMES: Mapping[str, str] = MappingProxyType(
         "dry_run": "--dry-run",
         "move": "--move",
         "deadline": "--deadline",
+        "notify": "--notify",
         "items": "--batch",
         "check": "--at",
         "recursive": "-r",
