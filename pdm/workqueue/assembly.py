@@ -75,6 +75,7 @@ from pdm.workqueue.policies import (
     server_tls,
     stream_limits,
     time_limits,
+    wait_poller,
 )
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
@@ -263,6 +264,15 @@ class Assembly:
             restricted=self.site_directory.restricted,
             find_missing=self._find_missing,
         )
+        self.waits = wait_poller(
+            reactor=reactor,
+            settings=settings,
+            database=self.database,
+            clock=clock,
+            preparation=preparation,
+            incarnation=incarnation,
+            on_work=self._work_added,
+        )
         site_check = make_site_check(preparation=preparation, pool=self.pool)
         self.probes = EndpointProbes(
             reactor=reactor, clock=clock, sites=self.sites, health=health, check=site_check.check_endpoint
@@ -362,6 +372,7 @@ class Assembly:
                 self.claimer.clock_was_set,
                 self.deadlines.timer.wake,
                 self.scheduler.timer.wake,
+                self.waits.timer.wake,
             ),
         )
         self._tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
@@ -402,6 +413,7 @@ class Assembly:
         services.add("executor", start=self.executor.start, stop=self.executor.stop)
         services.add("chains", start=self.chains.start, stop=self.chains.stop)
         services.add("deadlines", start=self.deadlines.timer.start, stop=self.deadlines.timer.stop)
+        services.add("waits for tape", start=self.waits.timer.start, stop=self.waits.stop)
         services.add("schedules", start=self.scheduler.timer.start, stop=self.scheduler.timer.stop)
         services.add("peers", stop=self.nodes.peers.stop)
         services.add("drain", start=self.nodes.drain.start, stop=self.nodes.drain.stop)

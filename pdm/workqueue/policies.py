@@ -25,12 +25,17 @@ from pdm.workqueue.domain.lifecycle import RetryPolicy
 from pdm.workqueue.domain.mail import check_address
 from pdm.workqueue.domain.pacing import BreakerPolicy
 from pdm.workqueue.domain.retention import RetentionPolicy
+from pdm.workqueue.domain.waits import WaitPolicy
 from pdm.workqueue.domain.webhooks import DeliveryPolicy
 from pdm.workqueue.execution.executor import ExecutionLimits
 from pdm.workqueue.execution.mail import MailSender, Smarthost
 from pdm.workqueue.execution.notifications import Notifications
+from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.receivers import AddressPolicy, Receivers
+from pdm.workqueue.execution.staging import TapeVisits
 from pdm.workqueue.execution.streams import StreamLimits
+from pdm.workqueue.execution.tape import TapeApis
+from pdm.workqueue.execution.waits import WaitPoller
 from pdm.workqueue.execution.webhooks import WebhookSender
 from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.store.database import Database
@@ -41,6 +46,8 @@ from pdm.workqueue.wire.agent_messages import TimeLimits
 _PACKAGE_PARENT = str(Path(pdm.__file__).resolve().parent.parent)
 #: Upper bound of a breaker's pause: a site that is back is found within so many seconds, however long it was away.
 _MAX_BREAKER_PAUSE_S = 120.0
+#: Requests of one visit of a tape API at most, and seconds until a helper for one has started.
+_REQUESTS_OF_VISIT, _HELPER_START_S = 6, 35.0
 
 
 def server_tls(settings: Settings) -> ServerTls:
@@ -203,6 +210,50 @@ def notifications(
     )
     return Notifications(
         reactor=reactor, database=database, clock=clock, file_sites=file_sites, webhooks=sender, mail=mail
+    )
+
+
+def wait_policy(settings: Settings) -> WaitPolicy:
+    """How tape systems are polled."""
+    tape = settings.tape
+    return WaitPolicy(
+        poll_s=tape.poll_s,
+        longest_poll_s=max(tape.longest_poll_s, tape.poll_s),
+        stage_timeout_s=tape.stage_timeout_s,
+        archive_timeout_s=tape.archive_timeout_s,
+        lifetime_s=tape.lifetime_s,
+    )
+
+
+def wait_poller(
+    *,
+    reactor: Any,
+    settings: Settings,
+    database: Database,
+    clock: Callable[[], datetime],
+    preparation: Preparation,
+    incarnation: str,
+    on_work: Callable[[], None],
+) -> WaitPoller:
+    """Visits of elements that wait for tape systems."""
+    policy, timeout_s = wait_policy(settings), settings.tape.timeout_s
+    visits = TapeVisits(
+        database=database,
+        sites=preparation.sites,
+        apis=TapeApis(preparation=preparation, pool=preparation.pool, timeout_s=timeout_s),
+        clock=clock,
+        policy=policy,
+    )
+    return WaitPoller(
+        reactor=reactor,
+        database=database,
+        clock=clock,
+        policy=policy,
+        look=visits.look,
+        incarnation=incarnation,
+        # A visit is a few requests; each may wait for a helper to start.
+        lease_s=_REQUESTS_OF_VISIT * (timeout_s + _HELPER_START_S),
+        on_work=on_work,
     )
 
 

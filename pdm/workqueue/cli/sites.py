@@ -102,6 +102,7 @@ def _content_options(command: _Command) -> _Command:
         ),
         click.option("--myproxy", metavar="HOST:PORT", help="MyProxy server of the site; '' removes it."),
         click.option("--mover", type=click.Choice([kind.value for kind in MoverKind]), help=MOVER_HELP),
+        click.option("--tape", metavar="URL", help="Its WLCG tape REST API, if HTTPS does not name it; '' removes it."),
     ]
     for decorator in reversed(decorators):
         command = decorator(command)
@@ -130,6 +131,8 @@ def _site_options(given: dict[str, Any]) -> SiteOptions:
         content["myproxy"] = given["myproxy"] or None
     if given["mover"] is not None:
         content["mover"] = given["mover"]
+    if given["tape"] is not None:
+        content["tape"] = given["tape"] or None
     return content
 
 
@@ -294,6 +297,8 @@ def _print_site(found: SiteView, form: str) -> None:
         click.echo(f"logon     at {found.myproxy}")
     if found.mover == MoverKind.TOOLS:
         click.echo("mover     tools: globus-url-copy and gfal carry out its jobs")
+    if found.tape is not None:
+        click.echo(f"tape      {found.tape}")
     click.echo(f"state     {found.state}{'' if found.reason is None else ': ' + display_line(found.reason)}")
     for each in () if found.health is UNSET else found.health:
         if each.state != "closed":

@@ -26,6 +26,7 @@ class NewSite:
         authorities: PEM of the authorities that are trusted for this site only, besides the usual ones; may be empty.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
         mover: who carries out the elements of its jobs.
+        tape: URL of its tape API; None where its HTTPS endpoint names it, or where it has none.
     """
 
     owner_id: int
@@ -39,6 +40,7 @@ class NewSite:
     authorities: str
     myproxy: str | None = None
     mover: MoverKind = MoverKind.NATIVE
+    tape: str | None = None
 
 
 @frozen

@@ -180,4 +180,5 @@ def site_of(record: SiteRecord) -> Site:
         authorities=content.authorities,
         myproxy=content.myproxy,
         mover=content.mover,
+        tape=content.tape,
     )

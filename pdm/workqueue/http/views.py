@@ -295,6 +295,7 @@ def site_view(api: ApiContext, site: Site, *, with_health: bool = False) -> Site
         authorities=list(_authority_subjects(site.authorities)),
         myproxy=site.myproxy,
         mover=site.mover.value,
+        tape=site.tape,
         state=state,
         reason=reason,
         health=_endpoint_views(api, site) if with_health else UNSET,

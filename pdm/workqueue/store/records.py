@@ -58,6 +58,8 @@ from pdm.workqueue.WorkqueueDB import (
     SiteRow,
     SiteVersionRow,
     User,
+    WaitElementRow,
+    WaitRow,
     WebhookRow,
     Worker,
 )
@@ -96,6 +98,8 @@ notified = _table(NotifiedRow)
 purged_jobs = _table(PurgedJobRow)
 kept_receipts = _table(KeptReceiptRow)
 retention = _table(RetentionRow)
+waits = _table(WaitRow)
+wait_elements = _table(WaitElementRow)
 
 
 #: The row of the daemon that claims under an incarnation. The parameter has no column's name: UPDATE would set that.

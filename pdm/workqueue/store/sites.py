@@ -88,7 +88,7 @@ _COLUMNS = tuple(
     sites.c[name]
     for name in (
         *("id", "owner_id", "public", "name", "description", "default_folder"),
-        *("endpoints", "limit_in", "limit_out", "authorities", "myproxy", "mover"),
+        *("endpoints", "limit_in", "limit_out", "authorities", "myproxy", "mover", "tape"),
     )
 )
 #: Sites of one user; bounds the memory, where all sites are kept.
@@ -230,6 +230,7 @@ def _values(content: NewSite) -> dict[str, Any]:
         "authorities": content.authorities,
         "myproxy": content.myproxy,
         "mover": content.mover.value,
+        "tape": content.tape,
     }
 
 
@@ -238,7 +239,8 @@ def _audit_details(content: NewSite) -> str:
     own = " with authorities of its own" if content.authorities else ""
     logon = f", logon at {content.myproxy}" if content.myproxy else ""
     mover = f", moved by {content.mover}" if content.mover is not MoverKind.NATIVE else ""
-    return f"{content.name}, {'public' if content.public else 'private'}{own}{logon}{mover}: {urls}"
+    tape = f", tape API {content.tape}" if content.tape else ""
+    return f"{content.name}, {'public' if content.public else 'private'}{own}{logon}{mover}{tape}: {urls}"
 
 
 def _record(row: sa.Row[Any]) -> SiteRecord:
@@ -257,6 +259,7 @@ def _record(row: sa.Row[Any]) -> SiteRecord:
             authorities=row.authorities,
             myproxy=row.myproxy,
             mover=MoverKind(row.mover),
+            tape=row.tape,
         ),
     )
 

@@ -55,6 +55,15 @@ SiteMover = Annotated[
 ]
 
 
+TapeUrl = Annotated[
+    Annotated[str, Meta(min_length=1, max_length=500)] | None,
+    Meta(
+        description="URL of its WLCG tape REST API, such as https://tape.example.org:8444/api/v1; null where its HTTPS"
+        " endpoint names it, or where it has none."
+    ),
+]
+
+
 class SiteBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A new site. ``public``: whether everybody sees and uses it; else only who makes it."""
 
@@ -68,6 +77,7 @@ class SiteBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     authorities: Authorities | None = None
     myproxy: MyProxy = None
     mover: SiteMover | None = None
+    tape: TapeUrl = None
 
 
 class SiteChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -83,6 +93,7 @@ class SiteChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     authorities: Authorities | UnsetType = UNSET
     myproxy: MyProxy | UnsetType = UNSET
     mover: SiteMover | UnsetType = UNSET
+    tape: TapeUrl | UnsetType = UNSET
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,6 +156,7 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
             extra_json_schema={"enum": ["native", "tools"]},
         ),
     ] = "native"
+    tape: Annotated[str | None, Meta(description="URL of its tape API; null where its HTTPS endpoint names it.")] = None
     state: Annotated[
         str,
         Meta(
