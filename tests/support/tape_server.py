@@ -1,6 +1,6 @@
 """A tape system by the WLCG tape REST API (v1), beside the storage server whose files it keeps.
 
-A file that is only on tape is on disk as zeros of its size, so that a copy that does not wait for its recall is noticed.
+A file that is only on tape is on disk as zeros of its size, so that a copy that does not wait for it is noticed.
 """
 
 from __future__ import annotations

@@ -21,12 +21,12 @@ from pdm.workqueue.domain.lifecycle import duration_s
 from pdm.workqueue.domain.paths import InvalidPathError, StorageUrl
 from pdm.workqueue.domain.waits import HOLDS, Wait, WaitingElement, WaitKind, WaitPhase, WaitPolicy
 from pdm.workqueue.execution.tape import Action, TapeApis
-from pdm.workqueue.execution.waits import NoAnswerError
+from pdm.workqueue.execution.waits import UnansweredError
 from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.sites.storage_urls import storage_url
 from pdm.workqueue.store import wait_visits
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.store.wait_visits import Visit
+from pdm.workqueue.store.wait_visits import WaitVisit
 from pdm.workqueue.wire.agent_messages import TapeFile
 
 _ON_DISK = frozenset({"DISK", "DISK_AND_TAPE"})
@@ -48,7 +48,7 @@ _TEMPORARY = frozenset({Remedy.RETRY, Remedy.HOLD})
 
 @define(kw_only=True)
 class _Findings:
-    """What a visit finds; becomes a `Visit`."""
+    """What a visit finds; becomes a `WaitVisit`."""
 
     wait: Wait
     resumed: set[int] = field(factory=set)
@@ -77,11 +77,11 @@ class TapeVisits:
     policy: WaitPolicy
     _log: Logger = field(factory=Logger)
 
-    async def look(self, wait: Wait, job: JobRecord, members: Sequence[WaitingElement]) -> Visit:
+    async def look(self, wait: Wait, job: JobRecord, members: Sequence[WaitingElement]) -> WaitVisit:
         """Visit a wait.
 
         Raises:
-            NoAnswerError: the site has said nothing about any of its elements.
+            UnansweredError: the site has said nothing about any of its elements.
         """
         site = self.sites.by_id(wait.site_id)
         found = _Findings(wait=wait)
@@ -100,19 +100,19 @@ class TapeVisits:
         elif waiting:
             try:
                 await self._ask_about(found, job, site, waiting)
-            except NoAnswerError as error:
+            except UnansweredError as error:
                 self._judge(found, waiting, error)
         return self._visit(found, len(waiting) - len(found.resumed) - len(found.failed) - len(found.done))
 
     def _without_site(
         self, found: _Findings, waiting: Sequence[WaitingElement], ended: Sequence[WaitingElement]
-    ) -> Visit:
+    ) -> WaitVisit:
         failure = AttemptFailure(FailureScope.SERVICE, FailureCode.UNSUPPORTED, "its site is not known any more")
         found.failed = {one.id: failure for one in waiting}
         found.left = {one.id for one in ended}
         return self._visit(found, 0)
 
-    def _judge(self, found: _Findings, waiting: Sequence[WaitingElement], error: NoAnswerError) -> None:
+    def _judge(self, found: _Findings, waiting: Sequence[WaitingElement], error: UnansweredError) -> None:
         """A refusal of the whole request ends the elements; anything else is asked again."""
         failure, kind = error.failure, found.wait.kind
         if failure.code is FailureCode.NOT_FOUND:
@@ -125,10 +125,10 @@ class TapeVisits:
         else:
             found.failed = {one.id: failure for one in waiting}
 
-    def _visit(self, found: _Findings, left: int) -> Visit:
+    def _visit(self, found: _Findings, left: int) -> WaitVisit:
         wait, now, error = found.wait, self.clock(), found.error
         if error is not None and not found.has_changed:
-            raise NoAnswerError(error, wait=wait)
+            raise UnansweredError(error, wait=wait)
         polls = 0 if found.has_changed else wait.polls + 1
         pause_s = self.policy.pause_s(polls)
         if not left:
@@ -139,7 +139,7 @@ class TapeVisits:
         due_at = now + timedelta(seconds=pause_s)
         if left:
             due_at = min(due_at, max(wait.deadline, now))
-        return Visit(
+        return WaitVisit(
             wait=evolve(wait, polls=polls, errors=wait.errors if error is not None else 0),
             due_at=due_at,
             resumed=found.resumed,
@@ -174,14 +174,14 @@ class TapeVisits:
 
     async def _request(self, found: _Findings, job: JobRecord, site: Site, wanted: dict[int, str]) -> None:
         if not await self.database.run("announce a stage request", wait_visits.begin_request, found.wait):
-            raise NoAnswerError(
+            raise UnansweredError(
                 AttemptFailure(FailureScope.SERVICE, FailureCode.INTERNAL, "another daemon has taken the turn")
             )
         asked = job.options.get("stage_lifetime")
         lifetime_s = self.policy.lifetime_s if asked is None else duration_s(asked)
         try:
             answer = await self.apis.ask(job.user_id, site, "stage", list(wanted.values()), lifetime_s=lifetime_s)
-        except NoAnswerError as error:
+        except UnansweredError as error:
             found.wait = evolve(found.wait, phase=WaitPhase.UNSURE if error.is_unsure else WaitPhase.ASK)
             raise
         found.wait = evolve(found.wait, phase=WaitPhase.POLL, request=answer.request)
@@ -198,7 +198,7 @@ class TapeVisits:
         numbers, request = list(paths), found.wait.request or ""
         try:
             answer = await self.apis.ask(job.user_id, site, "status", list(paths.values()), request=request)
-        except NoAnswerError as error:
+        except UnansweredError as error:
             if error.failure.code is FailureCode.NOT_FOUND:
                 return False
             raise
@@ -256,7 +256,7 @@ class TapeVisits:
                 await self._tell(job, site, "cancel", wait.request, self._known_paths(job, site, others))
             if ready:
                 await self._tell(job, site, "release", wait.request, self._known_paths(job, site, ready))
-        except NoAnswerError as error:
+        except UnansweredError as error:
             found.error = error.failure
             if wait.errors < _MOST_RELEASES:
                 return
@@ -274,7 +274,7 @@ class TapeVisits:
     async def _tell(self, job: JobRecord, site: Site, action: Action, request: str, paths: Sequence[str]) -> None:
         try:
             await self.apis.ask(job.user_id, site, action, paths, request=request)
-        except NoAnswerError as error:
+        except UnansweredError as error:
             # It is forgotten already, or never had these files.
             if error.failure.remedy in _TEMPORARY:
                 raise

@@ -14,7 +14,7 @@ from pdm.workqueue.domain.failures import OUTCOME_UNKNOWN, AttemptFailure, Failu
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.execution.credentials import CredentialUnusableError
 from pdm.workqueue.execution.preparing import Preparation
-from pdm.workqueue.execution.waits import NoAnswerError
+from pdm.workqueue.execution.waits import UnansweredError
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.wire.agent_messages import TapeEvent, TapeRequest, TimeLimits
@@ -55,14 +55,14 @@ class TapeApis:
         """Send one request to the tape API of a site; ``paths`` are percent-encoded.
 
         Raises:
-            NoAnswerError: there was none, or the request was refused.
+            UnansweredError: there was none, or the request was refused.
         """
         api = site.tape or await self._discover(user_id, site)
         try:
             return await self._ask(
                 user_id, site, api, action, list(paths), request=request, lifetime_s=round(lifetime_s)
             )
-        except NoAnswerError as error:
+        except UnansweredError as error:
             if error.failure.unreachable or error.failure.code is FailureCode.NOT_FOUND:
                 self._discovered.pop(site.endpoints.get(JobProtocol.HTTPS, ""), None)
             raise
@@ -70,7 +70,7 @@ class TapeApis:
     async def _discover(self, user_id: int, site: Site) -> str:
         endpoint = site.endpoints.get(JobProtocol.HTTPS)
         if endpoint is None:
-            raise NoAnswerError(_no_api(f"site {site.name} has no tape API: its definition names none (tape = URL)"))
+            raise UnansweredError(_no_api(f"site {site.name} has no tape API: its definition names none (tape = URL)"))
         now = self.preparation.context.reactor.seconds()
         api, until = self._discovered.get(endpoint, ("", 0.0))
         if now >= until:
@@ -79,7 +79,7 @@ class TapeApis:
                 message = (
                     f"site {site.name} has no tape API: {endpoint} names none, nor does its definition (tape = URL)"
                 )
-                raise NoAnswerError(_no_api(message))
+                raise UnansweredError(_no_api(message))
             while len(self._discovered) >= _MOST_DISCOVERED:
                 del self._discovered[next(iter(self._discovered))]
             self._discovered[endpoint] = api, now + _DISCOVERED_S
@@ -103,7 +103,7 @@ class TapeApis:
         try:
             kind = await preparation.agent_kind(user_id, protocol, [(here, protocol)], by_tools=False)
         except CredentialUnusableError as error:
-            raise NoAnswerError(error.failure) from error
+            raise UnansweredError(error.failure) from error
         try:
             agent = await self.pool.acquire(kind, alone=True)
             try:
@@ -114,7 +114,7 @@ class TapeApis:
                 self.pool.release(agent, kind)
         except (AgentStartError, LeaseOverError) as error:
             failure = AttemptFailure(FailureScope.SERVICE, FailureCode.CRASHED, str(error) or "the lease is over")
-            raise NoAnswerError(failure) from error
+            raise UnansweredError(failure) from error
         finally:
             preparation.release_credential(kind)
         return _event_of(answer)
@@ -124,11 +124,11 @@ def _event_of(answer: Answer) -> TapeEvent:
     if answer.faults:
         fault = answer.faults[0]
         if fault is None:
-            raise NoAnswerError(_unknown("it was cancelled"), is_unsure=True)
+            raise UnansweredError(_unknown("it was cancelled"), is_unsure=True)
         failure = MOVERS[JobProtocol.HTTPS].classify(fault)
-        raise NoAnswerError(failure, is_unsure=failure.code in OUTCOME_UNKNOWN and not failure.unreachable)
+        raise UnansweredError(failure, is_unsure=failure.code in OUTCOME_UNKNOWN and not failure.unreachable)
     if answer.error is not None or answer.tape is None:
-        raise NoAnswerError(_unknown(answer.error or "the helper gave no answer"), is_unsure=True)
+        raise UnansweredError(_unknown(answer.error or "the helper gave no answer"), is_unsure=True)
     return answer.tape
 
 

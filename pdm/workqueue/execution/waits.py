@@ -22,7 +22,7 @@ from pdm.workqueue.domain.lifecycle import duration_s
 from pdm.workqueue.domain.waits import Wait, WaitingElement, WaitKind, WaitPhase, WaitPolicy
 from pdm.workqueue.store import wait_visits
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.store.wait_visits import Visit
+from pdm.workqueue.store.wait_visits import WaitVisit
 from pdm.workqueue.telemetry.background import Background, DueTimer
 from pdm.workqueue.telemetry.logging import log_ended
 
@@ -34,7 +34,7 @@ _AT_ONCE, _AT_SITE = 4, 2
 _LONGEST_REST_S = 120.0
 
 
-class NoAnswerError(Exception):
+class UnansweredError(Exception):
     """A site has not answered, or has refused the request as a whole.
 
     Attributes:
@@ -54,7 +54,7 @@ class WaitPoller:
     """Visits waits, several at once.
 
     Attributes:
-        look: visits one with its elements, and returns what it has found; `NoAnswerError` if nothing.
+        look: visits one with its elements, and returns what it has found; `UnansweredError` if nothing.
         incarnation: of this daemon.
         lease_s: seconds after which another daemon may visit a wait that this one has taken; no visit takes longer.
         on_work: called when elements may be claimed.
@@ -64,7 +64,7 @@ class WaitPoller:
     database: Database
     clock: Callable[[], datetime]
     policy: WaitPolicy
-    look: Callable[[Wait, JobRecord, Sequence[WaitingElement]], Awaitable[Visit]]
+    look: Callable[[Wait, JobRecord, Sequence[WaitingElement]], Awaitable[WaitVisit]]
     incarnation: str
     lease_s: float
     on_work: Callable[[], None]
@@ -145,11 +145,11 @@ class WaitPoller:
         deadline = now + timedelta(seconds=usual if asked is None else duration_s(asked))
         await self.database.run("split a wait", wait_visits.split, wait, deadline, now)
 
-    async def _found(self, wait: Wait, job: JobRecord, members: Sequence[WaitingElement]) -> Visit:
+    async def _found(self, wait: Wait, job: JobRecord, members: Sequence[WaitingElement]) -> WaitVisit:
         """What a visit has found; without an answer, when the next one is."""
         try:
             visit = await self.look(wait, job, members)
-        except NoAnswerError as error:
+        except UnansweredError as error:
             failure, wait = error.failure, error.wait or wait
         except Exception:
             self._log.failure("wait {wait} of job {job} could not be visited", wait=wait.id, job=wait.job_id)
@@ -174,4 +174,6 @@ class WaitPoller:
             code=failure.code,
             message=failure.message,
         )
-        return Visit(wait=wait, due_at=now + timedelta(seconds=pause_s), message=f"{failure.code}: {failure.message}")
+        return WaitVisit(
+            wait=wait, due_at=now + timedelta(seconds=pause_s), message=f"{failure.code}: {failure.message}"
+        )

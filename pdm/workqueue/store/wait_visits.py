@@ -192,7 +192,7 @@ def begin_request(session: Session, wait: Wait) -> bool:
 
 
 @frozen(kw_only=True)
-class Visit:
+class WaitVisit:
     """What a visit has found.
 
     Attributes:
@@ -268,7 +268,7 @@ _STILL_HELD = (
 _HAS_MEMBERS = sa.select(sa.exists().where(wait_elements.c.wait_id == bindparam("of_wait")))
 
 
-def settle_visit(session: Session, visit: Visit, now: datetime) -> JobRecord | None:
+def settle_visit(session: Session, visit: WaitVisit, now: datetime) -> JobRecord | None:
     """Write what a visit has found, unless its turn is over.
 
     Returns:
@@ -304,7 +304,7 @@ def settle_visit(session: Session, visit: Visit, now: datetime) -> JobRecord | N
     return finished
 
 
-def _change_elements(session: Session, job: LockedJob, visit: Visit, now: datetime) -> JobRecord | None:
+def _change_elements(session: Session, job: LockedJob, visit: WaitVisit, now: datetime) -> JobRecord | None:
     if not (visit.resumed or visit.done or visit.failed):
         return None
     wait = visit.wait

@@ -17,7 +17,7 @@ def upgrade() -> None:
     op.create_table(
         "waits",
         sa.Column("id", number, nullable=False),
-        sa.Column("job_id", sa.BigInteger(), nullable=False),
+        sa.Column("job_id", number, nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("phase", sa.String(length=16), nullable=False),
         sa.Column("site_id", sa.BigInteger(), nullable=False),
@@ -39,7 +39,7 @@ def upgrade() -> None:
     op.create_index("ix_waits_job", "waits", ["job_id", "kind", "phase"])
     op.create_table(
         "wait_elements",
-        sa.Column("wait_id", sa.BigInteger(), nullable=False),
+        sa.Column("wait_id", number, nullable=False),
         sa.Column("element_id", sa.BigInteger(), nullable=False),
         sa.Column("ready", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.ForeignKeyConstraint(["wait_id"], ["waits.id"], name=op.f("fk_wait_elements_waits")),
