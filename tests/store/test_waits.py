@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +13,7 @@ from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord, NewElement, Predecessors
-from pdm.workqueue.domain.waits import MOST_IN_WAIT, Wait, WaitKind, WaitPhase
+from pdm.workqueue.domain.waits import HOLDS, MOST_IN_WAIT, Wait, WaitKind, WaitPhase
 from pdm.workqueue.store import chains, job_changes, jobs, retention, wait_visits, waits
 from pdm.workqueue.store.first_claims import FirstClaim, add_and_claim
 from pdm.workqueue.store.records import wait_elements
@@ -48,8 +47,8 @@ def gathered(store: Store) -> list[Wait]:
     return take(store)
 
 
-def settle(store: Store, wait: Wait, **found: Collection[int] | Mapping[int, AttemptFailure]) -> JobRecord | None:
-    visit = WaitVisit(wait=wait, due_at=store.now + timedelta(seconds=10), **found)  # type: ignore[arg-type]
+def settle(store: Store, wait: Wait, **found: Any) -> JobRecord | None:
+    visit = WaitVisit(wait=wait, due_at=store.now + timedelta(seconds=10), **found)
     return store.run(wait_visits.settle_visit, visit, store.now)
 
 
@@ -66,7 +65,7 @@ def test_staged_files_are_held_and_resumed(store: Store) -> None:
     job = staged(store, 3)
     counters = store.job(job.id).counters
     assert (counters.held, counters.submitted) == (3, 1)
-    assert store.element(job.id, 1).failure == waits.HOLDS[WaitKind.STAGE]
+    assert store.element(job.id, 1).failure == HOLDS[WaitKind.STAGE]
     # The directory needs nothing.
     (batch,) = store.claim()
     assert [one.type for one in batch.elements] == [JobType.MKDIR]
@@ -172,7 +171,7 @@ def test_a_copy_is_done_once_it_is_archived(store: Store) -> None:
     store.settle(done(batch))
     held = store.job(job.id)
     assert (held.status, held.counters.held, held.bytes_done) == (JobStatus.HELD, 2, 0)
-    assert store.element(job.id, 1).failure == waits.HOLDS[WaitKind.ARCHIVE]
+    assert store.element(job.id, 1).failure == HOLDS[WaitKind.ARCHIVE]
     attempt = store.run(jobs.fetch_attempt, job.id, 1, 1)
     assert attempt is not None and attempt.status is JobStatus.DONE
     # Nothing of it is claimed again, and no source is removed.
@@ -237,8 +236,10 @@ def test_elements_that_a_site_drops_become_another_wait(store: Store) -> None:
     store.worker()
     job = staged(store, 3)
     (wait,) = gathered(store)
-    settle(store, evolve(wait, phase=WaitPhase.POLL, request="r", polls=4), dropped=[2, 3])
-    (new,) = take(store)
+    settle(store, evolve(wait, phase=WaitPhase.POLL, request="r"), dropped=[2, 3], polls_of_dropped=4)
+    assert take(store) == []
+    store.pass_time(11)
+    (new,) = [one for one in take(store) if one.id != wait.id]
     assert (new.phase, new.request, new.polls, new.deadline) == (WaitPhase.LOOK, None, 4, wait.deadline)
     assert [one.id for one in store.run(wait_visits.members, new)] == [2, 3]
     found = store.run(wait_visits.summaries, job.id)

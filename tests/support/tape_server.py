@@ -24,7 +24,7 @@ from pdm.testgrid.identities import HostFiles
 from tests.support.loopback import HttpHandler, LoopbackServer, tls_server
 
 #: Seconds for which a hanging request hangs.
-HANG_S = 20.0
+HANG_S = 5.0
 
 
 @define(eq=False)
@@ -46,7 +46,8 @@ class TapeServer:
         faults: action → what is done with the next requests: ``500``, a number for 429 with that ``Retry-After``,
             ``hang``, ``lost`` (carried out, and the connection closed), ``garbage``, ``fewer`` and ``reversed``.
         recalls: path → how often it was brought from tape.
-        log: actions in their order, and how many paths each had.
+        log: actions that were carried out, in their order, and how many paths each had.
+        arrived: action → requests that have come; a lost one is carried out, and then its answer is delayed.
         errors: path → error text of its recall.
     """
 
@@ -55,8 +56,10 @@ class TapeServer:
         self.migrate_s: float | None = 0.0
         self.faults: dict[str, deque[Any]] = defaultdict(deque)
         self.requests: dict[str, StageRequest] = {}
+        self.deleted: list[StageRequest] = []
         self.recalls: Counter[str] = Counter()
         self.log: list[tuple[str, int]] = []
+        self.arrived: Counter[str] = Counter()
         self.errors: dict[str, str] = {}
         self.localities: dict[str, str] = {}
         self.names_api = True
@@ -71,6 +74,10 @@ class TapeServer:
         self._http = LoopbackServer(tls_server(handler, context, handshake_in_thread=True), "https")
 
     @property
+    def root(self) -> str:
+        return self._http.url
+
+    @property
     def api(self) -> str:
         return f"{self._http.url}/api/v1"
 
@@ -83,8 +90,9 @@ class TapeServer:
         """Forget all but the files."""
         self.recall_s = self.migrate_s = 0.0
         self.names_api = True
-        for part in (self.faults, self.requests, self.recalls, self.log, self.errors, self.localities):
+        for part in (self.faults, self.requests, self.deleted, self.recalls, self.log, self.arrived, self.errors):
             part.clear()
+        self.localities.clear()
         self._due.clear()
         self._first_asked.clear()
 
@@ -166,7 +174,7 @@ class TapeServer:
             if action == "status":
                 return 200, self._status(name)
             if action == "delete":
-                del self.requests[name]
+                self.deleted.append(self.requests.pop(name))
             elif action == "cancel":
                 request.cancelled |= set(paths)
             else:
@@ -186,6 +194,7 @@ class _Handler(HttpHandler):
         body = json.loads(self.rfile.read(length)) if length else None
         action, name = _action(self.command, self.path)
         fault = self.tape.next_fault(action)
+        self.tape.arrived[action] += 1
         if fault == "hang":
             time.sleep(HANG_S)
         elif fault == "500":

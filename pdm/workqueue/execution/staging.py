@@ -57,7 +57,8 @@ class _Findings:
     failed: dict[int, AttemptFailure] = field(factory=dict)
     left: set[int] = field(factory=set)
     dropped: set[int] = field(factory=set)
-    #: Numbers of elements whose files are only on tape.
+    #: Elements that no request is about, and those of them whose files are only on tape.
+    located: set[int] = field(factory=set)
     on_tape: set[int] = field(factory=set)
     error: AttemptFailure | None = None
 
@@ -129,6 +130,8 @@ class TapeVisits:
         wait, now, error = found.wait, self.clock(), found.error
         if error is not None and not found.has_changed:
             raise UnansweredError(error, wait=wait)
+        # What is in no request is not withdrawn at the site.
+        found.left |= found.failed.keys() & found.located
         polls = 0 if found.has_changed else wait.polls + 1
         pause_s = self.policy.pause_s(polls)
         if not left:
@@ -148,6 +151,7 @@ class TapeVisits:
             failed=found.failed,
             left=found.left,
             dropped=found.dropped,
+            polls_of_dropped=wait.polls + 2,
             message=None if error is None else f"{error.code}: {error.message}",
         )
 
@@ -185,6 +189,8 @@ class TapeVisits:
             found.wait = evolve(found.wait, phase=WaitPhase.UNSURE if error.is_unsure else WaitPhase.ASK)
             raise
         found.wait = evolve(found.wait, phase=WaitPhase.POLL, request=answer.request)
+        # A request is cancelled and released with the paths that it has: the others get a wait of their own.
+        found.dropped |= found.located - wanted.keys() - found.resumed - found.failed.keys()
         self._log.info(
             "site {site} has accepted stage request {request} for {count} files",
             job=job.id,
@@ -221,6 +227,7 @@ class TapeVisits:
 
     async def _locate(self, found: _Findings, job: JobRecord, site: Site, paths: dict[int, str]) -> None:
         numbers, kind = list(paths), found.wait.kind
+        found.located |= paths.keys()
         answer = await self.apis.ask(job.user_id, site, "archiveinfo", list(paths.values()))
         for one in answer.files:
             number = _number(numbers, one)
@@ -276,7 +283,7 @@ class TapeVisits:
             await self.apis.ask(job.user_id, site, action, paths, request=request)
         except UnansweredError as error:
             # It is forgotten already, or never had these files.
-            if error.failure.remedy in _TEMPORARY:
+            if error.failure.remedy in _TEMPORARY and error.failure.code is not FailureCode.UNKNOWN:
                 raise
 
     # -- paths

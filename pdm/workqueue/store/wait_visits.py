@@ -203,7 +203,8 @@ class WaitVisit:
         done: elements that are on tape.
         failed: elements that never will be, and why.
         left: elements that have ended, and that the site knows of no more.
-        dropped: elements that the site has left out of the request: they become a wait of their own.
+        dropped: elements that the request is not about: they become a wait of their own.
+        polls_of_dropped: visits without a change that this counts as.
         message: why there was no answer.
     """
 
@@ -215,6 +216,7 @@ class WaitVisit:
     failed: Mapping[int, AttemptFailure] = MappingProxyType({})
     left: Collection[int] = ()
     dropped: Collection[int] = ()
+    polls_of_dropped: int = 0
     message: str | None = None
 
 
@@ -295,7 +297,8 @@ def settle_visit(session: Session, visit: WaitVisit, now: datetime) -> JobRecord
     if left:
         _LEAVE.execute(session, [(number,) for number in left], wait.id)
     if visit.dropped:
-        values = _new_wait(wait, WaitPhase.LOOK, wait.deadline, now) | {"polls": wait.polls}
+        values = _new_wait(wait, WaitPhase.LOOK, wait.deadline, now)
+        values |= {"polls": visit.polls_of_dropped, "due_at": visit.due_at}
         new = session.execute(sa.insert(waits).returning(waits.c.id), values).scalar_one()
         _LEAVE.execute(session, [(number,) for number in visit.dropped], wait.id)
         JOIN.execute(session, [(number,) for number in visit.dropped], new)
