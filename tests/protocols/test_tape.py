@@ -126,7 +126,7 @@ def test_files_are_staged_copied_and_released(service: TestService, tape: TapeSe
     assert request.released == set(map(str, on_tape)) and not request.cancelled
     assert set(request.lifetimes) == {"PT7200S"}
     # One request for all.
-    assert [count for action, count in tape.log if action == "stage"] == [3]
+    assert [count for action, count in tape.log if action == "stage"] == [3], tape.log
 
 
 def test_a_copy_is_done_when_it_is_on_tape(service: TestService, tape: TapeServer, places: Places) -> None:
@@ -195,7 +195,7 @@ def test_a_server_that_misbehaves(
     assert all(one["attempts"] == 1 for one in elements(service, job))
     # Nothing is recalled twice, whatever was lost.
     assert tape.recalls == dict.fromkeys(map(str, on_tape), 1)
-    assert tape.count("stage") <= most_requests
+    assert tape.count("stage") <= most_requests, tape.log
     until(lambda: any(request.released for request in tape.requests.values()), service)
 
 

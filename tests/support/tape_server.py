@@ -63,6 +63,7 @@ class TapeServer:
         self.errors: dict[str, str] = {}
         self.localities: dict[str, str] = {}
         self.names_api = True
+        self.resets = 0
         self._contents: dict[str, bytes] = {}
         self._due: dict[str, float] = {}
         self._first_asked: dict[str, float] = {}
@@ -88,6 +89,7 @@ class TapeServer:
 
     def reset(self) -> None:
         """Forget all but the files."""
+        self.resets += 1
         self.recall_s = self.migrate_s = 0.0
         self.names_api = True
         for part in (self.faults, self.requests, self.deleted, self.recalls, self.log, self.arrived, self.errors):
@@ -196,7 +198,12 @@ class _Handler(HttpHandler):
         fault = self.tape.next_fault(action)
         self.tape.arrived[action] += 1
         if fault == "hang":
+            test = self.tape.resets
             time.sleep(HANG_S)
+            if self.tape.resets != test:
+                # Of an earlier test.
+                self.close_connection = True
+                return
         elif fault == "500":
             self._answer(500, {"title": "internal"})
             return
