@@ -56,7 +56,7 @@ def storages_rig(protocol: str, round_trip_ms: int, need_bytes: int) -> Iterator
         directory = stack.enter_context(directory_for_all("pdm-bench-"))
         where = stack.enter_context(directory_for_all("pdm-bench-sites-", storage_directory(need_bytes)))
         storages = stack.enter_context(TestStorages(where / "storages"))
-        servers = [storages.server(protocol, site) for site in ("A", "B")]
+        servers = list((storages.sftp if protocol == "ssh" else storages.xrootd).values())
         real = [storages.xrootd[site].root_port for site in ("A", "B")]
         if protocol != "xroot":
             real = [server.port for server in servers]

@@ -23,7 +23,9 @@ from zope.interface import provider
 
 from pdm.testgrid import GridMissingError, TestGrid
 from pdm.testgrid.processes import require_programs
+from pdm.testgrid.service import TestService
 from tests.security import canary
+from tests.support.preloaded import Preloaded
 
 # Imports make almost no garbage: until all tests are collected, collections would only scan what the imports have made.
 gc.disable()
@@ -128,6 +130,14 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def preloaded() -> Iterator[None]:
+    """Daemons and commands are forks; a test that needs a start as usual sets ``popen`` of its service."""
+    TestService.popen = Preloaded
+    yield
+    Preloaded.close()
 
 
 @pytest.fixture(scope="session")

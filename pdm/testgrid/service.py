@@ -55,6 +55,8 @@ class TestService:
 
     #: Not a test case, whatever its name.
     __test__ = False
+    #: Starts the daemon and ``pdm``.
+    popen: type[subprocess.Popen[str]] = subprocess.Popen
 
     def __init__(
         self, directory: Path, grid: Mapping[str, Any] | None = None, grid_directory: Path | None = None
@@ -80,7 +82,7 @@ class TestService:
     def start(self, timeout_s: float = 30.0, **environment: str) -> str:
         """Start the daemon, with more in its environment; returns its URL once it serves."""
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = self.popen(
                 [
                     str(_SCRIPTS / "twistd"),
                     "--nodaemon",
@@ -228,19 +230,20 @@ class TestService:
             raise GridError(f"pdm {' '.join(arguments)}: status {done.returncode}: {done.stderr}") from None
         return job
 
-    @staticmethod
     def _pdm(
-        arguments: Sequence[str], environment: Mapping[str, str], timeout_s: float = 120.0
+        self, arguments: Sequence[str], environment: Mapping[str, str], timeout_s: float = 120.0
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "pdm.workqueue.cli", *arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        command = [sys.executable, "-m", "pdm.workqueue.cli", *arguments]
+        pipe = subprocess.PIPE
+        with self.popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+        ) as process:
+            try:
+                output, errors = process.communicate(timeout=timeout_s)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def _require(self) -> subprocess.Popen[str]:
         if self.process is None:

@@ -1,4 +1,4 @@
-"""Two sites of each protocol other than GridFTP, brought up and taken down together."""
+"""Two sites of each protocol, brought up and taken down together; GridFTP servers only when they are first used."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Self
 from urllib.parse import quote
 
 from pdm.testgrid import identities
-from pdm.testgrid.grid_servers import GRID_MARK
+from pdm.testgrid.grid_servers import GRID_MARK, GridFtpServer, GridFtpSettings
 from pdm.testgrid.identities import GridCredentials, make_credentials
-from pdm.testgrid.processes import end_marked
+from pdm.testgrid.processes import GridError, end_marked
 from pdm.testgrid.storage_servers import ServerProcess, SftpServer, XrootdServer
 
 _USERS = ("alice",)
@@ -40,6 +40,7 @@ class TestStorages:
         self.account: str | None = None
         self.sftp: dict[str, SftpServer] = {}
         self.xrootd: dict[str, XrootdServer] = {}
+        self._gridftp: dict[str, GridFtpServer] = {}
         self.credentials: GridCredentials | None = None
 
     def __enter__(self) -> Self:
@@ -82,13 +83,50 @@ class TestStorages:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def server(self, protocol: str, site: str) -> SftpServer | XrootdServer:
+    def gridftp(self, site: str) -> GridFtpServer:
+        """The GridFTP server of a site, started at its first use."""
+        if site not in self._gridftp:
+            if self.credentials is None:
+                raise GridError("the servers are not up")
+            servers, gridmap = self.directory / "servers", self.directory / "grid-mapfile"
+            servers.mkdir(exist_ok=True)
+            account = self.account or pwd.getpwuid(os.geteuid()).pw_name
+            gridmap.write_text(f'"{self.credentials.users["alice"].dn}" {account}\n')
+            host = self.credentials.host
+            settings = GridFtpSettings(
+                directory=self.directory,
+                name=f"gridftp{site}",
+                home=self.root(site),
+                certificate=host.certificate,
+                key=host.key,
+                trust=self.credentials.trust,
+                gridmap=gridmap,
+                setuid=self.account is not None,
+            )
+            self._gridftp[site] = GridFtpServer(settings)
+            self._gridftp[site].start()
+        return self._gridftp[site]
+
+    def revive(self) -> None:
+        """Start what is stopped or has crashed, thaw what is frozen."""
+        for daemon in self.daemons:
+            daemon.revive()
+        for server in self._gridftp.values():
+            server.thaw()
+            if server.pid is None:
+                server.start()
+
+    def server(self, protocol: str, site: str) -> SftpServer | XrootdServer | GridFtpServer:
         """What serves a site by a protocol."""
+        if protocol == "gridftp":
+            return self.gridftp(site)
         return self.sftp[site] if protocol == "ssh" else self.xrootd[site]
 
     def url(self, protocol: str, site: str, path: Path) -> str:
         """The URL of a path at a site."""
         place = quote(bytes(path))
+        if protocol == "gridftp":
+            return f"{self.gridftp(site).url}{place}"
         if protocol == "ssh":
             return f"{self.sftp[site].url}{place}"
         if protocol == "https":
@@ -131,6 +169,8 @@ class TestStorages:
         """End all servers and remove the directory."""
         for daemon in self.daemons:
             daemon.stop()
+        for server in self._gridftp.values():
+            server.stop()
         end_marked({GRID_MARK: str(self.directory)})
         shutil.rmtree(self.directory, ignore_errors=True)
         if os.geteuid() == 0:

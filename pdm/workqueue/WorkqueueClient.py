@@ -193,6 +193,7 @@ class SiteOptions(TypedDict, total=False):
         myproxy: ``HOST:PORT`` of the site's MyProxy server; None for none.
         tape: URL of its tape API; None where its HTTPS endpoint names it, or where it has none.
         mover: ``native`` (default), or ``tools``: globus-url-copy and gfal carry out its jobs.
+        oidc: the issuer of its tokens and the client for logins, as the keys of the REST API; None for nothing.
     """
 
     description: str
@@ -204,6 +205,7 @@ class SiteOptions(TypedDict, total=False):
     myproxy: str | None
     tape: str | None
     mover: Literal["native", "tools"]
+    oidc: Mapping[str, Any] | None
 
 
 class SiteChangeOptions(SiteOptions, total=False):

@@ -573,6 +573,52 @@ class IdempotentRequest(Base):
     created_at: Mapped[datetime]
 
 
+class OidcLoginRow(Base):
+    """A user's login at the token issuer of a site; both secrets are encrypted.
+
+    Attributes:
+        secret: refresh token, and the one before it; null before the first login, and where the issuer gives none.
+        generation: grows with each change of `secret` but by ``pdm admin rekey``.
+        issuer, client_id: of the site when the user logged in: the tokens are theirs.
+        due_at: when the access token is to be renewed; null for never.
+        valid_until: end of the access token.
+        failures: failed renewals in a row.
+        ended_at: when the issuer refused the refresh token for good.
+        device: code that the user has to approve; null if no login is waiting.
+        device_until, device_due_at, device_interval_s: of that code.
+        leased_by: incarnation of the daemon that renews; null if none does.
+    """
+
+    __tablename__ = "oidc_logins"
+    __table_args__ = (
+        sa.UniqueConstraint("user_id", "site_id"),
+        Index("ix_oidc_logins_due", "due_at"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    site_id: Mapped[int]
+    issuer: Mapped[str]
+    client_id: Mapped[str]
+    secret: Mapped[bytes | None]
+    generation: Mapped[int]
+    subject: Mapped[str]
+    logged_in_at: Mapped[datetime | None]
+    refreshed_at: Mapped[datetime | None]
+    valid_until: Mapped[datetime | None]
+    due_at: Mapped[datetime | None]
+    failures: Mapped[int]
+    error: Mapped[str | None]
+    ended_at: Mapped[datetime | None]
+    device: Mapped[bytes | None]
+    device_until: Mapped[datetime | None]
+    device_due_at: Mapped[datetime | None]
+    device_interval_s: Mapped[int | None]
+    leased_by: Mapped[str | None] = mapped_column(String(64))
+    leased_until: Mapped[datetime | None]
+
+
 class SiteRow(Base):
     """A site that a user has created; sites of the configuration are not stored.
 
@@ -582,6 +628,8 @@ class SiteRow(Base):
         myproxy: ``HOST:PORT`` of its MyProxy server.
         mover: ``native`` or ``tools``.
         tape: URL of its tape API; null where its HTTPS endpoint names it, or where it has none.
+        oidc: what it says about tokens; see `pdm.workqueue.domain.oidc.OidcSettings`.
+        oidc_secret: of the client, encrypted.
     """
 
     __tablename__ = "sites"
@@ -599,6 +647,8 @@ class SiteRow(Base):
     myproxy: Mapped[str | None]
     mover: Mapped[str] = mapped_column(String(8), server_default="native")
     tape: Mapped[str | None]
+    oidc: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    oidc_secret: Mapped[bytes | None]
     created_at: Mapped[datetime]
 
 

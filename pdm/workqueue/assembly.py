@@ -480,10 +480,7 @@ class Assembly:
         return await self.claimer.add_element(*args, **kwargs)
 
     def _settled(self, has_leftovers: bool, has_waiting: bool) -> None:
-        if has_waiting:
-            self.claimer.wake()
-        else:
-            self.claimer.capacity_freed()
+        self.claimer.settled(has_waiting=has_waiting)
         if has_leftovers:
             self.executor.clean_up_soon()
 

@@ -98,6 +98,7 @@ def site(name: str, *protocols: str) -> SiteView:
         # Through the service, rather than not at all, or in make-believe.
         (["FILE"], ["SSH"], "FILE"),
         (["GRIDFTP", "XROOT"], ["FILE"], "XROOT"),
+        (["GRIDFTP"], ["SSH", "FILE"], "GRIDFTP"),
         (["FILE", "DUMMY"], ["HTTPS", "DUMMY"], "FILE"),
     ],
 )
@@ -111,10 +112,10 @@ def test_the_way_that_leads_there_is_chosen(source: list[str], destination: list
 
 def test_without_a_way_it_says_what_there_is() -> None:
     with pytest.raises(CommandError) as caught:
-        protocol_for([site("a", "GRIDFTP"), site("b", "SSH")], None)
+        protocol_for([site("a", "GRIDFTP"), site("b", "DUMMY")], None)
     assert caught.value.code == ExitCode.USAGE
-    assert "a offers GRIDFTP; b offers SSH" in caught.value.what
-    assert "SSH, FILE, HTTPS, XROOT" in caught.value.advice
+    assert "a offers GRIDFTP; b offers DUMMY" in caught.value.what
+    assert "GRIDFTP, SSH, FILE, HTTPS, XROOT" in caught.value.advice
     assert protocol_for([site("a", "GRIDFTP"), site("b", "SSH")], "file") is JobProtocol.FILE
 
 

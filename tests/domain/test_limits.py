@@ -244,9 +244,13 @@ MOST = 500
         (64, 16, 0.3, 64),
         # Too few to say anything.
         (64, 15, 0.001, 64),
-        (400, 400, 0.1, MOST),
-        # The operator has lowered the bound.
-        (900, 900, 1.5, MOST),
+        (400, 400, 0.1, 800),
+        # What is remembered may be more than a batch, within bounds.
+        (800, MOST, 0.1, 1600),
+        (8 * MOST, MOST, 0.1, 8 * MOST),
+        # A batch in as long as a whole one shall take: what is remembered was far too much.
+        (8 * MOST, MOST, BATCH_TIME_S, MOST),
+        (8 * MOST, MOST // 10, BATCH_TIME_S / 2, 8 * MOST),
     ],
 )
 def test_the_next_size(size: int, elements: int, seconds: float, expected: int) -> None:
@@ -257,12 +261,13 @@ def test_the_next_size(size: int, elements: int, seconds: float, expected: int) 
 def test_sizes_settle_where_a_batch_takes_about_as_long_as_wanted(seconds_each: float) -> None:
     size, seen = FIRST_BATCH_SIZE, []
     for _ in range(20):
-        size = next_batch_size(size, size, size * seconds_each, MOST)
+        elements = min(size, MOST)
+        size = next_batch_size(size, elements, elements * seconds_each, MOST)
         seen.append(size)
     assert seen[-1] == seen[-2]
     taken = size * seconds_each
     assert taken <= BATCH_TIME_S or size == 1
-    assert taken >= BATCH_TIME_S / 2 or size == MOST or seconds_each > BATCH_TIME_S / 2
+    assert taken >= BATCH_TIME_S / 2 or size == 8 * MOST or seconds_each > BATCH_TIME_S / 2
 
 
 def test_what_is_left_is_shared() -> None:
@@ -270,6 +275,8 @@ def test_what_is_left_is_shared() -> None:
     assert fair_share(801, 8) == 101
     assert fair_share(20, 8) == MIN_SHARE
     assert fair_share(100, 0) == 100
+    # A part of what takes as long as a batch shall: more batches would cost more than they bring.
+    assert fair_share(801, 8, 4000) == 500
 
 
 def test_what_agents_die_of_goes_alone() -> None:

@@ -73,7 +73,7 @@ class Node:
             NodeRecord(id=number, worker=f"w-{name}", name=name, incarnation=name, address=address, lease_until=_NOW)
             for number, (name, address) in enumerate([("this", None), ("other", self.address), ("deaf", None)])
         ]
-        return records if name == "list nodes" else frozenset({"w-other", "w-deaf"})
+        return records if name == "list nodes" else {"w-other": "other", "w-deaf": "deaf", "w-dead": "dead"}
 
     async def ask(self, answer: Any = NodeProgressView, most: int = 10_000) -> Any:
         other, _ = await self.peers.others()
@@ -195,7 +195,10 @@ async def test_progress_of_a_job_names_the_nodes_that_do_not_answer(node: Node) 
     seen = await progress.of_job(_job(7, proven=100))
     assert seen.moving is not None
     assert (seen.moving.transferred, seen.moving.instant, seen.moving.files_per_second) == (50, 10.5, None)
-    assert list(seen.silent) == ["on node deaf, which has no address for other nodes"]
+    assert list(seen.silent) == [
+        "on node deaf, which has no address for other nodes",
+        "on node dead, whose lease has ended",
+    ]
     # One of them has ended and is proven: what was shown does not go back.
     node.peers._answers.clear()
     node.answer(b'{"incarnation": "other", "jobs": [{"job": 7, "running": 1, "moving": 20, "losses": 0,'
@@ -213,7 +216,7 @@ def _moving(transferred: int) -> Moving:
 
 def _job(number: int, proven: int) -> Any:
     class Counters:
-        running = 2
+        running = 4
 
     class Job:
         id = number

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -271,6 +272,8 @@ def processes_of(service: TestService) -> dict[str, bytes]:
 def test_secrets_show_nowhere(
     service: TestService, grid: TestGrid, grid_directories: Any, myproxy: MyProxyServer
 ) -> None:
+    # Of the daemon's own process.
+    service.popen = subprocess.Popen
     key = ed25519.Ed25519PrivateKey.generate()
     key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
     secrets = [PASSWORD, TOKEN, key_pem.splitlines()[2]]

@@ -14,6 +14,7 @@ import pytest
 
 from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService, set_keys
+from tests.support.everyday_session import SessionEnd, everyday_session, failed_steps
 
 ODD_NAMES = (
     "two words",
@@ -103,6 +104,15 @@ def test_a_tree_is_copied_with_every_name(service: TestService, grid_directories
     assert ended["num_elements"] == ended["num_done"] == len(ODD_NAMES) + 5
     assert ended["skipped"] == 2
     assert not list(grid_directories.b.rglob(".pdm-*"))
+
+
+@pytest.mark.full
+def test_twelve_everyday_commands(service: TestService, grid_directories: Any) -> None:
+    remote = SessionEnd(1, "gridftp", str(grid_directories.a))
+    local = SessionEnd(2, "gridftp", str(grid_directories.b))
+    steps = everyday_session(service, "alice", remote, local, grid_directories.b, give=grid_directories.give)
+    assert failed_steps(steps) == []
+    assert len(steps) == 12
 
 
 @pytest.mark.parametrize("mover", ["native", pytest.param("tools", marks=pytest.mark.full)])

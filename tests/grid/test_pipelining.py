@@ -16,7 +16,9 @@ import msgspec
 import pytest
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
-from pdm.workqueue.helpers.gridftp.connections import ChannelPool, Waker, host_port, run_until_answered, server_path
+from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port, server_path
+from pdm.workqueue.helpers.gridftp.download import Downloads
+from pdm.workqueue.helpers.gridftp.event_loop import Waker, run_until_answered
 from pdm.workqueue.helpers.gridftp.gsi import Gsi
 from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.gridftp.session import ControlSession
@@ -79,9 +81,11 @@ def test_the_content_of_a_file_is_read_over_a_data_connection(sites: Sites, monk
     content = os.urandom(3_000_011)
     file = sites.put(sites.a / "file", content)
     session = ControlSession(ChannelPool(Gsi()))
-    assert b"".join(session.content(sites.url(file), os.fsencode(file), Timeouts.within(30.0))) == content
+    downloads, timeouts = Downloads(session), Timeouts.within(30.0)
+    read = lambda path: downloads.content(sites.url(file), path, timeouts, print)  # noqa: E731
+    assert b"".join(read(os.fsencode(file))) == content
     with pytest.raises(StorageError) as raised:
-        list(session.content(sites.url(file), os.fsencode(file) + b"x", Timeouts.within(30.0)))
+        list(read(os.fsencode(file) + b"x"))
     assert raised.value.errno == errno.ENOENT
     session.connections.drop_all()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pdm.workqueue.helpers.gridftp import pipelined_operations
-from pdm.workqueue.helpers.gridftp.connections import Waker
+from pdm.workqueue.helpers.gridftp.event_loop import Waker
 from pdm.workqueue.wire.agent_messages import ListRequest, RawEntry, TimeLimits
 from tests.helpers.test_control import Server
 

@@ -366,6 +366,7 @@ _HUGE = 10**40
 
 def _wrong(key: str) -> list[tuple[str, Any]]:
     """Values of a key that are refused, and the place that the refusal names below it."""
+    named: list[tuple[str, Any]]
     every: list[Any] = [1.5, [1], {"x": 1}] if key != "endpoints" else [1.5, [1], {}, None, "gsiftp://h"]
     if key == "name":
         texts = ["", "1st", "a:b", "a b", "a\0", "a\nb", "x" * 65, "-a", 7, None, True]
@@ -381,6 +382,20 @@ def _wrong(key: str) -> list[tuple[str, Any]]:
     if key == "authorities":
         bad = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----"
         return [("", value) for value in (*every, 7, "x", "\0", bad, "x" * 65537)]
+    if key == "oidc":
+        parts: dict[str, list[Any]] = {
+            "issuer": [7, "", "http://i", "https://u@i", "https://i?x", "https://i#", "i", "https://i\n", "x" * 501],
+            "client_id": [7, "", "a b", "é", "x" * 301],
+            "client_secret": [7, "", "a\0", "x" * 301],
+            "scope": [7, "", 'a"b', "a  b", " a", "x" * 1001],
+            "audience": ["a", [1], [""], ["a b"], ["a"] * 11],
+            "base_path": [7, "", "a", "/a/../b", "/a\0"],
+            "exchange": [7, "yes", None],
+        }
+        whole: dict[str, Any] = {"issuer": "https://i", "client_id": "c"}
+        alone = [(".issuer", {"client_id": "c"}), (".client_id", {"issuer": "https://i", "client_secret": "s"})]
+        named = [(f".{part}", whole | {part: value}) for part, values in parts.items() for value in values]
+        return [("", 1.5), ("", [1]), ("", "https://i"), (".x", {"x": 1}), *alone, *named]
     if key == "mover":
         return [("", value) for value in (*every, 7, True, "", "Tools", "fts")]
     if key == "myproxy":
@@ -397,7 +412,7 @@ def _wrong(key: str) -> list[tuple[str, Any]]:
         ),
         *("gsiftp://h:1?x", "gsiftp://h\0", "gsiftp://h h", "gsiftp://hé", "gsiftp://h\r\nX: y", "-x"),
     ]
-    named: list[tuple[str, Any]] = [(".GRIDFTP", {"GRIDFTP": url}) for url in urls]
+    named = [(".GRIDFTP", {"GRIDFTP": url}) for url in urls]
     named += [(".GRIDFTP", {"GRIDFTP": ["gsiftp://h:1", url]}) for url in urls]
     named += [(".GRIDFTP", {"GRIDFTP": ["gsiftp://h:1", "gsiftp://h:1/"]}), (".FTP", {"FTP": "ftp://h"})]
     named += [(".0", {"GRIDFTP": "gsiftp://h:1", "0": "gsiftp://i:1"}), (".9", {"9": "x://y"})]

@@ -35,8 +35,7 @@ def places(storages: TestStorages) -> Iterator[Places]:
     """A directory at each site for one test; removed afterwards, when all servers are running again."""
     made = Places(storages, f"test{next(_numbers)}")
     yield made
-    for daemon in storages.daemons:
-        daemon.revive()
+    storages.revive()
     for directory in (made.a, made.b):
         directory.chmod(0o755)
         shutil.rmtree(directory)

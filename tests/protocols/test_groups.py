@@ -15,7 +15,7 @@ from tests.helpers.driver import HelperProcess, adler, fault, outcomes, tree
 from tests.protocols.places import Places
 
 OLD = 1_700_000_000
-PROTOCOLS = ("ssh", "https", "xroot")
+PROTOCOLS = ("ssh", "https", "xroot", "gridftp")
 #: Those of the default run, and the other one.
 _CASES = ["ssh", "https", pytest.param("xroot", marks=pytest.mark.full)]
 _ROUTES = [
@@ -23,6 +23,8 @@ _ROUTES = [
     if pair[0] == pair[1] or pair in (("ssh", "https"), ("https", "xroot"))
     else pytest.param(pair, marks=pytest.mark.full)
     for pair in itertools.product(PROTOCOLS, repeat=2)
+    # Third-party, by another helper; and not each one with it.
+    if "gridftp" not in pair or pair in (("gridftp", "ssh"), ("https", "gridftp"))
 ]
 _WAIT_S = 60.0
 

@@ -1,4 +1,4 @@
-"""Jobs through the daemon: SSH, HTTPS and XROOT sites, and copies between unlike ones."""
+"""Jobs through the daemon, and copies between each two protocols."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from tests.support.loopback import service_of
 from tests.support.sync_cases import CASES, SyncCase, expected, read_tree, run_rclone, write_tree
 
 #: Sites by protocol and letter.
-PROTOCOLS = ("ssh", "https", "file", "xroot")
+PROTOCOLS = ("ssh", "https", "file", "xroot", "gridftp")
+#: Links at GridFTP servers have tests of their own in tests/grid.
+_WITHOUT_GRIDFTP = PROTOCOLS[:-1]
 SITES = {
     (protocol, letter): 2 * n + m for n, protocol in enumerate(PROTOCOLS) for m, letter in enumerate("AB", start=1)
 }
-ONLY_DUMMY = 9
+ONLY_DUMMY = 99
 #: Pairs of unlike protocols, in which each is once the source and once the destination.
-_PAIRS = (("ssh", "https"), ("https", "xroot"), ("xroot", "file"), ("file", "ssh"))
+_PAIRS = (("ssh", "https"), ("https", "xroot"), ("xroot", "gridftp"), ("gridftp", "file"), ("file", "ssh"))
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -101,19 +103,24 @@ def test_all_five_job_types(protocol: str, service: TestService, places: Places)
     ("protocol", "other"),
     [
         pair if pair in _PAIRS else pytest.param(*pair, marks=pytest.mark.full)
-        for pair in itertools.permutations(PROTOCOLS, 2)
+        for pair in itertools.product(PROTOCOLS, repeat=2)
     ],
 )
-def test_copies_between_unlike_protocols(protocol: str, other: str, service: TestService, places: Places) -> None:
+def test_a_tree_is_copied_from_each_protocol_to_each(
+    protocol: str, other: str, service: TestService, places: Places
+) -> None:
     source = places.a / "tree"
     for number in range(5):
-        places.put(source / f"file {number}", bytes([number]) * 300_000 * number)
+        places.put(source / "d 1" / f"n\u00e4me; {number}&%41", bytes([number]) * 300_000 * number)
+    places.put(source / "none", b"")
+    (source / "d 2").mkdir()
     places.storages.give(places.a)
     copied = run(
         service, "copy", protocol, "A", source, dst_siteid=SITES[other, "B"], dst_filepath=str(places.b / "new")
     )
     assert copied["status"] == "DONE", service.call("alice", "GET", f"/jobs/{copied['id']}/elements")
     assert tree(places.b / "new") == tree(source)
+    assert (places.b / "new" / "d 2").is_dir()
     assert places.left() == []
 
 
@@ -151,7 +158,7 @@ def _error(service: TestService, job: dict[str, Any], element: int = 0) -> dict[
     return found
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", _WITHOUT_GRIDFTP)
 def test_a_link_that_is_the_source_itself_is_followed(protocol: str, service: TestService, places: Places) -> None:
     inside = places.put(places.a / "real" / "inside", b"content")
     (inside.parent / "link inside").symlink_to("inside")
@@ -167,7 +174,7 @@ def test_a_link_that_is_the_source_itself_is_followed(protocol: str, service: Te
     assert tree(places.b / "dir") == {"inside": b"content", "link inside": b"content"}
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", _WITHOUT_GRIDFTP)
 def test_a_source_without_content_fails_and_leaves_nothing(protocol: str, service: TestService, places: Places) -> None:
     (places.a / "dangling").symlink_to("/nowhere/at/all")
     (places.a / "loop").symlink_to("loop")
@@ -187,7 +194,7 @@ def test_a_source_without_content_fails_and_leaves_nothing(protocol: str, servic
             assert not (places.b / "new" / "er").exists()
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", _WITHOUT_GRIDFTP)
 def test_all_that_is_left_out_is_counted_and_named(protocol: str, service: TestService, places: Places) -> None:
     source = places.a / "tree"
     for name in ("a", "z", "deep/er"):
@@ -244,7 +251,7 @@ def test_all_that_is_left_out_is_counted_and_named(protocol: str, service: TestS
         assert output["skipped"] == [{"path": each["path"], "reason": each["reason"]} for each in skipped]
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", _WITHOUT_GRIDFTP)
 def test_a_removal_does_not_follow_links_to_directories(protocol: str, service: TestService, places: Places) -> None:
     precious = places.put(places.a / "outside" / "deep" / "precious")
     tree_ = places.a / "tree"
@@ -293,7 +300,7 @@ def test_removing_a_tree_warns_of_links_first(
     assert lines[-1] == "removed 2, skipped 0, failed 0"
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", _WITHOUT_GRIDFTP)
 def test_files_that_are_there_already_are_counted_apart(protocol: str, service: TestService, places: Places) -> None:
     source = places.a / "tree"
     for name in ("one", "two", "three", "nothing"):
@@ -359,7 +366,8 @@ def test_pairs_that_do_not_work_are_named(service: TestService, places: Places) 
     status, problem = service.call("alice", "POST", "/copy", body)
     assert status == 400
     assert problem["detail"] == (
-        "site nothing offers DUMMY; by SSH this service can copy SSH to SSH, SSH to FILE, SSH to HTTPS, SSH to XROOT"
+        "site nothing offers DUMMY; by SSH this service can copy SSH to GRIDFTP, SSH to SSH, SSH to FILE, SSH to HTTPS,"
+        " SSH to XROOT"
     )
 
 

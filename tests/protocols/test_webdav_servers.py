@@ -30,7 +30,7 @@ from tests.support.webdav_servers import (
 )
 
 RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
-LOCAL, QUIRKS, XROOTD = 1, 99, "xrootd"
+LOCAL, QUIRKS, XROOTD, XROOT = 1, 99, "xrootd", "xroot"
 _numbers = iter(range(1_000_000))
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -61,7 +61,7 @@ def servers(storages: TestStorages, open_directory: Path) -> Iterator[dict[str, 
 
 
 def _site_ids(servers: Mapping[str, WebDavServer]) -> Mapping[str, int]:
-    return {make: LOCAL + number for number, make in enumerate([*servers, XROOTD], start=1)}
+    return {make: LOCAL + number for number, make in enumerate([*servers, XROOTD, XROOT], start=1)}
 
 
 def _found(program: str) -> bool:
@@ -105,6 +105,7 @@ def service(
     ]
     numbers = _site_ids(servers)
     sections += [f"[{make}]\nid = {numbers[make]}\nhttps = {url}\n" for make, url in urls.items()]
+    sections.append(f"[{XROOT}]\nid = {numbers[XROOT]}\nxroot = {storages.xrootd['A'].root_url}\n")
     (service.directory / "sites.d" / "sites.conf").write_text("\n".join(sections))
     with service.running():
         service.delegate("alice")
@@ -126,7 +127,7 @@ def sessions(
         return everyday_session(
             service,
             "alice",
-            SessionEnd(_site_ids(servers)[make], "https", path),
+            SessionEnd(_site_ids(servers)[make], "xroot" if make == XROOT else "https", path),
             SessionEnd(LOCAL, "file", str(directory)),
             directory,
         )
@@ -134,7 +135,8 @@ def sessions(
     paths = dict.fromkeys(servers, "/session")
     for server in servers.values():
         _directory_of(storages, server.exported / "session")
-    paths[XROOTD] = str(_directory_of(storages, storages.root("A") / "session"))
+    for make in (XROOTD, XROOT):
+        paths[make] = str(_directory_of(storages, storages.root("A") / f"session by {make}"))
     with ThreadPoolExecutor(4) as executor:
         yield {make: executor.submit(run, make, path) for make, path in paths.items()}
 
@@ -144,7 +146,7 @@ def _directory_of(storages: TestStorages, directory: Path) -> Path:
     return storages.give(directory)
 
 
-@pytest.mark.parametrize("make", [*MAKES, XROOTD])
+@pytest.mark.parametrize("make", [*MAKES, XROOTD, XROOT])
 def test_twelve_everyday_commands(make: str, sessions: Mapping[str, Future[list[Step]]]) -> None:
     steps = sessions[make].result()
     assert failed_steps(steps) == []

@@ -215,13 +215,13 @@ def test_what_may_not_begin_hides_no_other_work_however_much_it_is(
 # -- turns
 
 
-def shares(store: Store, turns: FairQueue, batches: list[Batch]) -> Counter[int]:
+def shares(store: Store, turns: FairQueue, batches: list[Batch], worker: str = "w") -> Counter[int]:
     """As the claimer does: count what was given, and end it."""
     given_to: Counter[int] = Counter()
     for batch in batches:
         turns.charge(batch.job.user_id, len(batch.elements) / 5)
         given_to[batch.job.user_id] += len(batch.elements)
-    store.settle(done(*batches))
+    store.settle(done(*batches), worker)
     return given_to
 
 
@@ -236,6 +236,29 @@ def test_users_get_their_weights_over_many_claims(store: Store) -> None:
         given_to += shares(store, turns, store.claim(batches=1, batch_elements=5, fair_queue=turns))
     # Whatever the priority: that counts within a user.
     assert given_to == {users[0]: 25, users[1]: 75, users[2]: 25}
+
+
+def test_users_get_their_weights_over_all_nodes(store: Store) -> None:
+    """Each node counts for itself what it gave; together they keep the weights, whatever they claim and how often."""
+    workers = ["n1", "n2", "n3"]
+    for worker in ("w", *workers):
+        store.worker(worker)
+    users = [store.user(name) for name in ("alice", "bob", "carol")]
+    for user in users:
+        store.copy_job(user, [1] * 600)
+    turns = {worker: FairQueue({users[1]: 3.0}) for worker in workers}
+    given_to: Counter[int] = Counter()
+    for at in range(60):
+        # The first node claims more often, and the last one more at once.
+        worker = workers[(0, 0, 1, 2)[at % 4]]
+        batches = store.claim(
+            worker, batches=3 if worker == "n3" else 1, batch_elements=5, fair_queue=turns[worker].copy()
+        )
+        given_to += shares(store, turns[worker], batches, worker)
+    assert given_to.total() == 450
+    for user, expected in zip(users, (90, 270, 90), strict=True):
+        # Each node may be a batch ahead for a user.
+        assert abs(given_to[user] - expected) <= 5 * len(workers)
 
 
 def test_work_that_was_done_counts_not_only_what_runs(store: Store) -> None:

@@ -22,6 +22,7 @@ def test_a_node_is_a_daemon_with_a_live_lease(store: Store) -> None:
     one, two = store.run(nodes.live_nodes)
     assert (one.worker, one.name, one.address, one.version) == ("w1", "one", "https://one:8443", "1.2")
     assert (two.worker, two.name, two.address, two.version) == ("w2", "w2", None, None)
+    assert one.lease_until is not None
     assert one.started_at == one.seen_at == one.lease_until - timedelta(seconds=LEASE_S)
     store.run(leases.give_up_lease, "second")
     assert [each.name for each in store.run(nodes.live_nodes)] == ["one"]

@@ -88,6 +88,21 @@ def test_a_cancellation_ends_what_another_runs(cluster: Cluster, begun_elsewhere
     assert seconds < 1.0 * SLACK
 
 
+def test_a_wait_at_one_ends_with_the_change_by_another(cluster: Cluster) -> None:
+    """Twenty jobs, one after the other: a look at it every half second would take longer."""
+    first, second = cluster.nodes
+    began = time.monotonic()
+    for _ in range(20):
+        job = second.submit("admin", "mkdir", **PLACE)["id"]
+        status, seen = first.call("admin", "GET", f"/jobs/{job}?wait=30")
+        while seen["status"] not in ("DONE", "FAILED"):
+            status, seen = first.call("admin", "GET", f"/jobs/{job}?wait=30")
+        assert (status, seen["status"]) == (200, "DONE")
+    seconds = (time.monotonic() - began) / 20
+    print(f"a job is submitted at one and seen DONE at another after {1000 * seconds:.0f} ms")  # noqa: T201 - a figure
+    assert seconds < 0.3 * SLACK
+
+
 def test_a_change_of_a_site_is_seen_by_another(cluster: Cluster) -> None:
     first, second = cluster.nodes
     site = {"name": "new", "endpoints": {"DUMMY": ["dummy://new"]}}

@@ -84,6 +84,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_it_says_when_it_serves_and_stops_cleanly(service: TestService) -> None:
+    service.popen = subprocess.Popen
     url = service.start()
     assert re.fullmatch(r"https://127\.0\.0\.1:\d+", url)
     status, health = service.call("admin", "GET", "/health")

@@ -45,7 +45,7 @@ def describe_token(token: str) -> TokenDescription:
     """
     if not _TOKEN.fullmatch(token):
         raise TokenError("a bearer token is one word of letters, digits and -._~+/: leave 'Bearer' and quotes out")
-    claims = _claims(token)
+    claims = token_payload(token)
     if claims is None:
         return _macaroon(token) or TokenDescription("an opaque token", None)
     words = [_printable(claims.get("sub")), _printable(claims.get("iss"))]
@@ -73,8 +73,8 @@ def _macaroon(token: str) -> TokenDescription | None:
     return TokenDescription(subject, min(ends, default=None))
 
 
-def _claims(token: str) -> dict[str, object] | None:
-    """The payload of a JWT, None if it is something else."""
+def token_payload(token: str) -> dict[str, object] | None:
+    """The claims of a JWT, None if it is something else; its signature is not verified."""
     parts = token.split(".")
     if len(parts) != 3:
         return None

@@ -167,6 +167,8 @@ _SPECIAL_CODES: Mapping[str, ExitCode] = {
     FailureCode.CREDENTIAL_EXPIRED: ExitCode.CREDENTIAL,
     FailureCode.CREDENTIAL_MISSING: ExitCode.CREDENTIAL,
     FailureCode.CREDENTIAL_REFUSED: ExitCode.CREDENTIAL,
+    FailureCode.CREDENTIAL_UNFIT: ExitCode.CREDENTIAL,
+    FailureCode.ISSUER_UNAVAILABLE: ExitCode.TEMPORARY,
     FailureCode.CONNECTION: ExitCode.TEMPORARY,
     FailureCode.TIMEOUT: ExitCode.TEMPORARY,
     FailureCode.STALLED: ExitCode.TEMPORARY,

@@ -13,6 +13,7 @@ from pdm.workqueue.cli.activity import print_route_activity, print_site_activity
 from pdm.workqueue.cli.arguments import MOVER_HELP, find_site, format_option
 from pdm.workqueue.cli.display import stdout_table
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
+from pdm.workqueue.cli.oidc_options import has_oidc_options, oidc_body, oidc_options, print_oidc
 from pdm.workqueue.cli.outcome import hint_of, print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.domain.enums import JobProtocol, JobType, MoverKind
@@ -103,6 +104,7 @@ def _content_options(command: _Command) -> _Command:
         click.option("--myproxy", metavar="HOST:PORT", help="MyProxy server of the site; '' removes it."),
         click.option("--mover", type=click.Choice([kind.value for kind in MoverKind]), help=MOVER_HELP),
         click.option("--tape", metavar="URL", help="Its WLCG tape REST API, if HTTPS does not name it; '' removes it."),
+        oidc_options,
     ]
     for decorator in reversed(decorators):
         command = decorator(command)
@@ -155,6 +157,8 @@ def add(name: str, form: str, **given: Any) -> None:
     For example: pdm site add LAB --gridftp gsiftp://gridftp.lab.example.org:2811
     """
     content, endpoints = _site_options(given), _endpoints(given)
+    if has_oidc_options(given):
+        content["oidc"] = oidc_body(given, None)
     if not endpoints:
         raise click.UsageError(f"a site needs an endpoint: {', '.join(f'--{each}' for each in _PROTOCOLS)}")
 
@@ -178,7 +182,10 @@ def change(name: str, new_name: str | None, form: str, **given: Any) -> None:
         changes["endpoints"] = endpoints
 
     async def action(client: WorkqueueClient) -> None:
-        _print_site(await client.change_site((await find_site(client, name)).id, **changes), form)
+        found = await find_site(client, name)
+        if has_oidc_options(given):
+            changes["oidc"] = oidc_body(given, found.oidc)
+        _print_site(await client.change_site(found.id, **changes), form)
 
     run(action)
 
@@ -299,6 +306,8 @@ def _print_site(found: SiteView, form: str) -> None:
         click.echo("mover     tools: globus-url-copy and gfal carry out its jobs")
     if found.tape is not None:
         click.echo(f"tape      {found.tape}")
+    if found.oidc is not None:
+        print_oidc(found.oidc)
     click.echo(f"state     {found.state}{'' if found.reason is None else ': ' + display_line(found.reason)}")
     for each in () if found.health is UNSET else found.health:
         if each.state != "closed":

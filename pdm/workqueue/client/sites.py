@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 from pdm.workqueue.client.errors import NoCommonProtocolError, UnknownSiteError
-from pdm.workqueue.domain.enums import RELAYED, TOOL_PROTOCOLS, JobProtocol, MoverKind
+from pdm.workqueue.domain.enums import RELAYED, TOOL_PROTOCOLS, JobProtocol, MoverKind, relay_order
 from pdm.workqueue.wire.sites import SiteView
 
 
@@ -35,8 +35,8 @@ def did_you_mean(typed: str, known: Iterable[str]) -> str:
 def choose_protocol(sites: Sequence[SiteView], mover: str | None = None) -> JobProtocol:
     """GridFTP if all sites offer it, else the first protocol that all offer.
 
-    Without a common protocol, the first by which the service can relay from the source to the destination. DUMMY comes
-    last, because it only simulates work. `sites` are the source and, if different, the destination; they choose a
+    Without a common protocol, the first by `relay_order` from which the service can copy to the destination. DUMMY
+    comes last, because it only simulates work. `sites` are the source and, if different, the destination; they choose a
     `mover` of None.
 
     Raises:
@@ -47,9 +47,12 @@ def choose_protocol(sites: Sequence[SiteView], mover: str | None = None) -> JobP
     by_tools = MoverKind.TOOLS in ([site.mover for site in sites] if mover is None else [mover])
     reaching = TOOL_PROTOCOLS if by_tools else RELAYED
     relayed = offered[0] & reaching if offered[-1] & reaching else set()
-    for choice in (common - {JobProtocol.DUMMY}, relayed, common):
-        if choice:
-            return min(choice)
+    if common - {JobProtocol.DUMMY}:
+        return min(common - {JobProtocol.DUMMY})
+    if relayed:
+        return min(relayed, key=relay_order)
+    if common:
+        return JobProtocol.DUMMY
     offers = "; ".join(f"{site.name} offers {', '.join(site.protocols) or 'nothing'}" for site in sites)
     others = ", ".join(protocol.name for protocol in sorted(reaching))
     raise NoCommonProtocolError(

@@ -17,6 +17,7 @@ from msgspec.structs import FieldInfo, fields, replace
 
 from pdm.workqueue.config.settings import SECTIONS, Settings
 from pdm.workqueue.domain.addresses import AddressRange
+from pdm.workqueue.domain.oidc import check_issuer
 from pdm.workqueue.domain.subjects import normal_subject
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -161,6 +162,15 @@ def addresses(text: str) -> tuple[AddressRange, ...]:
     return tuple(AddressRange.parse(line.strip()) for line in text.splitlines() if line.strip())
 
 
+def issuers(text: str) -> tuple[str, ...]:
+    """URLs of token issuers, one a line.
+
+    Raises:
+        ValueError: a line is none.
+    """
+    return tuple(check_issuer(line.strip()) for line in text.splitlines() if line.strip())
+
+
 def node_name(text: str) -> str:
     """The name of a node, which is also a part of URLs and of command lines.
 
@@ -235,6 +245,7 @@ def readers(directory: Path) -> dict[str, Callable[[str], Any]]:
         "subjects": subjects,
         "weights": weights,
         "addresses": addresses,
+        "issuers": issuers,
         "node-name": node_name,
         "node-address": node_address,
         "int": whole,

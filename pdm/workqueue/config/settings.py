@@ -8,57 +8,33 @@ value (``30s``, ``1MiB``), so a key is the attribute without it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, field
 
-from pdm.workqueue.domain.addresses import AddressRange
-
-
-def _kind(name: str, **limits: Any) -> Meta:
-    """Marks how `pdm.workqueue.config.reader` reads the text of a key."""
-    return Meta(extra={"kind": name}, **limits)
-
-
-_DAY = 86400.0
-
-#: Seconds, written ``500ms``, ``30s``, ``5m``, ``12h`` or ``7d``; more than none.
-Duration = Annotated[float, _kind("duration", gt=0, le=3650 * _DAY)]
-#: Seconds, or 0 for "not at all".
-DurationOrZero = Annotated[float, _kind("duration", ge=0, le=3650 * _DAY)]
-#: Seconds, or ``forever``, which is infinite.
-DurationOrForever = Annotated[float, _kind("duration-or-forever", gt=0)]
-#: Seconds, or nothing.
-OptionalDuration = Annotated[float | None, _kind("optional-duration")]
-#: Bytes, written ``512``, ``64KiB``, ``1MB``.
-Size = Annotated[int, _kind("size", ge=1, le=2**62)]
-#: A path; a relative one is relative to the directory of the configuration file.
-FilePath = Annotated[Path, _kind("path")]
-#: A path; the default is relative to the state directory.
-StatePath = Annotated[Path, _kind("state-path")]
-#: A path, or nothing.
-OptionalPath = Annotated[Path | None, _kind("optional-path")]
-#: Certificate subjects, one a line, in slash form: ``/C=XX/O=Grid/CN=Name``.
-Subjects = Annotated[tuple[str, ...], _kind("subjects")]
-
-#: Addresses and networks, one a line: ``10.0.0.0/8``, ``127.0.0.1:8080``, ``[::1]:8080``.
-AddressRanges = Annotated[tuple[AddressRange, ...], _kind("addresses")]
-
-#: A name for people and for a segment of a URL, or empty.
-NodeName = Annotated[str, _kind("node-name")]
-#: ``https://HOST:PORT``, or empty.
-NodeAddress = Annotated[str, _kind("node-address")]
-
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Count = Annotated[int, Meta(ge=1, le=1_000_000)]
-#: Streams of work at once: no more than there can be helpers.
-StreamCount = Annotated[int, Meta(ge=1, le=1000)]
-Text = Annotated[str, Meta(min_length=1)]
-#: Certificate subject → share of the work, one a line: ``3 /C=XX/O=Grid/CN=Name``.
-Weights = Annotated[Mapping[str, float], _kind("weights")]
+from pdm.workqueue.config.value_types import (
+    DAY_S,
+    AddressRanges,
+    Count,
+    Duration,
+    DurationOrForever,
+    DurationOrZero,
+    FilePath,
+    NodeAddress,
+    NodeName,
+    OptionalDuration,
+    OptionalPath,
+    Port,
+    Size,
+    StatePath,
+    StreamCount,
+    Subjects,
+    Text,
+    Weights,
+    kind,
+)
 
 
 class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -200,7 +176,7 @@ class SiteSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     folder: FilePath = Path("sites.d")
-    patience_s: DurationOrZero = field(default=_DAY, name="patience")
+    patience_s: DurationOrZero = field(default=DAY_S, name="patience")
     local_addresses: bool = False
 
 
@@ -250,7 +226,7 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         job_limit: streams with elements of one job at most.
     """
 
-    lease_s: Annotated[float, _kind("duration", ge=1, le=_DAY)] = field(default=15.0, name="lease")
+    lease_s: Annotated[float, kind("duration", ge=1, le=DAY_S)] = field(default=15.0, name="lease")
     poll_interval_s: Duration = field(default=5.0, name="poll_interval")
     batch_elements: Annotated[int, Meta(ge=1, le=10_000)] = 500
     batch_bytes: Size = 256 * 1024**2
@@ -288,7 +264,7 @@ class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     minimum_lifetime_s: DurationOrZero = field(default=600.0, name="minimum_lifetime")
     expected_duration_s: DurationOrZero = field(default=1800.0, name="expected_duration")
     key_bits: Literal[2048, 3072, 4096] = 2048
-    longest_lifetime_s: Duration = field(default=30 * _DAY, name="longest_lifetime")
+    longest_lifetime_s: Duration = field(default=30 * DAY_S, name="longest_lifetime")
 
 
 class SshSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -323,11 +299,11 @@ class RetentionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
         summaries_s: of purged jobs.
     """
 
-    jobs_s: Annotated[float, _kind("duration-or-forever", ge=7 * _DAY)] = field(default=math.inf, name="jobs")
-    logs_s: Annotated[float, _kind("duration-or-forever", ge=_DAY)] = field(default=math.inf, name="logs")
+    jobs_s: Annotated[float, kind("duration-or-forever", ge=7 * DAY_S)] = field(default=math.inf, name="jobs")
+    logs_s: Annotated[float, kind("duration-or-forever", ge=DAY_S)] = field(default=math.inf, name="logs")
     receipts_s: DurationOrForever = field(default=math.inf, name="receipts")
-    events_s: Annotated[float, _kind("duration-or-forever", ge=3600)] = field(default=30 * _DAY, name="events")
-    audit_s: Annotated[float, _kind("duration-or-forever", ge=_DAY)] = field(default=math.inf, name="audit")
+    events_s: Annotated[float, kind("duration-or-forever", ge=3600)] = field(default=30 * DAY_S, name="events")
+    audit_s: Annotated[float, kind("duration-or-forever", ge=DAY_S)] = field(default=math.inf, name="audit")
     summaries_s: DurationOrForever = field(default=math.inf, name="summaries")
 
 
@@ -348,9 +324,27 @@ class WebhookSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allowed: AddressRanges = ()
     refused: AddressRanges = ()
     ca: OptionalPath = None
-    timeout_s: Annotated[float, _kind("duration", gt=0, le=120)] = field(default=15.0, name="timeout")
-    give_up_s: Duration = field(default=_DAY, name="give_up")
-    disable_s: Duration = field(default=3 * _DAY, name="disable")
+    timeout_s: Annotated[float, kind("duration", gt=0, le=120)] = field(default=15.0, name="timeout")
+    give_up_s: Duration = field(default=DAY_S, name="give_up")
+    disable_s: Duration = field(default=3 * DAY_S, name="disable")
+
+
+class IssuerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the service speaks to token issuers.
+
+    Attributes:
+        issuers: URLs that any user may choose for a site; others are for operators.
+        allowed: addresses and ports of issuers, although they are of this machine or its link.
+        ca: PEM file or hashed directory of the authorities of issuers; those of the system without it.
+        timeout_s: for one request, from the resolution of the name to the end of the answer.
+        margin_s: an access token is renewed so long before its end, or at half of a shorter lifetime.
+    """
+
+    issuers: Annotated[tuple[str, ...], kind("issuers")] = ()
+    allowed: AddressRanges = ()
+    ca: OptionalPath = None
+    timeout_s: Annotated[float, kind("duration", gt=0, le=60)] = field(default=20.0, name="timeout")
+    margin_s: Annotated[float, kind("duration", ge=1, le=86400)] = field(default=300.0, name="margin")
 
 
 class MailSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -387,12 +381,12 @@ class TapeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         lifetime_s: for which staged files are to stay on disk, likewise.
     """
 
-    poll_s: Annotated[float, _kind("duration", ge=0.1, le=_DAY)] = field(default=10.0, name="poll")
-    longest_poll_s: Annotated[float, _kind("duration", ge=0.1, le=_DAY)] = field(default=300.0, name="longest_poll")
-    timeout_s: Annotated[float, _kind("duration", ge=0.1, le=600)] = field(default=60.0, name="timeout")
-    stage_timeout_s: Duration = field(default=2 * _DAY, name="stage_timeout")
-    archive_timeout_s: Duration = field(default=2 * _DAY, name="archive_timeout")
-    lifetime_s: Duration = field(default=_DAY, name="lifetime")
+    poll_s: Annotated[float, kind("duration", ge=0.1, le=DAY_S)] = field(default=10.0, name="poll")
+    longest_poll_s: Annotated[float, kind("duration", ge=0.1, le=DAY_S)] = field(default=300.0, name="longest_poll")
+    timeout_s: Annotated[float, kind("duration", ge=0.1, le=600)] = field(default=60.0, name="timeout")
+    stage_timeout_s: Duration = field(default=2 * DAY_S, name="stage_timeout")
+    archive_timeout_s: Duration = field(default=2 * DAY_S, name="archive_timeout")
+    lifetime_s: Duration = field(default=DAY_S, name="lifetime")
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -435,6 +429,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     webhooks: WebhookSettings = WebhookSettings()
     mail: MailSettings = MailSettings()
     tape: TapeSettings = TapeSettings()
+    oidc: IssuerSettings = IssuerSettings()
     node: NodeSettings = NodeSettings()
 
 
@@ -457,5 +452,6 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "webhooks": WebhookSettings,
     "mail": MailSettings,
     "tape": TapeSettings,
+    "oidc": IssuerSettings,
     "node": NodeSettings,
 }

@@ -83,7 +83,7 @@ class JobProtocol(_NamedEnum):
         return member
 
     #: GridFTP with grid proxies.
-    GRIDFTP = ProtocolInfo(0, ("gsiftp",), 2811, has_homes=True)
+    GRIDFTP = ProtocolInfo(0, ("gsiftp",), 2811, "gridftp_groups:GroupedGridFtpBackend", ("proxy",), has_homes=True)
     #: SFTP.
     SSH = ProtocolInfo(1, ("sftp",), 22, "sftp:SftpBackend", ("ssh-key",), has_homes=True)
     #: Simulated work, for tests and benchmarks.
@@ -103,6 +103,15 @@ class JobProtocol(_NamedEnum):
 
 #: Protocols that one helper, the relay, reaches all of: a copy goes from any of them to any other through the service.
 RELAYED = frozenset(protocol for protocol in JobProtocol if protocol.info.backend)
+
+
+def relay_order(protocol: JobProtocol) -> tuple[bool, JobProtocol]:
+    """Sort key of the protocols by which one end of a relayed copy can be reached: by number, and GRIDFTP last.
+
+    At a site with others, too, GRIDFTP costs more logins, and wants a proxy where others take a token or a key.
+    """
+    return protocol is JobProtocol.GRIDFTP, protocol
+
 
 #: Protocols that the field's own commands (globus-url-copy, gfal-*) can move. Not SSH: gfal2 checks no host keys.
 TOOL_PROTOCOLS = frozenset({JobProtocol.GRIDFTP, JobProtocol.HTTPS, JobProtocol.XROOT})

@@ -60,6 +60,8 @@ class FailureCode(enum.StrEnum):
     CREDENTIAL_EXPIRED = "CREDENTIAL_EXPIRED"
     CREDENTIAL_MISSING = "CREDENTIAL_MISSING"
     CREDENTIAL_REFUSED = "CREDENTIAL_REFUSED"
+    CREDENTIAL_UNFIT = "CREDENTIAL_UNFIT"
+    ISSUER_UNAVAILABLE = "ISSUER_UNAVAILABLE"
     CERTIFICATE = "CERTIFICATE"
     HOST_KEY = "HOST_KEY"
     CRASHED = "CRASHED"
@@ -148,6 +150,16 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.CREDENTIAL_REFUSED: _Meaning(
             _GIVE_UP,
             "The site does not accept your identity: ask it to let in your certificate, SSH key or token.",
+        ),
+        FailureCode.CREDENTIAL_UNFIT: _Meaning(
+            _HOLD,
+            "Give the service a token that fits ('pdm token SITE', or 'pdm login SITE --oidc'), and the job resumes by"
+            " itself; if the site accepts other tokens than the message says, its owner corrects the site.",
+        ),
+        FailureCode.ISSUER_UNAVAILABLE: _Meaning(
+            _HOLD,
+            "The token issuer gives no new token: the service asks it again, and the job resumes by itself then; if it"
+            " stays so, tell the operators of the issuer.",
         ),
         FailureCode.CERTIFICATE: _Meaning(
             _GIVE_UP, "A certificate is not trusted: check that service and site trust each other's authorities."

@@ -260,6 +260,8 @@ BATCH_TIME_S = 2.0
 TOOLS_BATCH_TIME_S = 20.0
 #: The least share of a batch: what is left of a job is not split finer than this between agents.
 MIN_SHARE = 16
+#: Nor finer than this part of the elements that take as long as a batch shall: each batch costs transactions.
+_MIN_PART = 8
 #: From this attempt on, an element whose last one crashed gets a batch of its own: a further crash concerns no other.
 _ALONE_FROM = 3
 
@@ -279,24 +281,33 @@ def work_kind(job: JobRecord) -> WorkKind:
 
 
 def next_batch_size(size: int, elements: int, seconds: float, most: int, batch_time_s: float = BATCH_TIME_S) -> int:
-    """How many elements the next batch of a kind may have.
+    """How many elements of a kind take as long as a batch shall, after a batch of it.
+
+    Args:
+        size: what it was before.
+        elements, seconds: of the batch.
+        most: elements of a batch. The result may be larger, so that a part of it can be a batch: see `fair_share`.
 
     Returns:
-        Twice as many if a whole batch would have ended in less than half of that time; as many as are done in that
-        time if this one took longer; else as many as before.
+        Twice as many if they would have ended in less than half of that time; as many as are done in that time if they
+        would have taken longer; else as many as before.
     """
-    if seconds > batch_time_s:
-        return min(max(int(elements * batch_time_s / seconds), 1), most)
     # Too few elements say little about many: most of their time may be the round trip.
-    says_something = elements * 4 >= size
-    if says_something and seconds * size / elements < batch_time_s / 2:
-        return min(size * 2, most)
-    return min(size, most)
+    says_something = elements * 4 >= min(size, most)
+    whole_s = seconds * max(size / elements, 1)
+    if seconds > batch_time_s or (says_something and whole_s > 2 * batch_time_s):
+        return max(int(elements * batch_time_s / seconds), 1)
+    if says_something and whole_s < batch_time_s / 2:
+        return min(size * 2, most * _MIN_PART)
+    return size
 
 
-def fair_share(waiting: int, batches: int) -> int:
-    """How many waiting elements one batch may take, so that all agents have work until the end."""
-    return max(math.ceil(waiting / max(batches, 1)), MIN_SHARE)
+def fair_share(waiting: int, batches: int, size: int = FIRST_BATCH_SIZE) -> int:
+    """How many waiting elements one batch may take, so that all agents have work until the end.
+
+    ``size``: elements that take as long as a batch shall.
+    """
+    return max(math.ceil(waiting / max(batches, 1)), MIN_SHARE, size // _MIN_PART)
 
 
 def runs_alone(attempts: int, last_code: str | None) -> bool:

@@ -9,6 +9,7 @@ from datetime import datetime
 from attrs import frozen
 
 from pdm.workqueue.domain.enums import JobProtocol, MoverKind
+from pdm.workqueue.domain.oidc import OidcSettings
 
 #: Sites of the database have larger numbers; those below are for the files of ``sites.d``.
 LAST_FILE_SITE = 1_000_000
@@ -27,6 +28,7 @@ class NewSite:
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
         mover: who carries out the elements of its jobs.
         tape: URL of its tape API; None where its HTTPS endpoint names it, or where it has none.
+        oidc: the issuer of its tokens, and the client that users log in with; None where it says nothing of them.
     """
 
     owner_id: int
@@ -41,6 +43,7 @@ class NewSite:
     myproxy: str | None = None
     mover: MoverKind = MoverKind.NATIVE
     tape: str | None = None
+    oidc: OidcSettings | None = None
 
 
 @frozen

@@ -34,6 +34,8 @@ _WEIGH_EVERY_S = 20.0
 _FIRST_PAUSE_S = 0.05
 #: Rest after an empty claim: this multiple of its duration, limited to some seconds.
 _REST_FACTOR, _LONGEST_REST_S = 5, 0.2
+#: Seconds until the next claim while the claimed batches are enough for the streams: then it can claim more at once.
+_SUPPLIED_S = 0.05
 #: Elements per transaction, so that other writers can interleave.
 _MOST_AT_ONCE = 1000
 
@@ -79,6 +81,7 @@ class Claimer:
     _adding: Deferred[None] | None = None
     #: Whether the last claim has found that nothing is due, and nothing was added since.
     _nothing_due: bool = False
+    _soon: IDelayedCall | None = None
     _weigher: Periodic | None = None
     _log: Logger = field(factory=Logger)
 
@@ -106,6 +109,8 @@ class Claimer:
     async def stop(self) -> None:
         self._running = False
         self.work_added()
+        if self._soon is not None and self._soon.active():
+            self._soon.cancel()
         if self._over is not None:
             await self._over
         if self._adding is not None:
@@ -133,10 +138,26 @@ class Claimer:
         self._end_rest()
 
     def capacity_freed(self) -> None:
-        """Claim now if work waits for capacity."""
+        """Claim now if work waits for capacity; a little later while batches wait for a stream."""
         # Other daemons may have added work to a shared database.
         if self._asleep is None or not self._nothing_due or not self._is_alone:
-            self.work_added()
+            if self.executor.streams.has_supply:
+                self._claim_soon()
+            else:
+                self.work_added()
+
+    def settled(self, *, has_waiting: bool) -> None:
+        """Results are stored of jobs of which elements wait, or do not."""
+        if not has_waiting:
+            self.capacity_freed()
+        elif self.executor.streams.has_supply:
+            self._claim_soon()
+        else:
+            self.wake()
+
+    def _claim_soon(self) -> None:
+        if self._running and (self._soon is None or not self._soon.active()):
+            self._soon = self.reactor.callLater(_SUPPLIED_S, self.wake)
 
     async def add_element(
         self,
@@ -248,7 +269,11 @@ class Claimer:
                     self._answered()
                 if self._empty_claims and not self._capacity_freed and self._running:
                     await self._rest(self.reactor.seconds() - began)
-                if not begun and not self._woken and self._running:
+                if begun and self.executor.streams.has_supply:
+                    due_at = self.clock() + timedelta(seconds=_SUPPLIED_S)
+                elif begun:
+                    continue
+                if not self._woken and self._running:
                     await self._sleep(due_at)
         finally:
             if self._over is not None:
@@ -277,26 +302,13 @@ class Claimer:
         now = self.clock()
         self.executor.before_claims()
         batches, listings = self.executor.capacity()
-        wanted = [(types, capacity) for types, capacity in ((_LISTINGS, listings), (_OTHERS, batches)) if capacity > 0]
-        # Concurrently: they share a commit if there is one writer.
-        claims = [Deferred.fromCoroutine(self._claim_of(types, capacity)) for types, capacity in wanted]
         begun = 0
-        error: Exception | None = None
-        for claim in claims:
-            try:
-                claimed = await claim
-            except Exception as failed:
-                # The batches of the other claim must begin all the same.
-                error = error or failed
-                continue
-            for batch in claimed:
-                if begun:
-                    # One per reactor iteration: other events need not wait for all of them.
-                    await deferLater(self.reactor, 0)
-                self.executor.begin(batch)
-                begun += 1
-        if error is not None:
-            raise error
+        for batch in await self._claim_of({_LISTINGS: listings, _OTHERS: batches}):
+            if begun:
+                # One per reactor iteration: other events need not wait for all of them.
+                await deferLater(self.reactor, 0)
+            self.executor.begin(batch)
+            begun += 1
         if min(self.executor.capacity()) < 1:
             self.offer()
         if begun:
@@ -317,23 +329,31 @@ class Claimer:
             self._nothing_due = not self._woken
         return begun, due_at
 
-    async def _claim_of(self, types: frozenset[JobType], capacity: int) -> Sequence[Batch]:
+    async def _claim_of(self, capacities: Mapping[frozenset[JobType], int]) -> Sequence[Batch]:
+        """Claim in one transaction. ``capacities``: types → number of batches."""
         now = self.clock()
-        limits = ClaimLimits(
-            elements=min(capacity * self.batch_elements, _MOST_AT_ONCE),
-            batches=capacity,
-            batch_elements=self.batch_elements,
-            batch_bytes=self.batch_bytes,
-            types=types,
-            batch_sizes=dict(self.executor.batch_sizes),
-            sharers=2 * self.executor.streams.total_of_all,
-            quota=self.executor.streams.quota(),
-            exclusions=self.executor.exclusions(now),
-            fair_queue=self._fair_queues[types].copy(),
-        )
-        batches = await self.database.run("claim", claiming.claim, self.lease.worker.incarnation, limits, now)
-        limits.note(self._fair_queues[types], batches)
-        return batches
+        several = [
+            ClaimLimits(
+                elements=min(capacity * self.batch_elements, _MOST_AT_ONCE),
+                batches=capacity,
+                batch_elements=self.batch_elements,
+                batch_bytes=self.batch_bytes,
+                types=types,
+                batch_sizes=dict(self.executor.batch_sizes),
+                sharers=2 * self.executor.streams.total_of_all,
+                quota=self.executor.streams.quota(),
+                exclusions=self.executor.exclusions(now),
+                fair_queue=self._fair_queues[types].copy(),
+            )
+            for types, capacity in capacities.items()
+            if capacity > 0
+        ]
+        if not several:
+            return []
+        claimed = await self.database.run("claim", claiming.claim_each, self.lease.worker.incarnation, several, now)
+        for limits, batches in zip(several, claimed, strict=True):
+            limits.note(self._fair_queues[limits.types], batches)
+        return [batch for batches in claimed for batch in batches]
 
     async def _weigh(self) -> None:
         """Resolve the subjects of users with weights to ids."""

@@ -32,6 +32,8 @@ _PROGRESS_BYTES, _ELEMENTS_BYTES, _HISTORY_BYTES = 512 * 1024, 64 * 1024, 128 * 
 _JSON_FACTOR = 3
 #: Lines and notes beyond the bounds of a log or piece.
 _LOG_MARGIN_BYTES = 1024**2
+#: Seconds for which the workers of a job are remembered.
+_KEPT_S = 1.0
 #: Jobs whose shown progress is remembered, so that it does not go back.
 _MOST_SHOWN = 10_000
 
@@ -42,7 +44,8 @@ class ClusterMotion:
 
     Attributes:
         moving: None if nothing of it runs, or ran recently, as far as is known.
-        silent: where parts of it run that do not answer: ``on node X, which does not answer``.
+        silent: where parts of it run that do not answer: ``on node X, which does not answer``; also on a node whose
+            lease has ended, until its elements are released.
     """
 
     moving: Moving | None
@@ -63,25 +66,25 @@ class ClusterProgress:
 
     board: ProgressBoard
     peers: Peers
+    #: Job → when the workers that run elements of it were read, and their names.
+    _workers: dict[int, tuple[float, Mapping[str, str]]] = field(factory=dict)
     #: Job → starts of nodes with their losses, and the bytes that were shown.
     _shown: OrderedDict[int, tuple[frozenset[tuple[str, int]], int]] = field(factory=OrderedDict)
 
     async def of_job(self, job: JobRecord) -> ClusterMotion:
         """What moves of a job; its own record tells whether any of it runs."""
         own = self.board.of_job(job.id, job.bytes_done)
-        if not job.counters.running or not (others := await self.peers.others()):
+        if not job.counters.running or not self.peers.database.is_shared:
             return ClusterMotion(own)
-        answers, silent = await self._ask(others)
+        answers, silent = await self._ask(await self.peers.others())
         motions = [
             (incarnation, motion) for incarnation, found in answers.items() if (motion := found.get(job.id)) is not None
         ]
-        away: Sequence[str] = ()
-        if silent:
-            workers = await self.peers.database.read("find daemons of a job", node_work.workers_of_job, job.id)
-            away = [str(error) for worker, error in silent.items() if worker in workers]
+        mine = self.board.motion_of(job.id)
+        known = sum(motion.running for _, motion in motions) + (0 if mine is None else mine.running)
+        away = await self._unknown(job.id, silent) if known < job.counters.running else ()
         if not motions:
             return ClusterMotion(own, away)
-        mine = self.board.motion_of(job.id)
         if mine is not None:
             motions.append((self.peers.incarnation, motion_view(mine)))
         transferred = self._never_back(job, motions)
@@ -89,6 +92,21 @@ class ClusterProgress:
         files = [motion.files_per_second for _, motion in motions if motion.files_per_second is not None]
         moving = Moving(transferred, sum(rates) if rates else None, sum(files) if files else None)
         return ClusterMotion(moving, away)
+
+    async def _unknown(self, job_id: int, silent: Mapping[str, PeerSilentError]) -> Sequence[str]:
+        """Where parts of a job run that no answer covers. ``silent``: worker → why it has not answered."""
+        now = self.peers.reactor.seconds()
+        read_at, workers = self._workers.get(job_id, (-_KEPT_S, {}))
+        if now - read_at >= _KEPT_S:
+            self._workers = {job: kept for job, kept in self._workers.items() if now - kept[0] < _KEPT_S}
+            workers = await self.peers.database.read("find daemons of a job", node_work.workers_of_job, job_id)
+            self._workers[job_id] = now, workers
+        live = {node.worker for node in await self.peers.nodes()}
+        return [
+            str(silent[worker]) if worker in silent else str(PeerSilentError(name, "whose lease has ended"))
+            for worker, name in workers.items()
+            if worker in silent or worker not in live
+        ]
 
     def _never_back(self, job: JobRecord, motions: Sequence[tuple[str, MotionView]]) -> int:
         """Bytes that have moved and are not proven; with the proven ones never less than before, unless some are lost.

@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 from twisted.logger import Logger
 
 from pdm.workqueue.certificates.files import CredentialFiles
+from pdm.workqueue.certificates.tokens import token_payload
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.domain.credentials import (
     ALL_SITES,
@@ -23,6 +24,7 @@ from pdm.workqueue.domain.credentials import (
     needed_kinds,
 )
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.token_profiles import TokenClaims
 from pdm.workqueue.store import credentials
 from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.database import Database
@@ -49,11 +51,13 @@ class SiteCredential:
     Attributes:
         path: file of mode 0600 with the proxy, private key or token.
         account: login name, if the user has given one (SSH).
+        claims: of a token that is a JWT.
     """
 
     kind: CredentialKind
     path: Path
     account: str | None
+    claims: TokenClaims | None = None
 
 
 @frozen
@@ -72,6 +76,11 @@ class UsableCredentials:
     def path(self) -> Path:
         """The file, if the whole route uses one."""
         return next(iter(self.sites.values())).path
+
+    @property
+    def claims(self) -> dict[int, TokenClaims]:
+        """The claims of tokens, by site."""
+        return {site: each.claims for site, each in self.sites.items() if each.claims is not None}
 
     @property
     def proxy(self) -> Path | None:
@@ -216,6 +225,10 @@ class Credentials:
                     renewed.add(fingerprint)
         return OutdatedCredentials(frozenset(ended), frozenset(renewed - ended))
 
+    def claims(self, fingerprint: str) -> Mapping[int, TokenClaims]:
+        """The claims of tokens in use, by site."""
+        return UsableCredentials(fingerprint, self._written.get(fingerprint, {})).claims
+
     def release(self, fingerprint: str) -> bool:
         """A batch that uses the files has ended; agents may keep using them.
 
@@ -240,8 +253,10 @@ class Credentials:
         made: dict[int, SiteCredential] = {}
         try:
             for record in {each.id: each for each in chosen.values()}.values():
-                path = self.files.write(self._unsealed(record), _FILE_KINDS[record.kind])
-                made[record.id] = SiteCredential(record.kind, path, record.details.get("account"))
+                secret = self._unsealed(record)
+                path = self.files.write(secret, _FILE_KINDS[record.kind])
+                claims = _claims(secret) if record.kind is CredentialKind.TOKEN else None
+                made[record.id] = SiteCredential(record.kind, path, record.details.get("account"), claims)
         except BaseException:
             for credential in made.values():
                 self.files.remove(credential.path)
@@ -270,6 +285,11 @@ def pending_context(user_id: int) -> str:
 def _account_of(record: CredentialRecord) -> tuple[str, object]:
     """The identity that a credential gives to its user."""
     return record.subject, record.details.get("account")
+
+
+def _claims(token: bytes) -> TokenClaims | None:
+    payload = token_payload(token.decode("ascii", "replace"))
+    return None if payload is None else TokenClaims.of(payload)
 
 
 def _fingerprint(chosen: Mapping[int, CredentialRecord]) -> str:

@@ -46,6 +46,8 @@ _LOGIN_REFUSED = frozenset(
 _NOT_ASKED = frozenset(
     {
         FailureCode.CREDENTIAL_MISSING,
+        FailureCode.CREDENTIAL_UNFIT,
+        FailureCode.ISSUER_UNAVAILABLE,
         FailureCode.DEPENDENCY_MISSING,
         FailureCode.CRASHED,
         FailureCode.INTERNAL,
@@ -200,7 +202,7 @@ class SiteCheck:
         if mover is None:
             return _failure(FailureCode.UNSUPPORTED, f"this service does not support {protocol.name}")
         try:
-            kind = await self.preparation.agent_kind(user_id, protocol, [(site, protocol)], by_tools=by_tools)
+            kind = await self.preparation.agent_kind(user_id, mover, [(site, protocol)], by_tools=by_tools)
         except CredentialUnusableError as error:
             return error.failure
         try:

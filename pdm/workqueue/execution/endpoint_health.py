@@ -29,6 +29,8 @@ _TELLS_NOTHING = frozenset(
         FailureCode.UNKNOWN,
         FailureCode.CREDENTIAL_EXPIRED,
         FailureCode.CREDENTIAL_MISSING,
+        FailureCode.CREDENTIAL_UNFIT,
+        FailureCode.ISSUER_UNAVAILABLE,
         FailureCode.DEPENDENCY_MISSING,
         FailureCode.BAD_LISTING,
     }

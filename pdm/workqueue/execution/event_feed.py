@@ -178,7 +178,7 @@ async def _nothing_running() -> Sequence[int]:
 
 @define(eq=False, kw_only=True)
 class EventFeed:
-    """Gives events to subscriptions.
+    """Gives events to subscriptions, and has requests look again that wait for a change of a job.
 
     Attributes:
         progress_of: the progress of a job as an event; None if there is no such job.
@@ -266,8 +266,17 @@ class EventFeed:
 
     def written_elsewhere(self) -> None:
         """Another daemon has written events."""
-        if self._subscriptions and self._timer is not None:
+        if self._has_readers and self._timer is not None:
             self._timer.wake()
+
+    def watch_jobs(self) -> None:
+        """Read events as long as requests wait for a change of a job, which another daemon may make."""
+        if self._after is None and self._timer is not None and self.database.is_shared:
+            self._timer.wake()
+
+    @property
+    def _has_readers(self) -> bool:
+        return bool(self._subscriptions) or (self.database.is_shared and self.database.has_waiting)
 
     # -- called by subscriptions
 
@@ -317,7 +326,7 @@ class EventFeed:
     async def _read_new(self) -> float:
         """Read what is new and offer it; returns seconds until the next read."""
         period_s = _SHARED_PERIOD_S if self.database.is_shared else _ALONE_PERIOD_S
-        if not self._subscriptions:
+        if not self._has_readers:
             self._after = None
             return period_s
         if self._after is None:
@@ -328,6 +337,8 @@ class EventFeed:
         while not self._stopping:
             found = await self.read(self._after or 0, _READ_AT_ONCE, EventFilter())
             for event in found:
+                if event.job is not None:
+                    self.database.written_elsewhere(event.job)
                 for subscription in list(self._hearers(event)):
                     subscription.offer(event)
             if found:

@@ -38,9 +38,8 @@ from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.maintenance import LeftoverFiles, Prerequisites
 from pdm.workqueue.execution.monitoring import ServicePart, check_resources
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, missing_mover
-from pdm.workqueue.execution.site_directory import blocked_sites, job_moved_by_tools, protocols_reaching
+from pdm.workqueue.execution.site_directory import blocked_sites, job_moved_by_tools, job_mover, protocols_reaching
 from pdm.workqueue.execution.streams import Streams
-from pdm.workqueue.movers import mover_of
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import job_changes
@@ -84,7 +83,7 @@ class Executor:
         on_work: called when elements in the database became due.
         add_element: runs a transaction that adds an element to a job: `Claimer.add_element`.
         scratch: directory for temporary files.
-        batch_sizes: kind of work → elements of the next batch.
+        batch_sizes: kind of work → elements that take as long as a batch shall.
         restricted: ids of drained sites, or of banned users.
     """
 
@@ -225,7 +224,7 @@ class Executor:
         ``behind``: the listing that it follows; if the listing is about to end, the batch gets its agent.
         """
         by_tools = job_moved_by_tools(batch.job, self.sites)
-        mover = mover_of(batch.job.protocol, by_tools=by_tools)
+        mover = job_mover(batch.job, self.sites, by_tools=by_tools)
         running = RunningBatch(
             batch=batch, mover=mover or DummyMover(), context=self.context, wake_waiting=self.pool.wake_waiting
         )
@@ -350,8 +349,8 @@ class Executor:
             kind, endpoints = prepared.kind, prepared.endpoints.values()
             self._running[running] = kind.credential
             self.context.health.begin(endpoints)
-            request = prepared.built.request
-            running.exclude(prepared.built.refused, prepared.built.postponed)
+            request = prepared.permitted_request
+            running.exclude({**prepared.built.refused, **prepared.unfit}, prepared.built.postponed)
             if request is not None:
                 is_wanted = running.is_wanted
                 agent = await self.pool.acquire(kind, alone=slot is None, slot=slot, is_wanted=is_wanted)

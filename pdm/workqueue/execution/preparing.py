@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from attrs import define, evolve
+import msgspec
+from attrs import define, evolve, field
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.domain.credentials import CredentialNeed
@@ -22,10 +24,11 @@ from pdm.workqueue.execution.credentials import (
     UsableCredentials,
 )
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
-from pdm.workqueue.execution.site_directory import RouteEnd, job_moved_by_tools, reached_by
-from pdm.workqueue.movers import MOVERS, TOOL_MOVERS, mover_of
+from pdm.workqueue.execution.site_directory import RouteEnd, job_moved_by_tools, job_mover, reached_by
+from pdm.workqueue.execution.token_checks import token_failure, unfit_elements
+from pdm.workqueue.movers import MOVERS, TOOL_MOVERS
 from pdm.workqueue.movers.mover import Access, BuiltRequest, Mover, credential_need
-from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.sites.storage_urls import EndpointUrls
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, read_options
@@ -49,12 +52,25 @@ class PreparedBatch:
     Attributes:
         kind: of agent; its credential is held until `Preparation.release_credential`.
         built: the request for the agent, and the elements that are not in it.
+        unfit: elements that the user's tokens do not permit, by key.
     """
 
     kind: AgentKind
     built: BuiltRequest
     options: Options
     endpoints: Mapping[int, SiteEndpoint]
+    unfit: Mapping[int, AttemptFailure] = field(factory=dict)
+
+    @property
+    def permitted_request(self) -> wire.WorkRequest | None:
+        """The request without `unfit` elements; None if nothing is left."""
+        request = self.built.request
+        if request is None or not self.unfit:
+            return request
+        if isinstance(request, wire.ListRequest):
+            return None
+        items: Any = [item for item in request.items if item.key not in self.unfit]
+        return msgspec.structs.replace(request, items=items) if items else None
 
 
 @define(eq=False, kw_only=True)
@@ -83,12 +99,12 @@ class Preparation:
         """
         job = batch.job
         by_tools = job_moved_by_tools(job, self.sites)
-        mover = mover_of(job.protocol, by_tools=by_tools)
+        mover = job_mover(job, self.sites, by_tools=by_tools)
         if mover is None:
             raise NotPossibleError(missing_mover(job.protocol))
         ends = [self._route_end(job, number, by_tools=by_tools) for number in sorted(job.sites)]
         try:
-            kind = await self.agent_kind(job.user_id, job.protocol, ends, by_tools=by_tools)
+            kind = await self.agent_kind(job.user_id, mover, ends, by_tools=by_tools)
         except CredentialUnusableError as error:
             raise NotPossibleError(error.failure) from error
         now = self.context.clock()
@@ -99,34 +115,41 @@ class Preparation:
             built = mover.request_for(
                 batch, lambda site_id, path: urls[site_id](path), options, self.element, self.next_request_id()
             )
+            unfit = self._unfit(batch, built.request, kind, ends)
         except BaseException:
             self.release_credential(kind)
             raise
-        return PreparedBatch(kind, built, options, endpoints)
+        return PreparedBatch(kind, built, options, endpoints, unfit)
+
+    def _unfit(
+        self, batch: Batch, request: wire.WorkRequest | None, kind: AgentKind, ends: Sequence[RouteEnd]
+    ) -> Mapping[int, AttemptFailure]:
+        claims = self.credentials.claims(kind.credential)
+        if request is None or not claims:
+            return {}
+        return unfit_elements(batch, request, {site.id: site for site, _ in ends}, claims)
 
     def next_request_id(self) -> int:
         self._next_id += 1
         return self._next_id
 
-    async def agent_kind(
-        self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd], *, by_tools: bool
-    ) -> AgentKind:
+    async def agent_kind(self, user_id: int, mover: Mover, ends: Sequence[RouteEnd], *, by_tools: bool) -> AgentKind:
         """The kind of agent for a user at some sites; its credential is held until `release`.
 
         Args:
             user_id: of the user.
-            protocol: its mover runs the elements.
+            mover: runs the elements.
             ends: the sites, with the protocol by which each is reached.
             by_tools: whether the tools mover runs them.
 
         Raises:
             CredentialUnusableError: no valid credential is stored.
         """
-        mover: Mover = TOOL_MOVERS[protocol] if by_tools else MOVERS[protocol]
         access, trusted = await self._trust_settings(ends)
         usable = UsableCredentials("", {})
         if needs := self._needs_at(ends, by_tools=by_tools):
             usable = await self.credentials.usable_each(user_id, needs, self.context.clock())
+            self._check_tokens(usable, [site for site, _ in ends])
         environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
         # For all endpoints: agents do not depend on the one that a batch uses.
         if credential_files := usable.variable({site.id: site.endpoint_urls(reached_by) for site, reached_by in ends}):
@@ -134,6 +157,16 @@ class Preparation:
         if trusted:
             environment[TRUST_VARIABLE] = json.dumps(trusted, sort_keys=True)
         return AgentKind(mover.helper, usable.fingerprint, environment)
+
+    def _check_tokens(self, usable: UsableCredentials, sites: Sequence[Site]) -> None:
+        """Release the credentials, and raise `CredentialUnusableError`, if a token does not fit its site."""
+        now = self.context.clock()
+        for site in sites:
+            claims = usable.claims.get(site.id)
+            failure = None if claims is None else token_failure(site, claims, now)
+            if failure is not None:
+                self._release(usable.fingerprint)
+                raise CredentialUnusableError(failure.code, failure.message)
 
     async def _trust_settings(self, ends: Sequence[RouteEnd]) -> tuple[Access, dict[str, str]]:
         """The access settings with the authorities for all servers; or authorities by endpoint, if they differ.
@@ -181,9 +214,13 @@ class Preparation:
 
     def release_credential(self, kind: AgentKind) -> None:
         """Release the credential of a kind of agent."""
-        if kind.credential and self.credentials.release(kind.credential) and not self.pool.works_with(kind.credential):
+        if kind.credential:
+            self._release(kind.credential)
+
+    def _release(self, fingerprint: str) -> None:
+        if self.credentials.release(fingerprint) and not self.pool.works_with(fingerprint):
             # No agent was started with it.
-            self.credentials.remove_unused(kind.credential)
+            self.credentials.remove_unused(fingerprint)
 
 
 def missing_mover(protocol: JobProtocol) -> AttemptFailure:

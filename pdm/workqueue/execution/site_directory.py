@@ -18,7 +18,7 @@ from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.sites import Restriction, RestrictionKind, SiteRecord, SiteSnapshot
 from pdm.workqueue.execution.endpoint_health import SiteHealth
 from pdm.workqueue.movers import MOVERS, TOOL_MOVERS, mover_of
-from pdm.workqueue.movers.mover import Access, credential_need, destination_protocol
+from pdm.workqueue.movers.mover import Access, Mover, credential_need, destination_protocol
 from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools
 from pdm.workqueue.store import sites
 from pdm.workqueue.store.database import Database
@@ -39,6 +39,13 @@ def reached_by(job: JobRecord, site: Site, *, by_tools: bool) -> JobProtocol | N
     if site.id == job.src_siteid:
         return destination_protocol(site.endpoints, job.protocol, frozenset())
     return reached_by_protocol(job.protocol, site, by_tools=by_tools)
+
+
+def job_mover(job: JobRecord, sites: SiteRegistry, *, by_tools: bool) -> Mover | None:
+    """The mover of a job's elements, by the protocols at both ends; None if the service has none."""
+    destination = None if job.dst_siteid is None else sites.by_id(job.dst_siteid)
+    reached = None if destination is None else reached_by(job, destination, by_tools=by_tools)
+    return mover_of(job.protocol, reached, by_tools=by_tools)
 
 
 def reached_by_protocol(asked: JobProtocol, destination: Site, *, by_tools: bool = False) -> JobProtocol | None:
@@ -63,6 +70,8 @@ def protocols_reaching(access: Access) -> Mapping[CredentialKind, frozenset[JobP
 
 def _any_mover_reaches(asked: JobProtocol, destination: Site) -> JobProtocol | None:
     """Like `reached_by_protocol`, with any mover, because the job's mover is not known here."""
+    if moved_by_tools(asked, None, [destination]):
+        return reached_by_protocol(asked, destination, by_tools=True)
     native = reached_by_protocol(asked, destination)
     if native is not None or asked not in TOOL_MOVERS:
         return native
@@ -181,4 +190,5 @@ def site_of(record: SiteRecord) -> Site:
         myproxy=content.myproxy,
         mover=content.mover,
         tape=content.tape,
+        oidc=content.oidc,
     )

@@ -144,6 +144,11 @@ class Streams:
         return self._ledger.streams < self._limits.total
 
     @property
+    def has_supply(self) -> bool:
+        """Whether at least half of the streams have a claimed batch that comes next."""
+        return self._ledger.waiting > 0 and 2 * self._ledger.waiting >= self._ledger.streams
+
+    @property
     def total_of_all(self) -> int:
         """Streams that may run at once on all daemons."""
         return self._limits.total if self.shares is None else self.shares.streams_of_all

@@ -23,8 +23,9 @@ from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import copying, listing, operations
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.gridftp import pipelined_copy, pipelined_operations
-from pdm.workqueue.helpers.gridftp.connections import ChannelPool, Waker
+from pdm.workqueue.helpers.gridftp.connections import ChannelPool
 from pdm.workqueue.helpers.gridftp.control import LOGIN_S
+from pdm.workqueue.helpers.gridftp.event_loop import Waker
 from pdm.workqueue.helpers.gridftp.gsi import LIBRARY, PACKAGE, Gsi, GsiError
 from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage
 from pdm.workqueue.helpers.storage import StorageError

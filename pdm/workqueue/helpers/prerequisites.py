@@ -5,7 +5,6 @@ Runs with the helpers' interpreter and search paths for programs and libraries.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import shutil
 import sys
@@ -15,21 +14,9 @@ if not __package__:
     # When started as a script, sys.path has the directory of the helpers instead of the project's.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from pdm.workqueue.domain.enums import RELAYED, JobProtocol
-from pdm.workqueue.helpers.gridftp import gsi
+from pdm.workqueue.domain.enums import RELAYED
 from pdm.workqueue.helpers.main_relay import backend_class
 from pdm.workqueue.helpers.tools.runner import package_of
-
-_LIBRARIES = ("libglobus_common.so.0", gsi.LIBRARY)
-
-
-def _gridftp() -> str | None:
-    for name in _LIBRARIES:
-        try:
-            ctypes.CDLL(name)
-        except OSError as error:
-            return f"{error}: install the package {gsi.PACKAGE}"
-    return None
 
 
 def _tools() -> str | None:
@@ -42,7 +29,6 @@ def _tools() -> str | None:
 def find_missing() -> dict[str, str]:
     """Protocol, or ``TOOLS`` for the tools mover, → missing prerequisites."""
     found = {protocol: backend_class(protocol).missing_software() for protocol in sorted(RELAYED)}
-    found[JobProtocol.GRIDFTP] = _gridftp()
     missing = {protocol.name: why for protocol, why in found.items() if why}
     return missing if (why := _tools()) is None else {**missing, "TOOLS": why}
 

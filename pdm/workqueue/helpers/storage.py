@@ -383,6 +383,10 @@ class StorageBackend(Storage):
         """Software that this machine lacks for it, as a message for an operator; None for nothing."""
         return None
 
+    def computes(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> bool:
+        """Whether the server of a URL computes checksums of its files; if not, those of the passing bytes count."""
+        return False
+
     @abc.abstractmethod
     def read(self, url: StorageUrl) -> Pieces:
         """The bytes of a file."""
@@ -438,7 +442,7 @@ def stream_copy(
 ) -> str | None:
     """Copy through this process; returns the checksum of the bytes read, if requested."""
     digest = None if checksum is None else running_checksum(checksum)
-    flow = _MeteredStream(backend.check, arrived, digest)
+    flow = _MeteredStream(backend.check, arrived, digest, size)
     try:
         with contextlib.closing(source_backend.read(source)) as pieces:
             at_destination(backend.write, temporary, flow.through(pieces), size)
@@ -451,8 +455,11 @@ def stream_copy(
 class _MeteredStream:
     """Byte stream that counts, checksums, reports progress and honours cancellation."""
 
-    def __init__(self, check: Callable[[], None], arrived: ProgressCallback, digest: RunningChecksum | None) -> None:
+    def __init__(
+        self, check: Callable[[], None], arrived: ProgressCallback, digest: RunningChecksum | None, size: int
+    ) -> None:
         self._digest = digest
+        self._size = size
         self._check = check
         self._arrived = arrived
 
@@ -468,8 +475,15 @@ class _MeteredStream:
             self._check()
             if self._digest is not None:
                 self._digest.update(piece)
-            yield piece
             moved += len(piece)
+            if moved > self._size:
+                # Without this a server could fill the destination.
+                raise StorageError(
+                    f"the source had {self._size} bytes when it was listed and has sent more",
+                    code=FailureCode.SIZE_CHANGED,
+                    scope=FailureScope.SOURCE,
+                )
+            yield piece
             if time.monotonic() - told_at > _PROGRESS_S:
                 told_at = time.monotonic()
                 self._arrived(moved)

@@ -239,13 +239,14 @@ class ApiContext:
         while True:
             # Registered before the job is read, so that no change is missed.
             written = self.database.written(job_id)
+            self.feed.watch_jobs()
             try:
                 job = await self.job(job_id, scope)
                 before = before or job.status
                 left_s = until - self.reactor.seconds()
                 if job.status is not before or job.status.is_final or left_s <= 0:
                     return job
-                # Changes by other daemons of a shared database are not notified.
+                # The signal of a change by another daemon may be lost.
                 written.addTimeout(min(left_s, _LOOK_AGAIN_S) if self.database.is_shared else left_s, self.reactor)
                 with contextlib.suppress(DeferredTimeoutError):
                     await written

@@ -14,6 +14,7 @@ from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, hint_for
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
+from pdm.workqueue.domain.oidc import OidcSettings
 from pdm.workqueue.domain.pacing import BreakerState
 from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.domain.sites import RestrictionKind
@@ -41,7 +42,7 @@ from pdm.workqueue.wire.responses import (
     SkippedView,
     VomsView,
 )
-from pdm.workqueue.wire.sites import CheckView, EndpointView, RouteView, SiteView
+from pdm.workqueue.wire.sites import CheckView, EndpointView, OidcView, RouteView, SiteView
 
 #: Number of jobs ahead in the queue that are listed.
 NAMED_AHEAD = 5
@@ -296,9 +297,22 @@ def site_view(api: ApiContext, site: Site, *, with_health: bool = False) -> Site
         myproxy=site.myproxy,
         mover=site.mover.value,
         tape=site.tape,
+        oidc=None if site.oidc is None else _oidc_view(site.oidc),
         state=state,
         reason=reason,
         health=_endpoint_views(api, site) if with_health else UNSET,
+    )
+
+
+def _oidc_view(oidc: OidcSettings) -> OidcView:
+    return OidcView(
+        issuer=oidc.issuer,
+        client_id=oidc.client_id,
+        has_secret=oidc.has_secret,
+        scope=oidc.scope,
+        audience=list(oidc.audiences),
+        base_path=oidc.base_path,
+        exchange=oidc.exchange,
     )
 
 

@@ -24,9 +24,9 @@ ENTRY_POINTS = "pdm_workqueue.movers"
 #: The movers that come with the service.
 BUILT_IN: Mapping[JobProtocol, Mover] = MappingProxyType(
     {
+        **{protocol: RelayedMover(protocol) for protocol in sorted(RELAYED)},
         JobProtocol.GRIDFTP: GridFtpMover(),
         JobProtocol.DUMMY: DummyMover(),
-        **{protocol: RelayedMover(protocol) for protocol in sorted(RELAYED)},
     }
 )
 
@@ -60,9 +60,17 @@ def installed(found: Iterable[EntryPoint]) -> dict[JobProtocol, Mover]:
 MOVERS: Mapping[JobProtocol, Mover] = MappingProxyType({**BUILT_IN, **installed(entry_points(group=ENTRY_POINTS))})
 
 
-def mover_of(protocol: JobProtocol, *, by_tools: bool) -> Mover | None:
-    """The mover of a protocol; None if there is none."""
-    return TOOL_MOVERS[protocol] if by_tools else MOVERS.get(protocol)
+def mover_of(protocol: JobProtocol, destination: JobProtocol | None = None, *, by_tools: bool) -> Mover | None:
+    """The mover of a protocol; None if there is none.
+
+    ``destination``: the protocol by which the destination is reached, if there is one.
+    """
+    if by_tools:
+        return TOOL_MOVERS[protocol]
+    mover = MOVERS.get(protocol)
+    if destination in (None, protocol) or not isinstance(mover, GridFtpMover | RelayedMover):
+        return mover
+    return RelayedMover(protocol, destination)
 
 
 class OfferedMovers:

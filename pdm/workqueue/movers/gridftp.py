@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from attrs import frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind
-from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.enums import RELAYED, JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.mover import (
@@ -71,13 +71,13 @@ ERROR_PATTERNS = (
 
 @frozen
 class GridFtpMover:
-    """Third-party transfers: the bytes go from server to server, the helper only holds both by the hand."""
+    """Third-party transfers: the bytes go from server to server; `RelayedMover` copies to other protocols."""
 
     job_types: frozenset[JobType] = ALL_JOB_TYPES
     helper: str = "pdm.workqueue.helpers.main_gridftp"
     needs_credential: CredentialKind | None = CredentialKind.PROXY
     prefers_credential: CredentialKind | None = None
-    relays_to: frozenset[JobProtocol] = frozenset()
+    relays_to: frozenset[JobProtocol] = RELAYED - {JobProtocol.GRIDFTP}
 
     def request_for(
         self, batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, request_id: int

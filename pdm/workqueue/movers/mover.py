@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from attrs import frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind, CredentialNeed
-from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol, JobType, PlannedAction
+from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol, JobType, PlannedAction, relay_order
 from pdm.workqueue.domain.failures import (
     AttemptFailure,
     FailureCode,
@@ -207,12 +207,12 @@ def destination_protocol(
         relays_to: where the job's mover can write to besides.
 
     Returns:
-        The job's own where it is offered; else the one of lowest number that is offered and can be written to; None
+        The job's own where it is offered; else the first by `relay_order` that is offered and can be written to; None
         if there is none.
     """
     if asked in offered:
         return asked
-    return min((protocol for protocol in offered if protocol in relays_to), default=None)
+    return min((protocol for protocol in offered if protocol in relays_to), key=relay_order, default=None)
 
 
 #: Bytes of URLs in one request. A helper reads no longer line than 64 MiB; what does not fit waits for the next batch.

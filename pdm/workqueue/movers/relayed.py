@@ -9,9 +9,11 @@ from attrs import frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import RELAYED, JobProtocol, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.paths import encoded
+from pdm.workqueue.movers.gridftp import ERROR_PATTERNS as GRIDFTP_ERROR_PATTERNS
+from pdm.workqueue.movers.gridftp import classify_reply
 from pdm.workqueue.movers.mover import (
     ALL_JOB_TYPES,
     Access,
@@ -40,9 +42,15 @@ ERROR_PATTERNS = (
 
 @frozen
 class RelayedMover:
-    """Has the relay move one of its protocols."""
+    """Has the relay move one of its protocols, perhaps to another one.
+
+    Attributes:
+        protocol: of the source.
+        destination: of the destination, if it is another one.
+    """
 
     protocol: JobProtocol
+    destination: JobProtocol | None = None
     job_types: frozenset[JobType] = ALL_JOB_TYPES
     helper: str = "pdm.workqueue.helpers.main_relay"
 
@@ -78,4 +86,7 @@ class RelayedMover:
         return {name: str(value) for name, value in values.items() if value is not None}
 
     def classify(self, fault: Fault) -> AttemptFailure:
+        failed = self.protocol if fault.scope != FailureScope.DESTINATION else self.destination or self.protocol
+        if failed is JobProtocol.GRIDFTP:
+            return classify_reply(fault, (*GRIDFTP_ERROR_PATTERNS, *ERROR_PATTERNS))
         return classify(fault, ERROR_PATTERNS)

@@ -28,7 +28,9 @@ from twisted.logger import Logger
 
 from pdm.workqueue.config.reader import ConfigError, parse_ini, suggestion
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, MoverKind
+from pdm.workqueue.domain.oidc import OidcSettings
 from pdm.workqueue.domain.paths import InvalidPathError, checked
+from pdm.workqueue.sites.oidc_keys import OIDC_KEYS, read_oidc
 
 
 @frozen
@@ -49,6 +51,7 @@ class Site:
         limit_in: streams of work that go into it at once, at most; None for what the configuration says.
         limit_out: likewise, out of it.
         authorities: PEM of authorities that are trusted for this site only; may be empty.
+        oidc: the issuer of its tokens, and the client that users log in with; None where it says nothing of them.
     """
 
     id: int
@@ -65,6 +68,7 @@ class Site:
     myproxy: str | None = None
     mover: MoverKind = MoverKind.NATIVE
     tape: str | None = None
+    oidc: OidcSettings | None = None
 
     @property
     def may_have_tape(self) -> bool:
@@ -98,7 +102,7 @@ def moved_by_tools(protocol: JobProtocol, asked: object, sites: Iterable[Site]) 
 
 #: Key → protocol.
 ENDPOINT_KEYS = {member.name.lower(): member for member in JobProtocol}
-_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy", "mover", "tape")
+_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy", "mover", "tape", *OIDC_KEYS)
 #: Schemes of servers that only the tools can reach, with the user's proxy; they are GRIDFTP by their name in jobs.
 TOOL_SCHEMES = ("srm", "dcap", "gsidcap")
 #: Where the web service of an SRM stands, and what comes before the path.
@@ -221,6 +225,10 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
     except ValueError as error:
         raise ConfigError(f"{place} is no name for a site: {error}") from error
     mover = MoverKind(checked_by("mover", check_mover, MoverKind.NATIVE))
+    try:
+        oidc = read_oidc(keys)
+    except ValueError as error:
+        raise ConfigError(f"{place} {error}") from error
     endpoints: dict[JobProtocol, list[str]] = {}
     for key, protocol in ENDPOINT_KEYS.items():
         for line in keys[key].split("\n") if key in keys else ():
@@ -244,6 +252,7 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
         myproxy=checked_by("myproxy", check_host_and_port, "") if "myproxy" in keys else None,
         mover=mover,
         tape=checked_by("tape", check_tape, "") if "tape" in keys else None,
+        oidc=oidc,
     )
 
 

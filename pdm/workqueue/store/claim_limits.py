@@ -39,8 +39,8 @@ class ClaimLimits:
     """How much a claim may take.
 
     Attributes:
-        batch_sizes: kind of work → elements of a batch, at most ``batch_elements``; `FIRST_BATCH_SIZE` for kinds that
-            are missing. None: no limit by kind.
+        batch_sizes: kind of work → elements that take as long as a batch shall; a batch has at most ``batch_elements``.
+            `FIRST_BATCH_SIZE` for kinds that are missing. None: no limit by kind.
         sharers: batches that run at once in total. Work is split so that all of them get a share; 0 turns that off.
         batch_bytes: of a batch with more than one element.
         types: ``{LIST}`` for the queue of listings, all others for the queue of work, or all for both.
@@ -65,11 +65,15 @@ class ClaimLimits:
         if types not in (_LISTINGS, _WORK, _LISTINGS | _WORK):
             raise ValueError("a claim takes listings, or all but listings, or all")
 
-    def batch_size(self, job: JobRecord) -> int:
-        """Elements that a batch of this job's kind may have."""
+    def whole_size(self, job: JobRecord) -> int:
+        """Elements of this job's kind that take as long as a batch shall."""
         if self.batch_sizes is None:
             return self.batch_elements
-        return min(self.batch_sizes.get(work_kind(job), FIRST_BATCH_SIZE), self.batch_elements)
+        return self.batch_sizes.get(work_kind(job), FIRST_BATCH_SIZE)
+
+    def batch_size(self, job: JobRecord) -> int:
+        """Elements that a batch of this job's kind may have."""
+        return min(self.whole_size(job), self.batch_elements)
 
     def note(self, fair_queue: FairQueue, batches: Iterable[Batch]) -> None:
         """Charge the users for claimed batches."""
@@ -107,17 +111,16 @@ class ClaimBudget:
     elements: int
     batches: int
     users: int = field(init=False, default=0)
-    # Running elements per user, of all daemons.
-    _running: dict[int, int]
     _fair_queue: FairQueue
+    # Running elements per user, of all daemons; only needed to choose between users.
+    _running: dict[int, int] = field(factory=dict)
     # Sites and protocols whose single probe is running.
     _probing: set[tuple[int, JobProtocol]] = field(factory=set)
     _batches_taken: dict[LimitKey, int] = field(factory=dict)
 
     @classmethod
     def measure(cls, session: Session, limits: ClaimLimits) -> ClaimBudget:
-        """Start with the limits and with what runs now."""
-        running = {row.user_id: int(row.running) for row in session.execute(RUNNING)}
+        """Start with the limits, and with the probes that run now."""
         tried: set[tuple[int, JobProtocol]] = set()
         if limits.exclusions.probed:
             for row in session.execute(_RUNNING_BY_ROUTE):
@@ -126,7 +129,6 @@ class ClaimBudget:
             limits=limits,
             elements=limits.elements,
             batches=limits.batches,
-            running=running,
             fair_queue=limits.fair_queue.copy(),
             probing=tried,
         )
@@ -140,10 +142,13 @@ class ClaimBudget:
         running = self._running.get(user_id, 0) / self._fair_queue.weight(user_id)
         return self._fair_queue.virtual_time(user_id), running
 
-    def in_fair_order(self, users: Iterable[int]) -> list[int]:
+    def in_fair_order(self, session: Session, users: Iterable[int]) -> list[int]:
+        """The users in the order in which they are served; reads what they run."""
         # Ties are broken at random: otherwise the first user always wins where work ends as soon as it is claimed.
         shuffled = list(users)
-        random.shuffle(shuffled)
+        if len(shuffled) > 1:
+            self._running = {row.user_id: int(row.running) for row in session.execute(RUNNING)}
+            random.shuffle(shuffled)
         return sorted(shuffled, key=self.order_key)
 
     def may_claim_for(self, user_id: int, *, limited: bool) -> bool:
@@ -157,22 +162,26 @@ class ClaimBudget:
 
         ``job``: the first job of the batch. ``waiting``: elements of its user that could go into the batch.
         """
-        return min(self.elements, self.limits.batch_size(job), self._share(waiting, self.users))
+        limits = self.limits
+        return min(self.elements, limits.batch_size(job), self._share(waiting, self.users, limits.whole_size(job)))
 
-    def most_elements(self, waiting: int, users: int) -> int:
-        """Upper bound of the waiting elements of a user, of any kind, that the remaining batches can take."""
+    def batches_of(self, jobs_of: Iterable[JobRecord]) -> int:
+        """Upper bound of the batches that some jobs may have."""
+        keys = {common_keys(job) for job in jobs_of}
+        return min(self.batches, sum(max(min(self._left(key) for key in of_one), 0) for of_one in keys))
+
+    def most_elements(self, waiting: int, users: int, batches: int) -> int:
+        """Upper bound of the waiting elements of a user, of any kind, that some batches for all users can take."""
         sizes = self.limits.batch_sizes
-        most = self.limits.batch_elements
-        if sizes is not None:
-            most = min(max(FIRST_BATCH_SIZE, *sizes.values()) if sizes else FIRST_BATCH_SIZE, most)
-        batches = -(-self.batches // users)
-        return min(self.elements, batches * min(most, self._share(waiting, users)))
+        whole = self.limits.batch_elements if sizes is None else max(FIRST_BATCH_SIZE, *sizes.values(), 0)
+        most = min(whole, self.limits.batch_elements)
+        return min(self.elements, -(-batches // users) * min(most, self._share(waiting, users, whole)))
 
-    def _share(self, waiting: int, users: int) -> int:
+    def _share(self, waiting: int, users: int, size: int) -> int:
         """Elements of one batch such that all agents have work until the end; work of other users counts as well."""
         if not self.limits.sharers:
             return self.elements
-        return fair_share(waiting, -(-self.limits.sharers // max(users, 1)))
+        return fair_share(waiting, -(-self.limits.sharers // max(users, 1)), size)
 
     def listing_allowance(self, job: LockedJob) -> int:
         """Elements of a job that may start; exclusions and probes only, without the quota."""

@@ -43,9 +43,20 @@ def claim(session: Session, worker: str, limits: ClaimLimits, now: datetime) -> 
     Returns:
         Batches; listings first.
     """
+    return [batch for batches in claim_each(session, worker, [limits], now) for batch in batches]
+
+
+def claim_each(session: Session, worker: str, several: Sequence[ClaimLimits], now: datetime) -> list[list[Batch]]:
+    """Like `claim` with each of several limits in turn, in one transaction; returns the batches of each.
+
+    Jobs are locked in the order of their ids only within each claim. That leads to no deadlock: a claim waits for a
+    lock only briefly.
+    """
     worker_id = live_worker(session, worker)
-    if worker_id is None:
-        return []
+    return [[] if worker_id is None else _claim(session, worker_id, limits, now) for limits in several]
+
+
+def _claim(session: Session, worker_id: int, limits: ClaimLimits, now: datetime) -> list[Batch]:
     budget = ClaimBudget.measure(session, limits)
     batches: list[Batch] = []
     if JobType.LIST in limits.types:
@@ -65,8 +76,10 @@ def _claim_queue(
 ) -> list[Batch]:
     # First only jobs that no other daemon has locked. If that gives nothing, wait for the locks, briefly: the other
     # session may hang.
+    candidates: _Candidates | None = None
     for skip_locked in (True, False):
-        candidates = _candidates(session, queue, budget, now) if budget.has_capacity else _Candidates()
+        if candidates is None:
+            candidates = _candidates(session, queue, budget, now) if budget.has_capacity else _Candidates()
         numbers = candidates.numbers
         if not numbers:
             return []
@@ -81,6 +94,8 @@ def _claim_queue(
         save_jobs(session, [job for job in locked if job.is_changed])
         if batches or len(locked) == len(numbers):
             return batches
+        # The quota may be used up by what was locked.
+        candidates = None
     return []
 
 
@@ -104,7 +119,7 @@ def _candidates(session: Session, queue: claim_queries.ClaimQueue, budget: Claim
     # The quota is for work: listings are not limited by it.
     limited = queue is claim_queries.WORK_QUEUE
     users = budget.in_fair_order(
-        user for user in session.scalars(queue.users) if budget.may_claim_for(user, limited=limited)
+        session, (user for user in session.scalars(queue.users) if budget.may_claim_for(user, limited=limited))
     )
     start_conditions, conditions = budget.start_conditions(), budget.conditions if limited else _no_conditions
     closed = bool(start_conditions or conditions(jobs.c))
@@ -128,7 +143,7 @@ def _candidates(session: Session, queue: claim_queries.ClaimQueue, budget: Claim
         rows = session.execute(statement, {"user": user, "now": now, "most": few}).all()
         if limited and len(rows) == few < counted and _count_submitted(rows) < budget.elements:
             rows = session.execute(statement, {"user": user, "now": now, "most": counted}).all()
-            could_be_taken = budget.most_elements(_count_submitted(rows), sharers)
+            could_be_taken = budget.most_elements(_count_submitted(rows), sharers, budget.batches)
             most = max(min(could_be_taken, _MOST_CANDIDATES // sharers), few)
             beyond[user] = _count_submitted(rows[most:])
             rows = rows[:most]
@@ -179,7 +194,8 @@ def _next_batch(
     """
     first = queue[0]
     waiting = beyond + sum(job.counters.submitted for job in queue if _can_share_batch(first, job))
-    builder = _BatchBuilder(budget.batch_allowance(first.record, waiting), budget.limits.batch_bytes)
+    most = budget.batch_allowance(first.record, waiting)
+    builder = _BatchBuilder(most, budget.limits.batch_bytes)
     remaining: list[LockedJob] = []
     for at, job in enumerate(queue):
         if builder.is_full:
@@ -188,7 +204,7 @@ def _next_batch(
             remaining.append(job)
             continue
         allowed = due_elements.allowed(job)
-        due = due_elements.waiting(job, allowed, sharers)
+        due = due_elements.waiting(job, allowed, sharers, most)
         count = builder.fill(job, due, allowed)
         budget.take(job, count)
         job.move(JobStatus.SUBMITTED, JobStatus.RUNNING, count)
@@ -320,7 +336,7 @@ class _DueListings:
     def allowed(self, job: LockedJob) -> int:
         return self._budget.listing_allowance(job)
 
-    def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[ElementRecord]:
+    def waiting(self, job: LockedJob, allowed: int, sharers: int, size: int) -> deque[ElementRecord]:
         if allowed < 1 or job.id not in self._due:
             return deque()
         job.list_due_at = None
@@ -343,7 +359,8 @@ class _DueWork:
         self._due: dict[int, deque[ElementRecord]] = {}
         # Jobs with more due elements than were read → number of those read.
         self._read_on: dict[int, int] = {}
-        left = budget.elements
+        batches = budget.batches_of(job.record for job in locked)
+        left = budget.most_elements(sum(job.counters.submitted for job in locked), 1, batches)
         small = []
         for job in locked:
             if not job.record.has_phases and job.counters.submitted <= left:
@@ -355,15 +372,15 @@ class _DueWork:
     def allowed(self, job: LockedJob) -> int:
         return self._budget.work_allowance(job)
 
-    def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[ElementRecord]:
-        """Due elements of a job; reads more when all known ones are taken."""
+    def waiting(self, job: LockedJob, allowed: int, sharers: int, size: int) -> deque[ElementRecord]:
+        """Due elements of a job; reads more when all known ones are taken, for batches of a size."""
         if job.id not in self._due:
             self._due[job.id] = deque()
             self._read_on[job.id] = 0
         waiting = self._due[job.id]
         if not waiting and job.id in self._read_on and allowed > 0:
-            share = -(-self._budget.batches // sharers) * self._budget.limits.batch_size(job.record)
-            most = min(share, self._budget.elements)
+            batches = min(-(-self._budget.batches // sharers), self._budget.batches_of([job.record]))
+            most = min(max(batches, 1) * size, self._budget.elements)
             offset = self._read_on.pop(job.id)
             waiting.extend(claim_queries.due_work(self._session, job, most, offset, self._now))
             if len(waiting) == most:

@@ -288,10 +288,21 @@ class Database:
         return record
 
     def written(self, job_id: int) -> Deferred[None]:
-        """Fires after the next commit of this daemon that writes a job; may be cancelled."""
+        """Fires after the next commit of this daemon that writes a job, or `written_elsewhere`; may be cancelled."""
         waiting: Deferred[None] = Deferred(partial(self._forget_waiting, job_id))
         self._waiting.setdefault(job_id, set()).add(waiting)
         return waiting
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether the next commit of any job is waited for."""
+        return bool(self._waiting)
+
+    def written_elsewhere(self, job_id: int) -> None:
+        """Another daemon may have written a job."""
+        for waiting in self._waiting.pop(job_id, ()):
+            if not waiting.called:
+                waiting.callback(None)
 
     def _forget_waiting(self, job_id: int, waiting: Deferred[None]) -> None:
         of_job = self._waiting.get(job_id, set())
@@ -319,9 +330,7 @@ class Database:
                 self.on_awaited_end(job_id)
         if self._waiting:
             for job_id in written:
-                for waiting in self._waiting.pop(job_id, ()):
-                    if not waiting.called:
-                        waiting.callback(None)
+                self.written_elsewhere(job_id)
 
     def _submit(
         self,

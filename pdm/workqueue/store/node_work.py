@@ -14,57 +14,26 @@ from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.domain.sites import Actor
 from pdm.workqueue.store import signals, users
 from pdm.workqueue.store.leases import lease_clock
-from pdm.workqueue.store.nodes import set_drain
-from pdm.workqueue.store.records import IS_INCARNATION, columns_of, elements, workers
+from pdm.workqueue.store.nodes import NODE_COLUMNS, NodeRecord, set_drain
+from pdm.workqueue.store.records import IS_INCARNATION, elements, workers
 from pdm.workqueue.WorkqueueDB import IS_RUNNING
-
-
-@frozen(kw_only=True)
-class NodeState:
-    """A daemon that works on this database, or did; see `pdm.workqueue.store.nodes.NodeRecord`.
-
-    Attributes:
-        lease_until: None if its lease was taken away, or it has stopped.
-        running: elements that it runs.
-    """
-
-    id: int
-    name: str
-    worker: str
-    host: str | None
-    address: str | None
-    version: str | None
-    started_at: datetime | None
-    seen_at: datetime | None
-    lease_until: datetime | None
-    alive: bool
-    running: int
-    drain: str | None
-    drain_until: datetime | None
-    sick: str | None
-
 
 _RUNNING = (
     sa.select(elements.c.worker_id, sa.func.count().label("running"))
     .where(sa.text(IS_RUNNING))
     .group_by(elements.c.worker_id)
 )
-_NODES = sa.select(
-    sa.func.coalesce(workers.c.node, workers.c.name).label("name"),
-    workers.c.name.label("worker"),
-    *columns_of(workers, "id", "host", "address", "version", "started_at", "seen_at", "lease_until"),
-    *columns_of(workers, "drain", "drain_until", "sick"),
-)
+_NODES = sa.select(*NODE_COLUMNS)
 
 
-def node_states(session: Session, now: datetime) -> Sequence[NodeState]:
+def node_states(session: Session, now: datetime) -> Sequence[NodeRecord]:
     """All nodes by name, those that have a lease first."""
     running: dict[Any, int] = {row.worker_id: row.running for row in session.execute(_RUNNING)}
     found = _states(session, _NODES, now, running)
     return sorted(found, key=lambda node: (not node.alive, node.name, node.id))
 
 
-def nodes_named(session: Session, name: str, now: datetime) -> Sequence[NodeState]:
+def nodes_named(session: Session, name: str, now: datetime) -> Sequence[NodeRecord]:
     """Nodes with a name, or with it as the unique name of their worker; without the number of elements that they run.
 
     Of nodes with the same name those with a lease, or if there is none the one that was seen last.
@@ -77,13 +46,15 @@ def nodes_named(session: Session, name: str, now: datetime) -> Sequence[NodeStat
     return exact or alive or dead[-1:]
 
 
-def _states(session: Session, statement: sa.Select[Any], now: datetime, running: dict[Any, int]) -> Sequence[NodeState]:
+def _states(
+    session: Session, statement: sa.Select[Any], now: datetime, running: dict[Any, int]
+) -> Sequence[NodeRecord]:
     timestamp = lease_clock(session, now)
     return [
-        NodeState(
+        NodeRecord(
+            **row._mapping,
             alive=row.lease_until is not None and row.lease_until > timestamp,
             running=running.get(row.id, 0),
-            **row._mapping,
         )
         for row in session.execute(statement)
     ]
@@ -95,10 +66,11 @@ def node_name(session: Session, worker: str) -> str:
     return found or worker
 
 
-def workers_of_job(session: Session, job_id: int) -> frozenset[str]:
-    """Names of the workers that run elements of a job."""
+def workers_of_job(session: Session, job_id: int) -> dict[str, str]:
+    """Workers that run elements of a job, those without a lease too → their names for people."""
     ids = sa.select(elements.c.worker_id).where(sa.text(IS_RUNNING), elements.c.job_id == job_id).distinct()
-    return frozenset(session.scalars(sa.select(workers.c.name).where(workers.c.id.in_(ids))))
+    names = sa.select(workers.c.name, sa.func.coalesce(workers.c.node, workers.c.name).label("shown"))
+    return {row.name: row.shown for row in session.execute(names.where(workers.c.id.in_(ids)))}
 
 
 def workers_of_elements(session: Session, job_id: int, numbers: Collection[int]) -> dict[int, str]:
@@ -119,7 +91,7 @@ def jobs_of_workers(session: Session, names: Collection[str], most: int) -> Sequ
 
 
 def change_drain(
-    session: Session, node: NodeState, message: str | None, until: datetime | None, by: Actor, now: datetime
+    session: Session, node: NodeRecord, message: str | None, until: datetime | None, by: Actor, now: datetime
 ) -> bool:
     """Drain a node, or end that (``message`` None), and write the audit record; False if nothing changes."""
     if (message, until) == (node.drain, node.drain_until) or not set_drain(session, node.id, message, until):

@@ -1,6 +1,7 @@
 """Nodes: the daemons that share the database, and what each says of itself.
 
-A node is a row of ``workers`` with a live lease. Its name is for people and need not be unique; the worker's name is.
+A node is a row of ``workers``; it is alive while it has a lease. Its name is for people and need not be unique; the
+worker's name is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _CLOCK_QUERIES = 3
 
 @frozen(kw_only=True)
 class NodeRecord:
-    """A daemon with a live lease.
+    """A daemon that works on this database, or did.
 
     Attributes:
         id: of the worker's row; elements have it.
@@ -39,7 +40,11 @@ class NodeRecord:
         drain: why it claims nothing more, by an operator; None while it claims.
         drain_until: then it gives back what still runs; None for never.
         sick: why it claims nothing, by its own checks.
+        incarnation: of its last start; empty for an early version.
         report: what it says of itself; its owner knows the keys.
+        lease_until: None if its lease was taken away, or it has stopped.
+        alive: whether it has a lease.
+        running: elements that it runs, where they are counted.
     """
 
     id: int
@@ -51,18 +56,22 @@ class NodeRecord:
     version: str | None = None
     started_at: datetime | None = None
     seen_at: datetime | None = None
-    lease_until: datetime
+    lease_until: datetime | None
     drain: str | None = None
     drain_until: datetime | None = None
     sick: str | None = None
     report: Mapping[str, Any] | None = None
+    alive: bool = True
+    running: int = 0
 
 
-_COLUMNS = (
-    *columns_of(workers, "id", "incarnation", "address", "host", "version", "started_at", "seen_at", "lease_until"),
+#: Of `NodeRecord`.
+NODE_COLUMNS = (
+    *columns_of(workers, "id", "address", "host", "version", "started_at", "seen_at", "lease_until"),
     *columns_of(workers, "drain", "drain_until", "sick", "report"),
     workers.c.name.label("worker"),
     sa.func.coalesce(workers.c.node, workers.c.name).label("name"),
+    sa.func.coalesce(workers.c.incarnation, "").label("incarnation"),
 )
 _IS_LIVE = {
     True: workers.c.lease_until > sa.func.clock_timestamp(),
@@ -70,13 +79,13 @@ _IS_LIVE = {
     False: workers.c.lease_until.is_not(None),
 }
 _LIVE = {
-    shared: sa.select(*_COLUMNS).where(is_live, workers.c.incarnation.is_not(None)).order_by(workers.c.id)
+    shared: sa.select(*NODE_COLUMNS).where(is_live, workers.c.incarnation.is_not(None)).order_by(workers.c.id)
     for shared, is_live in _IS_LIVE.items()
 }
 
 
 def live_nodes(session: Session) -> list[NodeRecord]:
-    """All nodes, in the order in which their instances were first registered."""
+    """All nodes with a lease, in the order in which their instances were first registered."""
     return [NodeRecord(**row._mapping) for row in session.execute(_LIVE[is_shared(session)])]
 
 

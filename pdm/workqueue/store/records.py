@@ -48,6 +48,7 @@ from pdm.workqueue.WorkqueueDB import (
     MailNoticeRow,
     MailSubscriptionRow,
     NotifiedRow,
+    OidcLoginRow,
     PendingDelegationRow,
     PredecessorRow,
     PurgedJobRow,
@@ -79,6 +80,7 @@ logon_failures = _table(LogonFailure)
 listing_chunks = _table(ListingChunk)
 listing_notes = _table(ListingNotes)
 credentials = _table(CredentialRow)
+oidc_logins = _table(OidcLoginRow)
 pending_delegations = _table(PendingDelegationRow)
 idempotent_requests = _table(IdempotentRequest)
 predecessors = _table(PredecessorRow)

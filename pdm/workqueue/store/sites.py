@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, MoverKind
+from pdm.workqueue.domain.oidc import OidcSettings
 from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.domain.sites import (
     LAST_FILE_SITE,
@@ -25,7 +26,16 @@ from pdm.workqueue.domain.sites import (
     SiteSnapshot,
 )
 from pdm.workqueue.store import signals, users
-from pdm.workqueue.store.records import catalogue, credentials, jobs, matched, predecessors, restrictions, sites
+from pdm.workqueue.store.records import (
+    catalogue,
+    credentials,
+    jobs,
+    matched,
+    oidc_logins,
+    predecessors,
+    restrictions,
+    sites,
+)
 from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK
 
 _CATALOGUE_ROW = 1
@@ -89,6 +99,7 @@ _COLUMNS = tuple(
     for name in (
         *("id", "owner_id", "public", "name", "description", "default_folder"),
         *("endpoints", "limit_in", "limit_out", "authorities", "myproxy", "mover", "tape"),
+        *("oidc", "oidc_secret"),
     )
 )
 #: Sites of one user; bounds the memory, where all sites are kept.
@@ -197,6 +208,7 @@ def remove(session: Session, number: int, by: Actor, now: datetime) -> bool:
         raise SiteInUseError(used)
     session.execute(sa.delete(sites).where(sites.c.id == number))
     session.execute(sa.delete(credentials).where(credentials.c.site_id == number))
+    session.execute(sa.delete(oidc_logins).where(oidc_logins.c.site_id == number))
     session.execute(sa.delete(restrictions).where(restrictions.c.kind == "site", restrictions.c.number == number))
     users.record_action(session, by, "site.remove", f"site {number}", locked.name, now)
     return True
@@ -231,7 +243,26 @@ def _values(content: NewSite) -> dict[str, Any]:
         "myproxy": content.myproxy,
         "mover": content.mover.value,
         "tape": content.tape,
+        "oidc": None if content.oidc is None else _oidc_values(content.oidc),
+        "oidc_secret": None if content.oidc is None else content.oidc.sealed_secret,
     }
+
+
+def _oidc_values(oidc: OidcSettings) -> dict[str, Any]:
+    return {
+        "issuer": oidc.issuer,
+        "client_id": oidc.client_id,
+        "scope": oidc.scope,
+        "audiences": list(oidc.audiences),
+        "base_path": oidc.base_path,
+        "exchange": oidc.exchange,
+    }
+
+
+def _oidc_of(row: sa.Row[Any]) -> OidcSettings | None:
+    if row.oidc is None:
+        return None
+    return OidcSettings(**{**row.oidc, "audiences": tuple(row.oidc["audiences"])}, sealed_secret=row.oidc_secret)
 
 
 def _audit_details(content: NewSite) -> str:
@@ -240,7 +271,8 @@ def _audit_details(content: NewSite) -> str:
     logon = f", logon at {content.myproxy}" if content.myproxy else ""
     mover = f", moved by {content.mover}" if content.mover is not MoverKind.NATIVE else ""
     tape = f", tape API {content.tape}" if content.tape else ""
-    return f"{content.name}, {'public' if content.public else 'private'}{own}{logon}{mover}{tape}: {urls}"
+    issuer = f", tokens of {content.oidc.issuer}" if content.oidc is not None and content.oidc.issuer else ""
+    return f"{content.name}, {'public' if content.public else 'private'}{own}{logon}{mover}{tape}{issuer}: {urls}"
 
 
 def _record(row: sa.Row[Any]) -> SiteRecord:
@@ -260,6 +292,7 @@ def _record(row: sa.Row[Any]) -> SiteRecord:
             myproxy=row.myproxy,
             mover=MoverKind(row.mover),
             tape=row.tape,
+            oidc=_oidc_of(row),
         ),
     )
 

@@ -64,6 +64,59 @@ TapeUrl = Annotated[
 ]
 
 
+class OidcBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The issuer of a site's tokens, and the client that the service is registered as."""
+
+    issuer: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=500)] | None,
+        Meta(description="URL of the only issuer whose tokens are accepted; null for any."),
+    ] = None
+    client_id: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=300)] | None,
+        Meta(description="Null where users cannot log in."),
+    ] = None
+    client_secret: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=300)] | None,
+        Meta(
+            description="Stored encrypted, never shown. Without it, a change keeps the secret of the same issuer and"
+            " client."
+        ),
+    ] = None
+    scope: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=1000)] | None,
+        Meta(description="That a login asks for; openid offline_access by default."),
+    ] = None
+    audience: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=300)]],
+        Meta(max_length=10, description="Of tokens, besides the addresses of the endpoints. For operators."),
+    ] = []
+    base_path: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=4096)] | None,
+        Meta(description="Directory that the paths of scopes are relative to; null: the root, or the endpoint's path."),
+    ] = None
+    exchange: Annotated[
+        bool, Meta(description="Whether access tokens are exchanged for such with the audience and scope (RFC 8693).")
+    ] = False
+
+    def __repr__(self) -> str:
+        return f"OidcBody(issuer={self.issuer!r}, client_id={self.client_id!r})"
+
+
+class OidcView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a site says about tokens."""
+
+    issuer: str | None
+    client_id: str | None
+    has_secret: bool
+    scope: str
+    audience: list[str]
+    base_path: str | None
+    exchange: bool
+
+
+SiteOidc = Annotated[OidcBody | None, Meta(description="Its tokens, and how users log in; null for nothing.")]
+
+
 class SiteBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A new site. ``public``: whether everybody sees and uses it; else only who makes it."""
 
@@ -78,6 +131,7 @@ class SiteBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     myproxy: MyProxy = None
     mover: SiteMover | None = None
     tape: TapeUrl = None
+    oidc: SiteOidc = None
 
 
 class SiteChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -94,6 +148,7 @@ class SiteChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     myproxy: MyProxy | UnsetType = UNSET
     mover: SiteMover | UnsetType = UNSET
     tape: TapeUrl | UnsetType = UNSET
+    oidc: SiteOidc | UnsetType = UNSET
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -157,6 +212,7 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "native"
     tape: Annotated[str | None, Meta(description="URL of its tape API; null where its HTTPS endpoint names it.")] = None
+    oidc: OidcView | None = None
     state: Annotated[
         str,
         Meta(

@@ -1,24 +1,20 @@
-"""Pool of control connections, and the event loop that drives pipelined commands on them.
+"""Pool of control connections, kept from batch to batch.
 
-The pool keeps connections from batch to batch: one for each server, pairs for transfers between two servers. The loop
-runs until all commands are answered, one fails, or the batch is cancelled.
+One for each server, and pairs for transfers between two servers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import selectors
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import unquote_to_bytes
 
 from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel, SilentServerError
+from pdm.workqueue.helpers.gridftp.event_loop import Channel
 from pdm.workqueue.helpers.gridftp.gsi import Gsi
 from pdm.workqueue.helpers.gridftp.replies import Reply
-from pdm.workqueue.helpers.storage import StoppedError
 
 #: Seconds for which a server that lacks a feature is not tried again.
 _UNFIT_S = 30.0
@@ -117,7 +113,8 @@ class ChannelPool:
 
     def _spare(self, address: str) -> ControlChannel | None:
         channel = self._single.pop(address, None)
-        if channel is not None and channel.is_dead:
+        # A server that has sent to us, or received, fails at the first transfer of another kind.
+        if channel is not None and (channel.is_dead or channel.data_port.kept is not None):
             channel.dispose()
             return None
         return channel
@@ -219,6 +216,7 @@ def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel
     for channel in (at_source, at_destination):
         _accepted(channel, b"TYPE I")
         _accepted(channel, b"MODE E")
+        channel.data_port.mode = b"E"
     _set_markers(at_destination, wanted=large)
     streams = _streams((at_source, at_destination), large=large)
     _accepted(at_source, b"OPTS RETR Parallelism=%d,%d,%d;" % (streams, streams, streams))
@@ -241,8 +239,12 @@ def _set_markers(at_destination: ControlChannel, *, wanted: bool) -> None:
 
 def _streams(pair: tuple[ControlChannel, ControlChannel], *, large: bool) -> int:
     """Number of data connections: a single one is limited by its TCP window on a long path."""
-    is_far = max(channel.round_trip_s for channel in pair) > _FAR_AWAY_S
-    return _STREAMS_FAR_AWAY if large and is_far else 1
+    return max(map(streams_to, pair)) if large else 1
+
+
+def streams_to(channel: ControlChannel) -> int:
+    """Number of data connections of a large file to or from a server."""
+    return _STREAMS_FAR_AWAY if _FAR_AWAY_S < channel.round_trip_s < float("inf") else 1
 
 
 def _accepted(channel: ControlChannel, command: bytes) -> Reply:
@@ -275,146 +277,3 @@ def parent_path(path: bytes) -> bytes:
     if head:
         return head
     return b"/" if path.startswith(b"/") else b"~"
-
-
-#: Interval in seconds at which silent channels are checked.
-_TICK_S = 1.0
-
-
-class Channel(Protocol):
-    """What a pipeline waits for: a control channel, or a data connection of one.
-
-    Attributes:
-        address: ``host:port`` of the server.
-        heard_at: when data last arrived (`time.monotonic`).
-    """
-
-    address: str
-    heard_at: float
-
-    @property
-    def waiting(self) -> int:
-        """Number of replies still to arrive; 0 if none."""
-
-    @property
-    def unsent(self) -> object:
-        """Whether `flush` has something to send."""
-
-    def fileno(self) -> int: ...
-
-    def flush(self) -> None:
-        """Send what can be sent without blocking; raises `ChannelError`."""
-
-    def read(self) -> None:
-        """Read what has arrived; raises `ChannelError`."""
-
-    def dispose(self) -> None:
-        """Close it."""
-
-
-class SilenceError(Exception):
-    """A server did not answer in time."""
-
-    def __init__(self, channel: Channel) -> None:
-        super().__init__(f"{channel.address} has not answered in time")
-        self.channel = channel
-
-
-class BrokenError(Exception):
-    """A channel cannot be used any more."""
-
-    def __init__(self, channel: Channel, why: str) -> None:
-        super().__init__(why)
-        self.channel = channel
-
-
-class Waker:
-    """Wakes a pipeline from another thread."""
-
-    def __init__(self) -> None:
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._writer, b".")
-
-    def fileno(self) -> int:
-        return self._reader
-
-    def clear(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._reader, 4096):
-                pass
-
-
-def run_until_answered(
-    channels: Sequence[Channel],
-    waker: Waker,
-    stopped: Callable[[], bool],
-    refill: Callable[[], None],
-    timeout_s: Callable[[], float],
-) -> None:
-    """Run all of `steps`."""
-    for _ in steps(channels, waker, stopped, refill, timeout_s):
-        pass
-
-
-def steps(
-    channels: Sequence[Channel],
-    waker: Waker,
-    stopped: Callable[[], bool],
-    refill: Callable[[], None],
-    timeout_s: Callable[[], float],
-) -> Iterator[None]:
-    """Exchange commands and replies until all are answered.
-
-    Args:
-        channels: the channels.
-        waker: wakes the loop after a stop.
-        stopped: whether to stop.
-        refill: called before each poll: sends more commands if few are pending.
-        timeout_s: seconds that a server may be silent while a reply is pending.
-
-    Yields:
-        After each poll, so that the caller can pass on what has arrived.
-
-    Raises:
-        StoppedError: ``stopped`` returned True.
-        SilenceError: a reply did not arrive in time.
-        BrokenError: a channel has failed.
-    """
-    with selectors.DefaultSelector() as selector:
-        selector.register(waker, selectors.EVENT_READ)
-        for channel in channels:
-            selector.register(channel.fileno(), selectors.EVENT_READ, channel)
-            channel.heard_at = time.monotonic()
-        while True:
-            if stopped():
-                raise StoppedError
-            refill()
-            busy = False
-            for channel in channels:
-                busy = busy or channel.waiting > 0
-                _attempt(channel, channel.flush)
-                wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.unsent else 0)
-                selector.modify(channel.fileno(), wanted, channel)
-            if not busy:
-                return
-            for key, events in selector.select(_TICK_S):
-                if key.data is None:
-                    waker.clear()
-                elif events & selectors.EVENT_READ:
-                    _attempt(key.data, key.data.read)
-            now = time.monotonic()
-            for channel in channels:
-                silent_s = now - channel.heard_at if channel.waiting else 0.0
-                if silent_s > _TICK_S and silent_s > timeout_s():
-                    raise SilenceError(channel)
-            yield
-
-
-def _attempt(channel: Channel, action: Callable[[], None]) -> None:
-    try:
-        action()
-    except ChannelError as error:
-        raise BrokenError(channel, str(error)) from error

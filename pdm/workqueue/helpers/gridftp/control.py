@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.credentials import trusting
+from pdm.workqueue.helpers.gridftp.data_port import DataPort
 from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError, SecurityContext
 from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.storage import StorageError
@@ -94,7 +95,11 @@ class ControlChannel:
         heard_at: when data last arrived from the server (`time.monotonic`).
         round_trip_s: shortest time in seconds between a single command and its reply.
         sends_markers: whether the server sends performance markers.
+        data_port: what holds for its data connections.
     """
+
+    #: Replies are read at any time.
+    reads = True
 
     def __init__(self, gsi: Gsi | None, address: str, login_s: float = LOGIN_S) -> None:
         self.gsi = gsi
@@ -104,6 +109,7 @@ class ControlChannel:
         self.heard_at = 0.0
         self.round_trip_s = float("inf")
         self.sends_markers = True
+        self.data_port = DataPort()
         self._context: SecurityContext | None = None
         self._socket: socket.socket | None = None
         # Received lines, and the beginning of the next.
@@ -141,6 +147,7 @@ class ControlChannel:
                 self._context = SecurityContext(self.gsi, host)
                 self._log_in(self._context)
             self._read_features(self.ask(b"FEAT"))
+            self.data_port.connected(self._socket, authenticates=self.gsi is not None and "DCAU" in self.features)
             self._socket.setblocking(False)
         except TimeoutError:
             self.close()
@@ -332,8 +339,11 @@ class ControlChannel:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the server has closed the connection, or announced it, while no command was pending."""
-        if self._socket is None:
+        """Whether the server has closed the connection, or announced it, while no command was pending.
+
+        Also if it has closed a data connection that was kept.
+        """
+        if self._socket is None or self.data_port.is_dead:
             return True
         try:
             self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -355,6 +365,7 @@ class ControlChannel:
     def dispose(self) -> None:
         """Close, and free the security context; called by the thread that uses the channel."""
         self.close()
+        self.data_port.keep(None)
         if self._context is not None:
             self._context.close()
             self._context = None

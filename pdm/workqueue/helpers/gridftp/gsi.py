@@ -17,7 +17,7 @@ LIBRARY = "libglobus_gssapi_gsi.so.4"
 #: Delegate a full proxy, authenticate both ends, allow integrity and encryption (RFC 2744).
 _WANTED = 1 | 2 | 16 | 32
 _DELEGATION = 1
-_INITIATE_ONLY = 1
+_BOTH_ROLES = 0
 _CONTINUE_NEEDED = 1
 #: The upper half of a major status is the error.
 _ERROR_MASK = 0xFFFF0000
@@ -76,7 +76,7 @@ class Gsi:
             if credential is None:
                 credential, minor = c_void_p(), c_uint32()
                 status = self._slow.gss_acquire_cred(
-                    byref(minor), None, 0, None, _INITIATE_ONLY, byref(credential), None, None
+                    byref(minor), None, 0, None, _BOTH_ROLES, byref(credential), None, None
                 )
                 self._check(status, minor, "the credential cannot be used")
                 self._credentials[trusted] = credential
@@ -101,6 +101,15 @@ class Gsi:
             *(number, c_void_p, pointer, c_void_p, c_void_p, c_uint32, c_uint32, c_void_p),
             *(_GIVEN, c_void_p, _TAKEN, number, number),
         ]
+        slow.gss_accept_sec_context.argtypes = [
+            *(number, pointer, c_void_p, _GIVEN, c_void_p, pointer),
+            *(c_void_p, _TAKEN, number, number, c_void_p),
+        ]
+        slow.gss_inquire_context.argtypes = [
+            *(number, c_void_p, pointer, c_void_p, c_void_p),
+            *(c_void_p, c_void_p, c_void_p, c_void_p),
+        ]
+        slow.gss_compare_name.argtypes = [number, c_void_p, c_void_p, POINTER(c_int)]
         slow.gss_delete_sec_context.argtypes = [number, pointer, c_void_p]
         quick.gss_wrap.argtypes = [number, c_void_p, c_int, c_int, _GIVEN, POINTER(c_int), _TAKEN]
         quick.gss_unwrap.argtypes = [number, c_void_p, _GIVEN, _TAKEN, POINTER(c_int), number]
@@ -131,13 +140,15 @@ class SecurityContext:
         gsi: the library.
         host: name of the server that its certificate must have; None for the other end of a data connection, which has
             the proxy that we have delegated.
+        accepts: whether the other end, which has connected to us, begins.
 
     Raises:
         GsiError: the name, or the credential, cannot be used.
     """
 
-    def __init__(self, gsi: Gsi, host: str | None) -> None:
+    def __init__(self, gsi: Gsi, host: str | None, *, accepts: bool = False) -> None:
         self._gsi = gsi
+        self._accepts = accepts
         self._credential: c_void_p | None = None
         self._minor = c_uint32()
         self._context = c_void_p()
@@ -172,6 +183,8 @@ class SecurityContext:
         """
         if self._credential is None:
             self._credential = self._gsi.credential()
+        if self._accepts:
+            return self._accept(token or b"")
         given = None if token is None else byref(_Given(len(token), token))
         status = self._gsi._slow.gss_init_sec_context(
             *(byref(self._minor), self._credential, byref(self._context), self._name),
@@ -180,10 +193,42 @@ class SecurityContext:
         self._gsi._check(status, self._minor, "the login failed")
         return self._taken(), not status & _CONTINUE_NEEDED
 
-    def wrap(self, data: bytes) -> bytes:
-        """Protect the integrity of a message to be sent; raises `GsiError`."""
+    def _accept(self, token: bytes) -> tuple[bytes, bool]:
+        """Continue the login of the other end; at its end, that must have our own identity."""
+        if not token:
+            return b"", False
+        status = self._gsi._slow.gss_accept_sec_context(
+            *(byref(self._minor), byref(self._context), self._credential, byref(_Given(len(token), token)), None),
+            *(None, None, self._by_answer, None, None, None),
+        )
+        self._gsi._check(status, self._minor, "the login failed")
+        answer = self._taken()
+        complete = not status & _CONTINUE_NEEDED
+        if complete:
+            self._check_identity()
+        return answer, complete
+
+    def _check_identity(self) -> None:
+        """Raise `GsiError` unless the other end has our own identity."""
+        name, same = c_void_p(), c_int()
+        status = self._gsi._slow.gss_inquire_context(
+            *(byref(self._minor), self._context, byref(name), None, None, None, None, None, None)
+        )
+        self._gsi._check(status, self._minor, "the other end has no name")
+        try:
+            status = self._gsi._slow.gss_compare_name(byref(self._minor), name, self._name, byref(same))
+            self._gsi._check(status, self._minor, "the name of the other end cannot be used")
+        finally:
+            self._gsi._slow.gss_release_name(byref(self._minor), byref(name))
+        if not same.value:
+            raise GsiError("the other end of the data connection has another identity")
+
+    def wrap(self, data: bytes, *, encrypts: bool = False) -> bytes:
+        """Protect the integrity of a message to be sent, and encrypt it if requested; raises `GsiError`."""
         self._given.length, self._given.value = len(data), data
-        status = self._gsi._quick.gss_wrap(self._by_minor, self._context, 0, 0, self._by_given, None, self._by_answer)
+        status = self._gsi._quick.gss_wrap(
+            self._by_minor, self._context, int(encrypts), 0, self._by_given, None, self._by_answer
+        )
         if status & _ERROR_MASK:
             self._gsi._check(status, self._minor, "a command cannot be wrapped")
         return self._taken()

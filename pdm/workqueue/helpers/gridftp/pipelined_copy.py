@@ -23,16 +23,7 @@ from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.copying import temporary_name
 from pdm.workqueue.helpers.gridftp.attribute_commands import PipelinedAttributes
 from pdm.workqueue.helpers.gridftp.checksum_command import computes_checksums
-from pdm.workqueue.helpers.gridftp.connections import (
-    BrokenError,
-    ChannelPool,
-    SilenceError,
-    Waker,
-    fits_on_command_line,
-    host_port,
-    run_until_answered,
-    server_path,
-)
+from pdm.workqueue.helpers.gridftp.connections import ChannelPool, fits_on_command_line, host_port, server_path
 from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, SilentServerError
 from pdm.workqueue.helpers.gridftp.copy_checks import (
     DestinationCheck,
@@ -42,6 +33,7 @@ from pdm.workqueue.helpers.gridftp.copy_checks import (
     ask_checksums,
     base_name,
 )
+from pdm.workqueue.helpers.gridftp.event_loop import BrokenError, SilenceError, Waker, run_until_answered
 from pdm.workqueue.helpers.gridftp.pipelined_operations import NEW, PipelinedDirectories
 from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply
 from pdm.workqueue.helpers.storage import FileStat, StoppedError, StorageError

@@ -17,17 +17,14 @@ from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.gridftp.connections import (
     FACTS,
     FACTS_WITH_OWNERS,
-    BrokenError,
     ChannelPool,
-    SilenceError,
-    Waker,
     fits_on_command_line,
     host_port,
     parent_path,
-    run_until_answered,
     server_path,
 )
 from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, SilentServerError
+from pdm.workqueue.helpers.gridftp.event_loop import BrokenError, SilenceError, Waker, run_until_answered
 from pdm.workqueue.helpers.gridftp.replies import ListingEntry, Reply, WrappedEntries, errno_of_reply, file_stat_in
 from pdm.workqueue.helpers.listing import DirectoryEntries, EntryReporter, directory_url, is_listed
 from pdm.workqueue.helpers.operations import check_unchanged_since_listing, must_recheck

@@ -13,17 +13,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
-from pdm.workqueue.helpers.gridftp.connections import (
-    BrokenError,
-    Channel,
-    ChannelPool,
-    SilenceError,
-    Waker,
-    host_port,
-    steps,
-)
+from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port
 from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel
-from pdm.workqueue.helpers.gridftp.data import DataConnection
+from pdm.workqueue.helpers.gridftp.data import DataConnection, StreamSink
+from pdm.workqueue.helpers.gridftp.event_loop import BrokenError, Channel, SilenceError, Waker, steps
 from pdm.workqueue.helpers.gridftp.replies import ListingEntry, Reply, WrappedEntries, read_listing, refusal
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts
 
@@ -72,6 +65,14 @@ class ControlSession:
         plain = url.startswith("ftp:")
         opens = self.connections.beside if beside else self.connections.single
         return self._opened(lambda: opens(host_port(url), again=True, plain=plain), timeouts)
+
+    def live_channel(self, url: str, timeouts: Timeouts) -> ControlChannel:
+        """Like `channel`; one that was idle is tried first, for several commands that cannot be sent again."""
+        channel = self.channel(url, timeouts)
+        if time.monotonic() - channel.heard_at > _IDLE_S:
+            self.ask(url, b"NOOP", timeouts=timeouts)
+            channel = self.channel(url, timeouts)
+        return channel
 
     def pair(self, source: str, destination: str, timeouts: Timeouts) -> tuple[ControlChannel, ControlChannel]:
         """Channels for a large transfer between the servers of two URLs; raises `StorageError` with its scope."""
@@ -132,13 +133,14 @@ class ControlSession:
                 self.connections.drop(channel)
                 raise refusal(replies.pop())
 
-        for _ in self._twice_if_closed(sent, lambda: self.channel(url, timeouts, beside=beside)):
+        for _ in self.twice_if_closed(sent, lambda: self.channel(url, timeouts, beside=beside)):
             pass
         return next((reply for reply in replies if not reply.good), replies[-1])
 
-    def _twice_if_closed(
+    def twice_if_closed(
         self, use: Callable[[ControlChannel], Iterator[_Result]], opened: Callable[[], ControlChannel]
     ) -> Iterator[_Result]:
+        """Use a channel; once more a new one, if it was idle and is found closed before it has given a result."""
         channel = opened()
         may_be_closed = time.monotonic() - channel.heard_at > _IDLE_S
         begun = False
@@ -161,6 +163,7 @@ class ControlSession:
         channels: Sequence[Channel],
         timeouts: Timeouts,
         check: Callable[[], None] = lambda: None,
+        has_more: Callable[[], bool] = lambda: False,
         *,
         keep: bool = False,
     ) -> Iterator[None]:
@@ -170,6 +173,7 @@ class ControlSession:
             channels: the channels.
             timeouts: for each reply, and for all of them.
             check: called at least once a second; may raise.
+            has_more: whether ``check`` can send more at once.
             keep: whether to keep the channels after an error; then the caller drops them.
 
         Raises:
@@ -184,7 +188,9 @@ class ControlSession:
 
         complete = False
         try:
-            yield from steps(channels, self._waker, lambda: self.interrupted, check_time, lambda: timeouts.stall_s)
+            yield from steps(
+                channels, self._waker, lambda: self.interrupted, check_time, lambda: timeouts.stall_s, has_more
+            )
             complete = True
         except SilenceError as error:
             why = f"no answer of {error.channel.address} for {timeouts.stall_s:.0f} s"
@@ -230,7 +236,7 @@ class ControlSession:
             # Channels for transfers have data connections between servers.
             return self._data_listing(self.channel(url, timeouts, beside=True), path, timeouts)
 
-        for line in self._twice_if_closed(listed, lambda: self.channel(url, timeouts)):
+        for line in self.twice_if_closed(listed, lambda: self.channel(url, timeouts)):
             if line is not None:
                 yield line
 
@@ -251,34 +257,42 @@ class ControlSession:
         yield from found
 
     def _data_listing(self, channel: ControlChannel, path: bytes, timeouts: Timeouts) -> Iterator[ListingEntry | None]:
-        with contextlib.closing(self._received(channel, b"MLSD " + path, timeouts)) as pieces:
+        with contextlib.closing(self.received(channel, b"MLSD " + path, timeouts)) as pieces:
             yield from read_listing(pieces)
 
-    # -- contents
+    # -- data connections in stream mode
 
-    def content(self, url: str, path: bytes, timeouts: Timeouts) -> Generator[bytes, None, None]:
-        """The bytes of a file, as they arrive; arguments and errors as for `listing`."""
+    def passive(self, channel: ControlChannel, mode: bytes, timeouts: Timeouts) -> Reply:
+        """Prepare a server to listen for data connections of ours; those before are closed.
 
-        def received(channel: ControlChannel) -> Iterator[bytes | None]:
-            return self._received(channel, b"RETR " + path, timeouts)
+        Args:
+            channel: to the server.
+            mode: transmission mode, ``S`` or ``E``.
+            timeouts: for each reply.
 
-        for piece in self._twice_if_closed(received, lambda: self.channel(url, timeouts, beside=True)):
-            if piece is not None:
-                yield piece
-
-    def _received(self, channel: ControlChannel, command: bytes, timeouts: Timeouts) -> Generator[bytes, None, None]:
-        """What the server sends over a data connection of ours, in reply to a command."""
+        Returns:
+            The reply with the address.
+        """
         replies: list[Reply] = []
+        set_mode = () if channel.data_port.mode == mode else (b"MODE " + mode,)
         # In ASCII mode every LF of a name would become CR LF.
-        for setting in (b"TYPE I", b"PASV"):
-            channel.send(setting, replies.append)
+        for command in (b"TYPE I", *set_mode, channel.data_port.passive_command):
+            channel.send(command, replies.append)
         self.run((channel,), timeouts)
-        _, passive = replies
-        if not passive.good:
-            raise refusal(passive)
-        replies.clear()
+        refused = next((reply for reply in replies if not reply.good), None)
+        if refused is not None:
+            raise refusal(refused)
+        channel.data_port.mode = mode
+        channel.data_port.keep(None)
+        return replies[-1]
+
+    def received(self, channel: ControlChannel, command: bytes, timeouts: Timeouts) -> Generator[bytes, None, None]:
+        """What the server sends over a data connection in stream mode, in reply to a command."""
+        passive = self.passive(channel, b"S", timeouts)
+        replies: list[Reply] = []
+        sink = StreamSink()
         try:
-            data = DataConnection(channel.gsi, channel.address, passive, self.connections.login_s)
+            data = DataConnection.dial(channel, passive, sink)
         except ChannelError as error:
             self.connections.drop(channel)
             raise error.storage_error() from error
@@ -292,9 +306,9 @@ class ControlSession:
         channel.send(command, replies.append, many_lines=True)
         try:
             for _ in self.steps((channel, data), timeouts, check):
-                while data.pieces:
-                    yield data.pieces.popleft()
-            yield from data.pieces
+                while sink.pieces:
+                    yield sink.pieces.popleft()
+            yield from sink.pieces
             if not replies[0].good:
                 raise refusal(replies[0])
             if data.error is not None:

@@ -16,6 +16,7 @@ from pdm.workqueue.helpers.gridftp.attribute_commands import mode_command, mtime
 from pdm.workqueue.helpers.gridftp.checksum_command import checksum_command, checksum_in, computes_checksums
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port, server_path
 from pdm.workqueue.helpers.gridftp.control import greets
+from pdm.workqueue.helpers.gridftp.download import Downloads
 from pdm.workqueue.helpers.gridftp.replies import Reply, lacks_checksum, refusal, status_in
 from pdm.workqueue.helpers.gridftp.session import ControlSession
 from pdm.workqueue.helpers.gridftp.transfer import ThirdPartyTransfer, size_in
@@ -45,13 +46,14 @@ class GridFtpStorage(Storage):
 
     def __init__(self, connections: ChannelPool) -> None:
         self._session = ControlSession(connections)
+        self._downloads = Downloads(self._session)
         self._log: Callable[[str], None] = lambda line: None
 
     def log_to(self, write: Callable[[str], None]) -> None:
         self._log = write
 
     def stat(self, url: str) -> FileStat | None:
-        path = _path(url)
+        path = path_of(url)
         try:
             return status_in(self._ask(url, b"MLST " + path), path)
         except StorageError as error:
@@ -61,7 +63,7 @@ class GridFtpStorage(Storage):
 
     def entries(self, url: str) -> EntryIterator:
         seen, counted = 0, 0
-        for line in self._session.listing(url, _path(url), self.timeouts):
+        for line in self._session.listing(url, path_of(url), self.timeouts):
             seen += 1
             if line.role:
                 counted = line.counted or counted
@@ -70,26 +72,26 @@ class GridFtpStorage(Storage):
         self.unnamed = max(counted - seen, 0)
 
     def make_directory(self, url: str) -> None:
-        self._accepted(url, b"MKD " + _path(url))
+        self._accepted(url, b"MKD " + path_of(url))
 
     def remove(self, url: str, *, directory: bool) -> None:
-        self._accepted(url, (b"RMD " if directory else b"DELE ") + _path(url))
+        self._accepted(url, (b"RMD " if directory else b"DELE ") + path_of(url))
 
     def rename(self, source: str, destination: str, *, replace: bool) -> None:
         # The server's rename replaces files silently.
         if not replace and self.stat(destination) is not None:
             raise StorageError(f"{destination} is there", errno=errno.EEXIST)
-        self._accepted(source, b"RNFR " + _path(source), b"RNTO " + _path(destination))
+        self._accepted(source, b"RNFR " + path_of(source), b"RNTO " + path_of(destination))
 
     def check_readable(self, url: str) -> None:
-        reply = self._ask(url, checksum_command(ChecksumAlgorithm.ADLER32, _path(url), 1))
+        reply = self._ask(url, checksum_command(ChecksumAlgorithm.ADLER32, path_of(url), 1))
         if not reply.good:
             error = refusal(reply)
             if not lacks_checksum(error):
                 raise error
 
     def size(self, url: str) -> int:
-        return size_in(self._ask(url, b"SIZE " + _path(url)))
+        return size_in(self._ask(url, b"SIZE " + path_of(url)))
 
     def version(self, url: StorageUrl) -> FileVersion:
         try:
@@ -101,22 +103,25 @@ class GridFtpStorage(Storage):
     # -- attributes
 
     def set_mtime(self, url: StorageUrl, mtime: int) -> None:
-        self._accepted(url, mtime_command(_path(url), mtime))
+        self._accepted(url, mtime_command(path_of(url), mtime))
 
     def set_mode(self, url: StorageUrl, mode: int) -> None:
-        self._accepted(url, mode_command(_path(url), mode))
+        self._accepted(url, mode_command(path_of(url), mode))
 
     # -- checksums
 
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         """From the server, or by reading the file if it does not compute the algorithm."""
-        command = checksum_command(algorithm, _path(url))
+        command = checksum_command(algorithm, path_of(url))
         reply = self._session.ask(url, command, timeouts=self.timeouts.with_slack())
         found = self._answered(algorithm, reply)
         if found is not None:
             return found
         self._log(f"{host_port(url)} computes no {algorithm}: the file is read")
-        with contextlib.closing(self._session.content(url, _path(url), self.timeouts)) as pieces:
+        return self._checksum_by_reading(url, algorithm)
+
+    def _checksum_by_reading(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
+        with contextlib.closing(self._downloads.content(url, path_of(url), self.timeouts, self._log)) as pieces:
             return checksum_of(algorithm, pieces)
 
     @staticmethod
@@ -151,7 +156,7 @@ class GridFtpStorage(Storage):
         if not computes_checksums(algorithm, *channels.values()):
             return super().checksums(source, destination, size, algorithm)
         for scope, url in urls.items():
-            command = checksum_command(algorithm, _path(url))
+            command = checksum_command(algorithm, path_of(url))
             channels[scope].send(command, _keeping(replies, scope), many_lines=True)
         # After an error the other checksum, which may take long, is not needed.
         self._session.run(tuple(channels.values()), timeouts, check)
@@ -172,7 +177,7 @@ class GridFtpStorage(Storage):
         checksum: ChecksumAlgorithm | None,
         arrived: ProgressCallback,
     ) -> str | None:
-        _path(source), _path(temporary)
+        path_of(source), path_of(temporary)
         transfer = ThirdPartyTransfer(self._session, source, temporary, self.timeouts, arrived, self._log)
         try:
             transfer.run(may_restart=partial(computes_checksums, ChecksumAlgorithm.ADLER32))
@@ -205,7 +210,7 @@ class GridFtpStorage(Storage):
         timeouts = Timeouts(_GONE_S, 0.0, min(self.timeouts.until, time.monotonic() + _GONE_S))
         for scope, url in ((FailureScope.SOURCE, source), (FailureScope.DESTINATION, temporary)):
             try:
-                self._session.ask(url, b"SIZE " + _path(url), timeouts=timeouts)
+                self._session.ask(url, b"SIZE " + path_of(url), timeouts=timeouts)
             except StorageError:
                 return scope
         return FailureScope.TRANSFER
@@ -227,7 +232,7 @@ class GridFtpStorage(Storage):
         self._session.resume()
 
 
-def _path(url: str) -> bytes:
+def path_of(url: str) -> bytes:
     """The path of a URL as its server expects it; raises `StorageError` if it contains CR LF.
 
     Servers take what is before CR LF as the whole path, which may be another file.

@@ -13,7 +13,7 @@ from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFou
 from pdm.workqueue.http.views import whole_seconds
 from pdm.workqueue.store import node_work
 from pdm.workqueue.store.idempotency import IdempotencyKey
-from pdm.workqueue.store.node_work import NodeState
+from pdm.workqueue.store.nodes import NodeRecord
 from pdm.workqueue.wire.activity import DrainRequest, NodeView
 
 
@@ -84,7 +84,7 @@ async def _change(api: ApiContext, caller: Caller, name: str, message: str | Non
     return next(_node_view(each) for each in states if each.id == chosen.id)
 
 
-def _node_view(node: NodeState) -> NodeView:
+def _node_view(node: NodeRecord) -> NodeView:
     return NodeView(
         name=node.name,
         worker=node.worker,

@@ -20,6 +20,7 @@ from pdm.workqueue.domain.sites import Actor, NewSite, RestrictionKind, SiteReco
 from pdm.workqueue.execution.endpoint_checks import SiteCheckRunningError
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext, endpoint
+from pdm.workqueue.http.oidc_settings import checked_oidc, with_secret_of
 from pdm.workqueue.http.problems import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
 from pdm.workqueue.http.views import check_view, site_view
 from pdm.workqueue.sites.registry import (
@@ -232,7 +233,8 @@ async def get_site(api: ApiContext, caller: Caller, site_id: int) -> SiteView:
 )
 async def create_site(api: ApiContext, caller: Caller, body: SiteBody, key: IdempotencyKey | None) -> SiteView:
     """The site belongs to the caller. A repeated request returns the same site."""
-    new = site_from_body(caller, body, local=_may_be_local(api, caller))
+    oidc = None if body.oidc is None else checked_oidc(api, caller, body.oidc)
+    new = evolve(site_from_body(caller, body, local=_may_be_local(api, caller)), oidc=oidc)
     if api.sites.has_file_name(new.name):
         raise _name_taken(new.name)
 
@@ -266,7 +268,12 @@ async def change_site(api: ApiContext, caller: Caller, site_id: int, body: SiteC
         if record is not None:
             log_audit(api, caller, "site.change", f"site {site_id}", record.content.name)
 
-    change = partial(changed_site, caller, body, local=_may_be_local(api, caller))
+    oidc = checked_oidc(api, caller, body.oidc) if body.oidc is not UNSET and body.oidc is not None else None
+
+    def change(content: NewSite) -> NewSite:
+        changed = changed_site(caller, body, content, local=_may_be_local(api, caller))
+        return changed if body.oidc is UNSET else evolve(changed, oidc=with_secret_of(content.oidc, oidc))
+
     try:
         record = await api.commit("change a site", sites.change, site_id, change, actor(caller), api.clock(), then=then)
     except NameTakenError:
