@@ -398,6 +398,9 @@ def _wrong(key: str) -> list[tuple[str, Any]]:
         return [("", 1.5), ("", [1]), ("", "https://i"), (".x", {"x": 1}), *alone, *named]
     if key == "mover":
         return [("", value) for value in (*every, 7, True, "", "Tools", "fts")]
+    if key == "tape":
+        bad = ["", "h", "http://h", "https://", "https://u@h", "https://h:0", "https://h/?x", "https://h/\n", "x" * 501]
+        return [("", value) for value in (*every, 7, True, *bad)]
     if key == "myproxy":
         return [("", value) for value in (*every, 7, True, "", "h", "h:", "h:0", "h:65536", "-h:1", "h h:1", "a\n:1")]
     urls = [

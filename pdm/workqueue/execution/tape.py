@@ -99,9 +99,11 @@ class TapeApis:
         preparation, protocol = self.preparation, JobProtocol.HTTPS
         # Credentials and authorities belong to URLs of sites: the API may be at another port than the endpoint.
         server = f"https://{StorageUrl(api).authority}"
-        here = evolve(site, endpoints={protocol: server}, alternatives={})
+        # A token may be for any of them.
+        urls = {**site.alternatives, protocol: tuple(site.endpoint_urls(protocol))}
+        here = evolve(site, endpoints={**site.endpoints, protocol: server}, alternatives=urls)
         try:
-            kind = await preparation.agent_kind(user_id, protocol, [(here, protocol)], by_tools=False)
+            kind = await preparation.agent_kind(user_id, MOVERS[protocol], [(here, protocol)], by_tools=False)
         except CredentialUnusableError as error:
             raise UnansweredError(error.failure) from error
         try:
