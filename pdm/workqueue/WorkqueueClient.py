@@ -835,6 +835,13 @@ class WorkqueueClient:
         """Store a bearer token in the service, for one site or for all."""
         return self._add_credential({"kind": "token", "site": site, "secret": token, "label": label})
 
+    def s3_key(
+        self, access_key: str, secret_key: str, site: int | str | None = None, *, label: str | None = None
+    ) -> Deferred[CredentialView]:
+        """Store an access key of S3 with its secret key in the service, for one site or for all."""
+        body = {"kind": "s3-key", "site": site, "access_key": access_key, "secret": secret_key, "label": label}
+        return self._add_credential(body)
+
     def session(self, site: int | str) -> Deferred[CredentialView | None]:
         """The proxy of the caller's logon at a site; None if there is none."""
         return self._at_site(CredentialView | None, "GET", site, "/session")  # type: ignore[arg-type]  # a union

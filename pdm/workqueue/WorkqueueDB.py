@@ -628,6 +628,7 @@ class SiteRow(Base):
         myproxy: ``HOST:PORT`` of its MyProxy server.
         mover: ``native`` or ``tools``.
         tape: URL of its tape API; null where its HTTPS endpoint names it, or where it has none.
+        unlisted: whether the service has made it of a URL.
         oidc: what it says about tokens; see `pdm.workqueue.domain.oidc.OidcSettings`.
         oidc_secret: of the client, encrypted.
     """
@@ -647,6 +648,7 @@ class SiteRow(Base):
     myproxy: Mapped[str | None]
     mover: Mapped[str] = mapped_column(String(8), server_default="native")
     tape: Mapped[str | None]
+    unlisted: Mapped[bool] = mapped_column(server_default=sa.false())
     oidc: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     oidc_secret: Mapped[bytes | None]
     created_at: Mapped[datetime]
@@ -878,6 +880,81 @@ class NotifiedRow(Base):
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
     event_id: Mapped[int]
+
+
+class FtsJobRow(Base):
+    """A job as a client of FTS3 has submitted it; its files are elements of the jobs of `FtsPartRow`.
+
+    Attributes:
+        fts_id: a UUID, which the client may know before it submits; one of the user's.
+        details: what the client has sent beside the files, for its questions.
+    """
+
+    __tablename__ = "fts_jobs"
+    __table_args__ = (
+        Index("ux_fts_jobs_fts_id", "fts_id", "user_id", unique=True),
+        Index("ix_fts_jobs_user", "user_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    fts_id: Mapped[str] = mapped_column(String(36))
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    vo_name: Mapped[str]
+    submitted_at: Mapped[datetime]
+    details: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+
+
+class FtsPartRow(Base):
+    """A job that carries out files of an `FtsJobRow`.
+
+    Attributes:
+        fts_job: number of the `FtsJobRow`, which is deleted with the last of its parts.
+    """
+
+    __tablename__ = "fts_parts"
+    __table_args__ = (Index("ix_fts_parts_fts_job", "fts_job", "position"), {"sqlite_with_rowid": False})
+
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True, autoincrement=False)
+    fts_job: Mapped[int]
+    position: Mapped[int] = mapped_column(Integer)
+
+
+class FtsFileRow(Base):
+    """What a client of FTS3 has said of one file, an element.
+
+    Attributes:
+        file_index: place among the files of the submission; those with several sources have one for all.
+        details: whatever is given back as it came.
+    """
+
+    __tablename__ = "fts_files"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True, autoincrement=False)
+    element_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    file_index: Mapped[int]
+    source_surl: Mapped[str]
+    dest_surl: Mapped[str]
+    details: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+
+
+class FtsBanRow(Base):
+    """A storage that an operator has banned by FTS3's REST API; its sites are drained.
+
+    Attributes:
+        storage: ``SCHEME://HOST``.
+        status: ``CANCEL``, ``WAIT``, or ``WAIT_AS`` if jobs for it are accepted, and wait.
+        user_id: the operator.
+    """
+
+    __tablename__ = "fts_bans"
+
+    storage: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(String(8))
+    message: Mapped[str]
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    since: Mapped[datetime]
 
 
 class PurgedJobRow(Base):

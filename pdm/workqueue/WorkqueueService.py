@@ -7,6 +7,7 @@ from typing import Any
 
 from klein import Klein
 from twisted.logger import Logger
+from twisted.web.resource import Resource
 
 from pdm.workqueue.certificates.tls_server import PeerIdentity, peer_identity
 from pdm.workqueue.http.access import AccessList, Authenticator
@@ -14,6 +15,7 @@ from pdm.workqueue.http.app import ApiResource, PageRoute, build_klein_app
 from pdm.workqueue.http.connections import ConnectionLimits, raise_file_limit
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
+from pdm.workqueue.http.fts.resource import FtsApi, FtsResource
 from pdm.workqueue.http.problems import NotAuthenticatedError
 from pdm.workqueue.http.request import ApiRequest, ApiSite
 
@@ -58,6 +60,7 @@ class WorkqueueService:
         self._context = context
         binds = context.settings.tls.signing_policy != "off"
         authenticator = Authenticator(context.database, access, identify, context.clock, binds)
+        self._fts = FtsApi(api=context, authenticator=authenticator)
         #: The Klein application.
         self.app: Klein = build_klein_app(ENDPOINTS, ROOT, context, authenticator, make_pages(context, authenticator))
 
@@ -67,6 +70,18 @@ class WorkqueueService:
 
     def site(self, reactor: Any) -> ApiSite:
         """The site to listen with: limits bodies and connections, logs requests."""
+        return self._site(reactor, self.resource(), self._write_access_page)
+
+    def fts_site(self, reactor: Any) -> ApiSite:
+        """The site for clients of FTS3, with the same limits."""
+        return self._site(reactor, FtsResource(self._fts), None)
+
+    def _site(
+        self,
+        reactor: Any,
+        resource: Resource,
+        write_access_page: Callable[[ApiRequest, NotAuthenticatedError], None] | None,
+    ) -> ApiSite:
         settings = self._context.settings
         server = settings.server
         most = raise_file_limit(server.connections)
@@ -77,7 +92,7 @@ class WorkqueueService:
                 wanted=server.connections,
             )
         return ApiSite(
-            self.resource(),
+            resource,
             reactor,
             body_limit_bytes=server.body_limit_bytes,
             idle_timeout_s=server.idle_timeout_s,
@@ -89,5 +104,5 @@ class WorkqueueService:
                 most_anonymous=server.anonymous_connections,
             ),
             log_reads=settings.logs.level == "debug",
-            write_access_page=self._write_access_page,
+            write_access_page=write_access_page,
         )

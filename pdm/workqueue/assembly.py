@@ -53,6 +53,7 @@ from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.endpoints.schedules import planned_run
+from pdm.workqueue.http.fts.port import FtsPort
 from pdm.workqueue.http.metrics import ServiceMetrics
 from pdm.workqueue.http.receipts import whole_receipt
 from pdm.workqueue.http.request import ApiSite
@@ -348,6 +349,7 @@ class Assembly:
         self.feed.progress_of = partial(progress_event, self.context)
         write_page = AccessPage().write
         self.api = WorkqueueService(self.context, self.users, make_pages=page_routes, write_access_page=write_page)
+        self.fts_port = FtsPort(reactor=reactor, settings=settings.fts, make_site=self.api.fts_site, wrap=self.tls.wrap)
         self.lag = ReactorLag(reactor)
         self.readiness = Readiness(executor=self.executor, lease=self.lease)
         metrics = ServiceMetrics(
@@ -426,6 +428,7 @@ class Assembly:
         services.add("reactor lag", stop=self.lag.stop)
         services.add("events", start=self.feed.start, stop=self.feed.stop)
         services.add("notifications", start=self.notifications.start, stop=self.notifications.stop)
+        services.add("FTS door", start=self.fts_port.start, stop=self.fts_port.stop)
         services.add("listener", start=self._listen, stop=self._close)
         services.add("readiness", start=self.readiness.started, stop=self.readiness.stop)
 

@@ -231,6 +231,7 @@ class BlockingWorkqueueClient:
     remove_credential = _blocking(WorkqueueClient.remove_credential)
     ssh_key = _blocking(WorkqueueClient.ssh_key)
     token = _blocking(WorkqueueClient.token)
+    s3_key = _blocking(WorkqueueClient.s3_key)
     session = _blocking(WorkqueueClient.session)
     log_on = _blocking(WorkqueueClient.log_on)
     log_off = _blocking(WorkqueueClient.log_off)

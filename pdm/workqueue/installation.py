@@ -6,7 +6,7 @@ from __future__ import annotations
 _SERVER_MODULES = frozenset(
     {
         *("sqlalchemy", "alembic", "klein", "werkzeug", "h11", "cronsim", "re2", "pathspec", "standardwebhooks"),
-        *("jinja2", "prometheus_client"),
+        *("jinja2", "prometheus_client", "aws_request_signer"),
     }
 )
 

@@ -18,7 +18,7 @@ from pdm.workqueue.domain.credentials import (
 from pdm.workqueue.domain.failures import FailureCode
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
-PROXY, KEY, TOKEN = CredentialKind
+PROXY, KEY, TOKEN, _S3_KEY = CredentialKind
 
 
 @frozen

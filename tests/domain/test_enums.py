@@ -12,7 +12,7 @@ def test_the_numbers_are_those_of_the_wire() -> None:
         ("LIST", 0), ("COPY", 1), ("REMOVE", 2), ("RENAME", 3), ("MKDIR", 4),
     ]  # fmt: skip
     assert [(member.name, member.value) for member in JobProtocol] == [
-        ("GRIDFTP", 0), ("SSH", 1), ("DUMMY", 2), ("FILE", 3), ("HTTPS", 4), ("XROOT", 5),
+        ("GRIDFTP", 0), ("SSH", 1), ("DUMMY", 2), ("FILE", 3), ("HTTPS", 4), ("XROOT", 5), ("S3", 6),
     ]  # fmt: skip
     assert [(member.name, member.value) for member in JobStatus] == [
         ("NEW", 0), ("DONE", 1), ("FAILED", 2), ("SUBMITTED", 3), ("RUNNING", 4), ("CANCELLED", 5), ("HELD", 6),

@@ -297,6 +297,7 @@ class Service:
         *,
         raw: bytes | None = None,
         root: str = ROOT,
+        port: int | None = None,
         **headers: str,
     ) -> Answer:
         """Send a request.
@@ -308,13 +309,14 @@ class Service:
             body: sent as JSON.
             raw: sent as it is.
             root: of the API; empty for the pages.
+            port: of the API by default.
             headers: with underscores for dashes; an empty one is left out.
         """
         sent = {"Content-Type": "application/json"} if body is not None or raw is not None else {}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         response = await self._client(user).request(
             method,
-            f"https://localhost:{self.port}{root}{path}",
+            f"https://localhost:{port or self.port}{root}{path}",
             allow_redirects=False,
             data=raw if raw is not None else None if body is None else json.dumps(body).encode(),
             headers=Headers({name: [value] for name, value in sent.items() if value}),

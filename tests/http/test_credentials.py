@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope, hint_for
 from tests.http.service import Service
+from tests.security import canary
 
 _EXPIRED = AttemptFailure(FailureScope.SERVICE, FailureCode.CREDENTIAL_EXPIRED, "the token of x expired")
 
@@ -146,6 +147,15 @@ async def test_accounts_of_windows_domains(service: Service) -> None:
     assert "regex" not in refused.json["detail"]
 
 
+@pytest_twisted.ensureDeferred
+async def test_s3_keys_are_sealed_and_shown_by_their_id(service: Service) -> None:
+    secret = canary.watched("canary/secret/4711")
+    asked = {"kind": "s3-key", "access_key": "AKIA4711", "secret": secret, "label": "mine"}
+    answer = await service.call("s3 user", "POST", "/credentials", asked)
+    assert (answer.status, answer.json["subject"], answer.json["valid_until"]) == (201, "AKIA4711", None)
+    assert secret not in answer.body.decode()
+
+
 _BAD_CREDENTIALS: list[tuple[dict[str, Any], str]] = [
     ({}, "$.kind"),
     ({"kind": "proxy"}, "$.kind"),
@@ -165,6 +175,11 @@ _BAD_CREDENTIALS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "token", "secret": "x", "account": "me"}, "$.account"),
     ({"kind": "token", "secret": "x", "label": "a\nb"}, "$.label"),
     ({"kind": "token", "secret": "x", "label": ""}, "$.label"),
+    ({"kind": "s3-key", "access_key": "x"}, "$.secret"),
+    ({"kind": "s3-key", "secret": "x"}, "$.access_key"),
+    ({"kind": "s3-key", "access_key": "a/b", "secret": "x"}, "$.access_key"),
+    ({"kind": "s3-key", "access_key": "x", "secret": "a b"}, "$.secret"),
+    ({"kind": "s3-key", "access_key": "x", "secret": "x", "account": "me"}, "$.account"),
     ({"kind": "ssh-key", "account": "-oProxyCommand=x"}, "$.account"),
     ({"kind": "ssh-key", "account": "a\n"}, "$.account"),
     ({"kind": "ssh-key", "account": "a b"}, "$.account"),

@@ -76,7 +76,7 @@ def test_a_backend_is_one_module_and_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env={}, capture_output=True, text=True, check=False
     )
-    assert done.stdout == "6 pdm.workqueue.helpers.main_relay memory://host:1\n", done.stderr
+    assert done.stdout == "7 pdm.workqueue.helpers.main_relay memory://host:1\n", done.stderr
 
     site = tmp_path / "site"
     site.mkdir()

@@ -31,7 +31,7 @@ _PYTHON_TIMEOUT_S = 20
 #: What the helpers' interpreter must be.
 _PYTHON_TEST = "import sys; sys.exit('%d.%d' % sys.version_info[:2]) if sys.version_info < (3, 11) else None"
 #: What helpers import besides the service itself and the standard library.
-_HELPER_LIBRARIES = ("msgspec", "h11")
+_HELPER_LIBRARIES = ("msgspec", "h11", "aws_request_signer")
 
 
 class Level(enum.StrEnum):

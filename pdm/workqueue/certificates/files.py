@@ -23,7 +23,7 @@ from pdm.workqueue.certificates.pem import to_pem
 from pdm.workqueue.certificates.verification import UNREADABLE
 
 #: Prefixes of file names: a proxy as Globus names it, others by their kind.
-FILE_PREFIXES = ("x509up", "ssh-key", "token")
+FILE_PREFIXES = ("x509up", "ssh-key", "token", "s3-key")
 
 #: Bytes to test the disk with: more than any credential has.
 _LARGEST_CREDENTIAL = 256 * 1024

@@ -1,4 +1,4 @@
-"""``pdm whoami``, ``delegate``, ``credentials``, ``login``, ``logout``, ``ssh-key``, ``token``."""
+"""``pdm whoami``, ``delegate``, ``credentials``, ``login``, ``logout``, ``ssh-key``, ``token``, ``s3-key``."""
 
 from __future__ import annotations
 
@@ -190,6 +190,29 @@ def token(site: str | None, label: str | None, form: str) -> None:
                 "" if credential.valid_until is None else f", valid until {display_timestamp(credential.valid_until)}"
             )
             click.echo(f"stored: {display_line(credential.subject)}{until}")
+
+    run(action)
+
+
+@click.command(name="s3-key")
+@click.argument("site", metavar="[SITE]", required=False)
+@click.option("--label", help="A word by which to find the key.")
+@format_option
+def s3_key(site: str | None, label: str | None, form: str) -> None:
+    """Store an access key of S3 with its secret key in the service, for SITE or for all sites.
+
+    Both are prompted for, or read from two lines of standard input if that is not a terminal.
+    """
+    access_key = _prompt("Access key: ", hidden=False)
+    secret_key = _prompt("Secret key: ", hidden=True)
+
+    async def action(client: WorkqueueClient) -> None:
+        number = None if site is None else await _site_number(client, site)
+        credential = await client.s3_key(access_key, secret_key, number, label=label)
+        if form == "json":
+            print_json(credential)
+        else:
+            click.echo(f"stored: {display_line(credential.subject)}")
 
     run(action)
 

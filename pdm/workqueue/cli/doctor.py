@@ -186,4 +186,6 @@ def _remedy(site: SiteView, kinds: set[str]) -> str:
         return f"Run 'pdm login {name}'." if site.myproxy is not None else "Run 'pdm delegate'."
     if CredentialKind.SSH_KEY in kinds:
         return f"Run 'pdm ssh-key {name}', and install the public key at the site."
+    if CredentialKind.S3_KEY in kinds:
+        return f"Run 'pdm s3-key {name}'."
     return f"Run 'pdm token {name}'."

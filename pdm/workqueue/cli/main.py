@@ -98,6 +98,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "logout": ("credentials:logout", "Log off at a site."),
     "ssh-key": ("credentials:ssh_key", "Generate an SSH key for a site, or upload one."),
     "token": ("credentials:token", "Store a bearer token for a site."),
+    "s3-key": ("credentials:s3_key", "Store an access key of S3 for a site."),
     "sites": ("sites:sites", "Show the sites and their protocols."),
     "routes": ("sites:routes", "Show streams between sites, and their limits."),
     "nodes": ("nodes:nodes", "For operators: show the nodes, the daemons that work on the queue."),

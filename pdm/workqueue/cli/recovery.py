@@ -156,7 +156,7 @@ def rekey(config: Path, lost: bool) -> None:
             click.echo(f"{path} has a new key")
             click.echo(
                 f"credentials deleted: {gone.credentials}; users store them again (pdm delegate, pdm login,"
-                " pdm ssh-key, pdm token), and their jobs resume"
+                " pdm ssh-key, pdm token, pdm s3-key), and their jobs resume"
             )
             if gone.webhooks:
                 click.echo(f"webhooks disabled: {gone.webhooks}; their users remove them, and add them again")

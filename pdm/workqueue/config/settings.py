@@ -75,6 +75,18 @@ class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Port = 0
 
 
+class FtsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The door for clients of FTS3, with the host certificate and the authorities of ``[tls]``.
+
+    Attributes:
+        host: address (or name of an address) to listen on; ``0.0.0.0`` or ``::`` for all.
+        port: TCP port; 0 for none. FTS3 has 8446.
+    """
+
+    host: Text = "127.0.0.1"
+    port: Port = 0
+
+
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The host certificate, and which client certificates are accepted.
 
@@ -414,6 +426,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: Path
     server: ServerSettings = ServerSettings()
     admin: AdminSettings = AdminSettings()
+    fts: FtsSettings = FtsSettings()
     tls: TlsSettings = TlsSettings()
     users: UserSettings = UserSettings()
     database: DatabaseSettings = DatabaseSettings()
@@ -437,6 +450,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": ServerSettings,
     "admin": AdminSettings,
+    "fts": FtsSettings,
     "tls": TlsSettings,
     "users": UserSettings,
     "database": DatabaseSettings,

@@ -26,11 +26,13 @@ class CredentialKind(enum.StrEnum):
     SSH_KEY = "ssh-key"
     #: A bearer token for HTTPS.
     TOKEN = "token"  # noqa: S105 - the name of a kind
+    #: An access key with its secret key, for S3.
+    S3_KEY = "s3-key"
 
     @property
     def words(self) -> str:
         """What people call one."""
-        return {"proxy": "proxy", "ssh-key": "SSH key", "token": "token"}[self.value]
+        return {"proxy": "proxy", "ssh-key": "SSH key", "token": "token", "s3-key": "S3 key"}[self.value]
 
     @property
     def remedy(self) -> str:
@@ -39,6 +41,7 @@ class CredentialKind(enum.StrEnum):
             "proxy": "run 'pdm delegate', or 'pdm login SITE' where the site has a MyProxy server",
             "ssh-key": "run 'pdm ssh-key SITE', and install the public key at the site",
             "token": "run 'pdm token SITE'",
+            "s3-key": "run 'pdm s3-key SITE'",
         }[self.value]
 
 

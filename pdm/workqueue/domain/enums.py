@@ -94,6 +94,8 @@ class JobProtocol(_NamedEnum):
     HTTPS = ProtocolInfo(4, ("https", "davs"), 443, "webdav_groups:GroupedWebdavBackend", ("token", "proxy"))
     #: XRootD.
     XROOT = ProtocolInfo(5, ("root", "roots"), 1094, "xrootd_groups:GroupedXrootdBackend", ("proxy",))
+    #: Object storage with the protocol of Amazon S3, over TLS.
+    S3 = ProtocolInfo(6, ("s3s", "s3sv"), 443, "s3:S3Backend", ("s3-key",))
 
     @classmethod
     def of_scheme(cls, scheme: str) -> Self | None:

@@ -88,7 +88,8 @@ class _Meaning(NamedTuple):
 
 _GIVE_UP, _RETRY, _HOLD = Remedy.GIVE_UP, Remedy.RETRY, Remedy.HOLD
 _GIVE_CREDENTIAL = (
-    "Run 'pdm delegate' (or 'pdm login', 'pdm ssh-key', 'pdm token' for the site), and the job resumes by itself."
+    "Run 'pdm delegate' (or 'pdm login', 'pdm ssh-key', 'pdm token', 'pdm s3-key' for the site),"
+    " and the job resumes by itself."
 )
 
 #: code → what the queue does and what the user can do, where `_HINTS` has nothing for the type of the job. One
@@ -149,7 +150,7 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         ),
         FailureCode.CREDENTIAL_REFUSED: _Meaning(
             _GIVE_UP,
-            "The site does not accept your identity: ask it to let in your certificate, SSH key or token.",
+            "The site does not accept your identity: ask it to let in your certificate, SSH key, token or S3 key.",
         ),
         FailureCode.CREDENTIAL_UNFIT: _Meaning(
             _HOLD,

@@ -76,10 +76,12 @@ class Predecessors:
     Attributes:
         jobs: their ids; older jobs of the same user, so that there are no cycles.
         any_end: whether it begins however they end; otherwise only when all are DONE.
+        on_failure: whether it begins only when all are FAILED: it is the same work in another way.
     """
 
     jobs: Sequence[int]
     any_end: bool = False
+    on_failure: bool = False
 
 
 def _touched(source: int, destination: int | None) -> frozenset[int]:

@@ -30,10 +30,15 @@ from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.database import Database
 
 PROXY = CredentialKind.PROXY
-#: Environment variable of a helper: files of SSH keys or tokens; see
+#: Environment variable of a helper: files of SSH keys, tokens or S3 keys; see
 #: `pdm.workqueue.movers.mover.Mover.needs_credential`.
 CREDENTIALS_VARIABLE = "PDM_CREDENTIALS"
-_FILE_KINDS = {CredentialKind.PROXY: "x509up", CredentialKind.SSH_KEY: "ssh-key", CredentialKind.TOKEN: "token"}
+_FILE_KINDS = {
+    CredentialKind.PROXY: "x509up",
+    CredentialKind.SSH_KEY: "ssh-key",
+    CredentialKind.TOKEN: "token",
+    CredentialKind.S3_KEY: "s3-key",
+}
 
 
 class CredentialUnusableError(Exception):
@@ -49,7 +54,7 @@ class SiteCredential:
     """A credential file for one site.
 
     Attributes:
-        path: file of mode 0600 with the proxy, private key or token.
+        path: file of mode 0600 with the proxy, private key, token or S3 keys.
         account: login name, if the user has given one (SSH).
         claims: of a token that is a JWT.
     """

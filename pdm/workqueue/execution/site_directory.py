@@ -190,5 +190,6 @@ def site_of(record: SiteRecord) -> Site:
         myproxy=content.myproxy,
         mover=content.mover,
         tape=content.tape,
+        unlisted=content.unlisted,
         oidc=content.oidc,
     )

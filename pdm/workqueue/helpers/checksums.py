@@ -85,11 +85,12 @@ def from_http_digest(algorithm: ChecksumAlgorithm, header: str) -> str | None:
     for part in header.split(","):
         name, _, value = part.strip().partition("=")
         if name.lower() == HTTP_NAMES[algorithm]:
-            return from_hexadecimal(algorithm, value) or _from_base64(algorithm, value)
+            return from_hexadecimal(algorithm, value) or from_base64(algorithm, value)
     return None
 
 
-def _from_base64(algorithm: ChecksumAlgorithm, text: str) -> str | None:
+def from_base64(algorithm: ChecksumAlgorithm, text: str) -> str | None:
+    """The value in base64 in lower-case hexadecimal digits; None if it is not one of the algorithm."""
     try:
         value = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

@@ -133,14 +133,25 @@ class FileCopier:
 
     def begin(self, storage: Storage, item: FileCopy) -> PendingCopy | None:
         """Check both ends of a copy, and free the temporary name; None if it has its outcome already."""
+        pending = None
+        try:
+            pending = self._begin(storage, item)
+        finally:
+            if pending is None:
+                storage.forget_rename(item.temporary)
+        return pending
+
+    def _begin(self, storage: Storage, item: FileCopy) -> PendingCopy | None:
         key, destination = item.key, item.destination
         if item.size < 0:
             item = item._replace(size=at_source(storage.size, item.source))
             storage.timeouts = Timeouts.of(self._batch.request.limits, item.size)
         directory = at_destination(self._directories.of, storage, destination)
-        for stale in item.stale:
-            if directory.may_hold(stale):
-                at_destination(discard, storage, stale)
+        stale_urls = [url for url in item.stale if directory.may_hold(url)]
+        algorithm = self._algorithm if self._checksums else None
+        at_destination(storage.expect_rename, item.temporary, destination, stale_urls, algorithm)
+        for stale in stale_urls:
+            at_destination(discard, storage, stale)
         there = at_destination(directory.stat, storage, destination)
         if there is not None:
             at_destination(directory.check_own_name, storage, destination)

@@ -59,6 +59,26 @@ def credential_at(schemes: tuple[str, ...], authority: str) -> EndpointCredentia
     return next((given[url] for scheme in schemes if (url := f"{scheme}://{authority}") in given), None)
 
 
+def credential_below(url: StorageUrl) -> EndpointCredential | None:
+    """The credential of the endpoint that a URL is below, or that is below the URL; None if there is none.
+
+    One server may have several endpoints, each with a credential of its own.
+    """
+    given = _credentials_by_url(os.environ.get("PDM_CREDENTIALS", ""))
+    fitting = [known for known in given if _is_below(url, known)] or [known for known in given if _is_below(known, url)]
+    return given[max(fitting, key=len)] if fitting else None
+
+
+def _is_below(url: str, endpoint: str) -> bool:
+    return url == endpoint or url.startswith(endpoint + "/")
+
+
+@functools.lru_cache(maxsize=1)
+def _credentials_by_url(text: str) -> Mapping[str, EndpointCredential]:
+    told: dict[str, dict[str, Any]] = json.loads(text) if text else {}
+    return {url.rstrip("/"): EndpointCredential(each["file"], each.get("account")) for url, each in told.items()}
+
+
 @functools.lru_cache(maxsize=1)
 def _parsed_credentials(text: str) -> Mapping[str, EndpointCredential]:
     told: dict[str, dict[str, Any]] = json.loads(text) if text else {}

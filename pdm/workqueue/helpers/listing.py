@@ -253,8 +253,8 @@ class DirectoryEntries:
         if len(self._entries) == _ENTRIES_PER_EVENT or self._bytes >= _BYTES_PER_EVENT:
             self._tell()
 
-    def end(self, unnamed: int) -> None:
-        """End the directory; ``unnamed``: number of entries that the server counts but does not name."""
+    def end(self, unnamed: int, unnamed_are: str = Storage.unnamed_are) -> None:
+        """End the directory; ``unnamed``: number of entries that cannot be named, ``unnamed_are``: what they are."""
         if self._entries:
             self._tell()
         if unnamed:
@@ -263,8 +263,7 @@ class DirectoryEntries:
             where = directory_url(request.url, self._path)
             batch.log(
                 request.key,
-                f"the server does not name {unnamed} of the entries of {where}: most likely symbolic links that lead "
-                "nowhere",
+                f"{unnamed} of the entries of {where} have no name here: most likely {unnamed_are}",
             )
 
     def _tell(self) -> None:
@@ -384,7 +383,7 @@ class _TreeListing:
                 entries.add(name, file_stat)
                 self._remember(entries.directories)
                 entries.directories = []
-        entries.end(storage.unnamed)
+        entries.end(storage.unnamed, storage.unnamed_are)
 
     def _is_left_alone(self, storage: Storage, path: str) -> bool:
         """Whether a directory is a link, which a removal must not follow; raises `StorageError` for the root."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -90,7 +91,10 @@ class RelayStorage(GroupStorage):
         return self._backend(url).real_path(url, there)
 
     def entries(self, url: StorageUrl) -> EntryIterator:
-        return self._backend(url).entries(url)
+        backend = self._backend(url)
+        self.unnamed = 0
+        yield from backend.entries(url)
+        self.unnamed, self.unnamed_are = backend.unnamed, backend.unnamed_are
 
     def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
         return self._backend(url).link_at(url, listed=listed)
@@ -103,6 +107,21 @@ class RelayStorage(GroupStorage):
 
     def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
         self._backend(source).rename(source, destination, replace=replace)
+
+    def continue_rename(self, source: StorageUrl, destination: StorageUrl) -> bool:
+        return self._backend(source).continue_rename(source, destination)
+
+    def expect_rename(
+        self,
+        temporary: StorageUrl,
+        destination: StorageUrl,
+        stale: Sequence[StorageUrl],
+        algorithm: ChecksumAlgorithm | None,
+    ) -> None:
+        self._backend(temporary).expect_rename(temporary, destination, stale, algorithm)
+
+    def forget_rename(self, temporary: StorageUrl) -> None:
+        self._backend(temporary).forget_rename(temporary)
 
     def transfer(
         self,

@@ -40,6 +40,8 @@ from pdm.workqueue.wire.agent_messages import (
     RenameRequest,
 )
 
+#: Protocols whose servers may rename by copying: the new name has another mtime.
+_RENAMED_BY_COPY = (JobProtocol.HTTPS, JobProtocol.S3)
 #: Age of a listing in seconds from which a file is checked again before it is removed.
 _MAX_LISTING_AGE_S = 1800.0
 
@@ -177,6 +179,14 @@ def rename_items(
             )
             batch.done(item.key)
             return
+        if (
+            in_the_way is not None
+            and _may_have_begun(item.found, there, in_the_way)
+            and at_destination(storage.continue_rename, source, destination)
+        ):
+            batch.log(item.key, "an earlier attempt, which had found nothing at the destination, has renamed a part")
+            batch.done(item.key)
+            return
         if in_the_way is not None:
             _check_destination_free(destination, there.kind, in_the_way.kind, replace=replace)
         found = FoundBefore(source=_fingerprint(there), destination=_fingerprint(in_the_way))
@@ -187,6 +197,11 @@ def rename_items(
         batch.done(item.key)
 
     workers.share(batch, items, count, work)
+
+
+def _may_have_begun(found: FoundBefore | None, there: FileStat, in_the_way: FileStat) -> bool:
+    """Whether an earlier attempt may have made the directory at the destination, as a part of its rename."""
+    return found is not None and found["destination"] is None and there.kind == in_the_way.kind == "directory"
 
 
 def _fingerprint(file_stat: FileStat | None) -> Fingerprint | None:
@@ -210,8 +225,7 @@ def _is_renamed(destination: StorageUrl, found: FoundBefore | None, there: FileS
     if now == found["destination"] != source:
         # The destination is unchanged.
         return False
-    # WebDAV servers may rename by copying.
-    keeps_mtime = JobProtocol.of_scheme(destination.scheme) is not JobProtocol.HTTPS
+    keeps_mtime = JobProtocol.of_scheme(destination.scheme) not in _RENAMED_BY_COPY
     return not keeps_mtime or None in (*now[2:], *source[2:]) or now[2:] == source[2:]
 
 

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import functools
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Literal, NamedTuple, ParamSpec, Self, TypeVar
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
@@ -196,8 +196,10 @@ class Storage(abc.ABC):
 
     #: Time limits of operations; set before each element.
     timeouts: Timeouts
-    #: Number of entries of the last listed directory that the server counts but does not name.
+    #: Number of entries of the last listed directory that the server counts but does not name, or that have no path.
     unnamed: int = 0
+    #: What these most likely are.
+    unnamed_are: str = "symbolic links that lead nowhere"
 
     def log_to(self, write: Callable[[str], None]) -> None:  # noqa: B027  # most have nothing to tell by themselves
         """Send messages about the next item to the item's log."""
@@ -239,8 +241,35 @@ class Storage(abc.ABC):
     def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
         """Rename. Without ``replace`` an existing destination is EEXIST."""
 
+    def continue_rename(self, source: StorageUrl, destination: StorageUrl) -> bool:
+        """Continue the rename of a directory that an earlier attempt has begun, where this takes many requests.
+
+        Returns:
+            False if the storage renames a directory at once: then this does nothing.
+        """
+        return False
+
     def check_readable(self, url: StorageUrl) -> None:  # noqa: B027  # where a failed transfer is cheap there is nothing to save
         """Raise `StorageError` if a file cannot be read; called before a transfer after another has failed so."""
+
+    def expect_rename(  # noqa: B027  # only storages that cannot rename need it
+        self,
+        temporary: StorageUrl,
+        destination: StorageUrl,
+        stale: Sequence[StorageUrl],
+        algorithm: ChecksumAlgorithm | None,
+    ) -> None:
+        """Called before a copy: what is written to a temporary URL will be renamed, unless it is removed.
+
+        Args:
+            temporary: where the copy will be written to.
+            destination: its final name.
+            stale: temporary URLs of earlier attempts, which are removed next.
+            algorithm: of the checksum that will be asked for; None if none will.
+        """
+
+    def forget_rename(self, temporary: StorageUrl) -> None:  # noqa: B027  # as above
+        """Called if a copy ends before its transfer: undoes `expect_rename`."""
 
     @abc.abstractmethod
     def transfer(

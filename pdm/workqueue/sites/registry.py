@@ -51,6 +51,7 @@ class Site:
         limit_in: streams of work that go into it at once, at most; None for what the configuration says.
         limit_out: likewise, out of it.
         authorities: PEM of authorities that are trusted for this site only; may be empty.
+        unlisted: whether the service has made it of a URL: lists of sites leave it out.
         oidc: the issuer of its tokens, and the client that users log in with; None where it says nothing of them.
     """
 
@@ -68,6 +69,7 @@ class Site:
     myproxy: str | None = None
     mover: MoverKind = MoverKind.NATIVE
     tape: str | None = None
+    unlisted: bool = False
     oidc: OidcSettings | None = None
 
     @property
@@ -166,6 +168,10 @@ class SiteRegistry:
     def all(self) -> list[Site]:
         """Every site, lowest number first."""
         return [self._sites[number] for number in sorted(self._sites)]
+
+    def listed(self) -> list[Site]:
+        """Every site that somebody has described, lowest number first."""
+        return [site for site in self.all() if not site.unlisted]
 
     def reload(self) -> str | None:
         """Read the files again; if anything is wrong, all stays as it was.
@@ -366,6 +372,8 @@ def check_endpoint(protocol: JobProtocol, text: str, mover: MoverKind = MoverKin
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("a URL of plain characters is expected; write others percent-encoded")
     scheme, separator, rest = text.partition("://")
+    if scheme == "s3" and protocol is JobProtocol.S3:
+        raise ValueError("s3:// is without TLS, by which anybody could read and change the bytes: s3s:// is expected")
     if not separator or scheme not in schemes:
         raise ValueError(f"a URL that begins with {' or '.join(f'{known}://' for known in schemes)} is expected")
     if "@" in rest.partition("/")[0]:
@@ -386,6 +394,21 @@ def _root(rest: str) -> str:
     return "file:///" + "/".join(quote(name, safe="~") for name in names)
 
 
+def check_bucket(scheme: str, host: str, path: str) -> None:
+    """Check the bucket of an S3 endpoint: the first part of the path, or of the host's name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if scheme == "s3sv" and (not _HOST.fullmatch(host) or "." not in host):
+        raise ValueError("s3sv://BUCKET.HOST:PORT is expected; s3s://HOST:PORT/BUCKET where the bucket is in the path")
+    names = path.split("/")[1:]
+    if scheme == "s3s" and not names:
+        raise ValueError("s3s://HOST:PORT/BUCKET is expected: an endpoint is a bucket, or a prefix of its keys")
+    if any(name in ("", ".", "..") for name in names):
+        raise ValueError("a path without empty names, '.' and '..' is expected")
+
+
 def _server(protocol: JobProtocol, text: str) -> str:
     parts = urlsplit(text)
     if not _AUTHORITY.fullmatch(parts.netloc):
@@ -393,8 +416,11 @@ def _server(protocol: JobProtocol, text: str) -> str:
     if parts.port == 0:  # urlsplit itself refuses one beyond 65535, with a ValueError
         raise ValueError("a port from 1 to 65535 is expected")
     path = parts.path.rstrip("/")
-    # Only WebDAV endpoints are below a path; elsewhere paths are the server's own and a prefix would go unnoticed.
-    if path and protocol is not JobProtocol.HTTPS:
+    # Only WebDAV and S3 endpoints are below a path; elsewhere paths are the server's own and a prefix would go
+    # unnoticed.
+    if protocol is JobProtocol.S3:
+        check_bucket(parts.scheme, parts.hostname or "", path)
+    elif path and protocol is not JobProtocol.HTTPS:
         raise ValueError("an endpoint ends after HOST:PORT; where relative paths begin is the key default_folder")
     try:
         checked(path or "/")

@@ -119,6 +119,8 @@ def begin_waiting(session: Session, job: JobRecord, now: datetime) -> JobRecord:
 
 def _is_satisfied(job: JobRecord, status: JobStatus) -> bool:
     """Whether a job begins after another one that has this status."""
+    if job.after is not None and job.after.on_failure:
+        return status is JobStatus.FAILED
     any_end = job.after is not None and job.after.any_end
     return status is JobStatus.DONE or (any_end and status.is_final)
 

@@ -45,7 +45,7 @@ _LATER = (
     .where(elements.c.job_id == bindparam("of_job"), sa.text(IS_WAITING_WORK), elements.c.phase > 0)
     .limit(bindparam("most"))
 )
-_CANCEL = UPDATE_ELEMENT.values(status=JobStatus.CANCELLED)
+CANCEL_ELEMENT = UPDATE_ELEMENT.values(status=JobStatus.CANCELLED)
 
 
 def cancel_later_phases(session: Session, job: LockedJob) -> bool:
@@ -55,7 +55,7 @@ def cancel_later_phases(session: Session, job: LockedJob) -> bool:
         Whether there are more; the next claim that finds nothing else in the job cancels them.
     """
     numbers = session.scalars(_LATER, {"of_job": job.id, "most": CLOSED_AT_ONCE}).all()
-    _move(session, _CANCEL, job, numbers, JobStatus.SUBMITTED, JobStatus.CANCELLED)
+    move_elements(session, CANCEL_ELEMENT, job, numbers, JobStatus.SUBMITTED, JobStatus.CANCELLED)
     return len(numbers) == CLOSED_AT_ONCE
 
 
@@ -191,7 +191,7 @@ def _cancel_part(session: Session, job: LockedJob, now: datetime) -> None:
     for status, those in ((JobStatus.SUBMITTED, _WAITING), (JobStatus.HELD, _HELD)):
         if left and (job.counters.submitted if status is JobStatus.SUBMITTED else job.counters.held):
             numbers = session.scalars(those, {"of_job": job.id, "most": left}).all()
-            _move(session, _CANCEL, job, numbers, status, JobStatus.CANCELLED)
+            move_elements(session, CANCEL_ELEMENT, job, numbers, status, JobStatus.CANCELLED)
             left -= len(numbers)
     job.roll_up(now)
     save_jobs(session, [job])
@@ -263,7 +263,7 @@ def _retry_part(session: Session, job: LockedJob, now: datetime) -> bool:
 
 def requeue(session: Session, job: LockedJob, numbers: Sequence[int], status: JobStatus, now: datetime) -> None:
     """Put elements that are FAILED or CANCELLED back into the queue, with all their tries again."""
-    _move(session, _RETRY, job, numbers, status, JobStatus.SUBMITTED)
+    move_elements(session, _RETRY, job, numbers, status, JobStatus.SUBMITTED)
     waits.hold_again(session, job, numbers, now)
 
 
@@ -351,7 +351,7 @@ def resume_held(
         numbers = session.scalars(_HELD_AFTER, parameters).all()
         if not numbers:
             continue
-        _move(session, _RESUME, job, numbers, JobStatus.HELD, JobStatus.SUBMITTED)
+        move_elements(session, _RESUME, job, numbers, JobStatus.HELD, JobStatus.SUBMITTED)
         job.schedule_work()
         resumed.append(job)
         left, count = left - len(numbers), count + len(numbers)
@@ -430,7 +430,7 @@ def held_routes(session: Session, code: FailureCode) -> list[HeldRoute]:
     return [HeldRoute(row.user_id, row.protocol, row.src_siteid, row.dst_siteid) for row in rows]
 
 
-def _move(
+def move_elements(
     session: Session, change: sa.Update, job: LockedJob, numbers: Sequence[int], before: JobStatus, after: JobStatus
 ) -> None:
     """Change the status of some elements, in their rows and in the counters of the job."""

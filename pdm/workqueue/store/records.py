@@ -37,6 +37,10 @@ from pdm.workqueue.WorkqueueDB import (
     DeliveryRow,
     EventRow,
     FailureCountRow,
+    FtsBanRow,
+    FtsFileRow,
+    FtsJobRow,
+    FtsPartRow,
     IdempotentRequest,
     Job,
     JobElement,
@@ -97,6 +101,10 @@ deliveries = _table(DeliveryRow)
 mail_subscriptions = _table(MailSubscriptionRow)
 mail_notices = _table(MailNoticeRow)
 notified = _table(NotifiedRow)
+fts_jobs = _table(FtsJobRow)
+fts_parts = _table(FtsPartRow)
+fts_files = _table(FtsFileRow)
+fts_bans = _table(FtsBanRow)
 purged_jobs = _table(PurgedJobRow)
 kept_receipts = _table(KeptReceiptRow)
 retention = _table(RetentionRow)
@@ -154,7 +162,7 @@ def job_record(row: Iterable[Any]) -> JobRecord:
     values = dict(zip(_JOB_NAMES, row, strict=False))
     counters = Counters(**{counter: values.pop(column) for column, counter in _COUNTERS})
     if (after := values["after"]) is not None:
-        values["after"] = Predecessors(tuple(after["jobs"]), after["any"])
+        values["after"] = Predecessors(tuple(after["jobs"]), after["any"], after.get("failed", False))
     if (reason := values["cancel_reason"]) is not None:
         values["cancel_reason"] = CancelReason(CancelCode(reason["code"]), reason["message"])
     return JobRecord(options=values.pop("extra_opts"), counters=counters, **values)
@@ -162,7 +170,10 @@ def job_record(row: Iterable[Any]) -> JobRecord:
 
 def predecessors_column(after: Predecessors | None) -> dict[str, Any] | None:
     """The value of the column ``after``."""
-    return None if after is None else {"jobs": list(after.jobs), "any": after.any_end}
+    if after is None:
+        return None
+    value = {"jobs": list(after.jobs), "any": after.any_end}
+    return value | {"failed": True} if after.on_failure else value
 
 
 def element_record(row: Iterable[Any], *, claimed: bool = False) -> ElementRecord:

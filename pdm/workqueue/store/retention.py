@@ -27,6 +27,9 @@ from pdm.workqueue.store.records import (
     elements,
     events,
     failure_counts,
+    fts_files,
+    fts_jobs,
+    fts_parts,
     idempotent_requests,
     jobs,
     kept_receipts,
@@ -283,11 +286,18 @@ _BULKY = tuple(
         (attempts, ("job_id", "element_id", "attempt"), of_jobs(attempts.c.job_id), 1),
         (wait_elements, ("wait_id", "element_id"), wait_elements.c.wait_id.in_(_WAITS), 1),
         (events, ("id",), of_jobs(events.c.job_id), 1),
+        (fts_files, ("job_id", "element_id"), of_jobs(fts_files.c.job_id), 1),
         (deliveries, ("id",), sa.and_(of_jobs(deliveries.c.job_id), deliveries.c.due_at.is_(None)), 1),
     )
 )
+_OTHER_PARTS = fts_parts.alias()
 #: What else belongs to jobs, in an order that foreign keys allow.
 _THE_REST = (
+    sa.delete(fts_jobs).where(
+        fts_jobs.c.id.in_(sa.select(fts_parts.c.fts_job).where(of_jobs(fts_parts.c.job_id))),
+        ~sa.exists().where(_OTHER_PARTS.c.fts_job == fts_jobs.c.id, ~of_jobs(_OTHER_PARTS.c.job_id)),
+    ),
+    sa.delete(fts_parts).where(of_jobs(fts_parts.c.job_id)),
     sa.delete(elements).where(of_jobs(elements.c.job_id)),
     sa.delete(failure_counts).where(of_jobs(failure_counts.c.job_id)),
     sa.delete(idempotent_requests).where(of_jobs(idempotent_requests.c.job_id)),

@@ -99,12 +99,18 @@ _COLUMNS = tuple(
     for name in (
         *("id", "owner_id", "public", "name", "description", "default_folder"),
         *("endpoints", "limit_in", "limit_out", "authorities", "myproxy", "mover", "tape"),
-        *("oidc", "oidc_secret"),
+        *("unlisted", "oidc", "oidc_secret"),
     )
 )
 #: Sites of one user; bounds the memory, where all sites are kept.
 MOST_OF_OWNER = 200
-_COUNT_OF_OWNER = sa.select(sa.func.count()).select_from(sites).where(sites.c.owner_id == sa.bindparam("owner"))
+#: Of these, sites that the service has made of URLs of one user.
+MOST_UNLISTED = 500
+_COUNT_OF_OWNER = (
+    sa.select(sa.func.count())
+    .select_from(sites)
+    .where(sites.c.owner_id == sa.bindparam("owner"), sites.c.unlisted == sa.bindparam("of_urls"))
+)
 #: Unfinished jobs, read from partial indexes that contain no ended jobs. A UNION, because neither database combines
 #: several partial indexes for an OR.
 _UNFINISHED = sa.union(
@@ -138,7 +144,7 @@ class SiteInUseError(Exception):
 
 
 class TooManySitesError(Exception):
-    """The owner has `MOST_OF_OWNER` sites."""
+    """The owner has `MOST_OF_OWNER` sites, or `MOST_UNLISTED` that were made of URLs."""
 
 
 def all_sites(session: Session) -> Iterator[SiteRecord]:
@@ -152,15 +158,17 @@ def create(session: Session, new: NewSite, by: Actor, now: datetime) -> SiteReco
 
     Raises:
         NameTakenError: another site has the name.
-        TooManySitesError: the owner has `MOST_OF_OWNER` sites.
+        TooManySitesError: the owner has as many as one may have.
     """
     begin_change(session)
     for known in _same_name(session, new):
         if known.content == new:
             return known
         raise NameTakenError
-    if (session.scalar(_COUNT_OF_OWNER, {"owner": new.owner_id}) or 0) >= MOST_OF_OWNER:
-        raise TooManySitesError(f"you have {MOST_OF_OWNER} sites: remove some you do not use any more")
+    most = MOST_UNLISTED if new.unlisted else MOST_OF_OWNER
+    if (session.scalar(_COUNT_OF_OWNER, {"owner": new.owner_id, "of_urls": new.unlisted}) or 0) >= most:
+        of_urls = " that were made of URLs" if new.unlisted else ""
+        raise TooManySitesError(f"you have {most} sites{of_urls}: remove some you do not use any more")
     number = next_site_number(session)
     session.execute(sa.insert(sites).values(id=number, created_at=now, **_values(new)))
     users.record_action(session, by, "site.create", f"site {number}", _audit_details(new), now)
@@ -243,6 +251,7 @@ def _values(content: NewSite) -> dict[str, Any]:
         "myproxy": content.myproxy,
         "mover": content.mover.value,
         "tape": content.tape,
+        "unlisted": content.unlisted,
         "oidc": None if content.oidc is None else _oidc_values(content.oidc),
         "oidc_secret": None if content.oidc is None else content.oidc.sealed_secret,
     }
@@ -292,6 +301,7 @@ def _record(row: sa.Row[Any]) -> SiteRecord:
             myproxy=row.myproxy,
             mover=MoverKind(row.mover),
             tape=row.tape,
+            unlisted=row.unlisted,
             oidc=_oidc_of(row),
         ),
     )

@@ -19,6 +19,7 @@ _COMMANDS = {
     CredentialKind.PROXY: "pdm delegate",
     CredentialKind.SSH_KEY: "pdm ssh-key",
     CredentialKind.TOKEN: "pdm token",
+    CredentialKind.S3_KEY: "pdm s3-key",
 }
 
 

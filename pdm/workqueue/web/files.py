@@ -244,7 +244,7 @@ class PaneView:
 async def pane_view(visit: Visit, panes: Panes, side: PaneName) -> PaneView:
     """What a pane shows; waits a little for a listing that has not ended."""
     pane, api = panes.of(side), visit.api
-    sites = [site for site in api.sites.all() if site.is_open_to(visit.caller.user_id)]
+    sites = [site for site in api.sites.listed() if site.is_open_to(visit.caller.user_id)]
     places = [
         (site.name, [(Place(site.id, each.name).word, each.name) for each in listed_protocols(visit, site)])
         for site in sites

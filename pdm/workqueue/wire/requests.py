@@ -149,6 +149,8 @@ _END = r"(?![\s\S])"
 #: Who somebody is at a site: no option of a program, and one line.
 _ACCOUNT = rf"^[A-Za-z0-9_.@/=+:,][A-Za-z0-9_.@/=+:, -]{{0,254}}{_END}"
 _SSH_ACCOUNT = rf"^[A-Za-z0-9_][A-Za-z0-9_.@+$\\-]{{0,63}}{_END}"
+#: It stands in a header between a "=" and a "/".
+_S3_ACCESS_KEY = rf"^[A-Za-z0-9._~+@:-]{{1,128}}{_END}"
 #: What is sent once and never shown again; one line.
 _ONE_LINE = rf"^[^\x00-\x1f\x7f]+{_END}"
 #: What a pattern asks for, in words, for error messages.
@@ -158,6 +160,7 @@ PATTERN_WORDS: Mapping[str, str] = {
         "the name of an account is expected, such as alice, alice@site.org or DOMAIN\\alice:"
         " at most 64 letters, digits and . _ @ + $ \\ -"
     ),
+    _S3_ACCESS_KEY: "the id of an access key of S3 is expected: at most 128 letters, digits and . _ ~ + @ : -",
     _ONE_LINE: "one line without control characters is expected",
 }
 
@@ -181,7 +184,9 @@ class SiteLogon(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class NewCredential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A key or a token for the service to use."""
 
-    kind: Annotated[Literal["ssh-key", "token"], Meta(description="What it is; a proxy is delegated instead.")]
+    kind: Annotated[
+        Literal["ssh-key", "token", "s3-key"], Meta(description="What it is; a proxy is delegated instead.")
+    ]
     site: Annotated[SiteNumber | None, Meta(description="For which site; null for every one.")] = None
     label: Label = None
     account: Annotated[
@@ -190,7 +195,13 @@ class NewCredential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = None
     secret: Annotated[
         Annotated[str, Meta(min_length=1, max_length=16384)] | None,
-        Meta(description="The token, or a private key without passphrase; without it, the service makes a key."),
+        Meta(
+            description="The token, a private key without passphrase, or the secret key of S3; without it, the service"
+            " makes an SSH key."
+        ),
+    ] = None
+    access_key: Annotated[
+        Annotated[str, Meta(pattern=_S3_ACCESS_KEY)] | None, Meta(description="s3-key: the id of the key.")
     ] = None
 
     def __repr__(self) -> str:

@@ -364,7 +364,9 @@ class CredentialView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: int
     kind: Annotated[str, Meta(extra_json_schema={"enum": [kind.value for kind in CredentialKind]})]
-    subject: Annotated[str, Meta(description="Whose it is; the fingerprint of an SSH key.")]
+    subject: Annotated[
+        str, Meta(description="Whose it is; the fingerprint of an SSH key, the id of an access key of S3.")
+    ]
     site: Annotated[int | None, Meta(description="The site that it is for; null for every one.")]
     label: str | None
     valid_until: Annotated[datetime | None, Meta(description="Null for one without an expiry, or with an unknown one.")]

@@ -165,7 +165,7 @@ async def list_site_activity(api: ApiContext, caller: Caller) -> list[SiteActivi
             done=round(done[site.id]),
             failed=round(failed[site.id]),
         )
-        for site in api.sites.all()
+        for site in api.sites.listed()
         if api.may_see(caller.user_id, caller.scope, site)
     ]
 

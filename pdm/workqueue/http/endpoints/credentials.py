@@ -1,4 +1,4 @@
-"""Endpoints of credentials: proxy delegation, SSH keys, tokens and MyProxy logons.
+"""Endpoints of credentials: proxy delegation, SSH keys, tokens, S3 keys and MyProxy logons.
 
 Proxies are delegated as in FTS: the service keeps the private key and the client signs a certificate request. Secrets
 are stored encrypted, and never returned.
@@ -7,6 +7,7 @@ are stored encrypted, and never returned.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -218,11 +219,12 @@ async def delete_delegation(api: ApiContext, caller: Caller, delegation_id: str)
 
 _DEFAULT_LIFETIME_S = 12 * 3600
 _COMMON_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+_S3_SECRET = re.compile(r"[\x21-\x7e]{1,256}")
 
 
 @endpoint("GET", "/credentials", summary="Stored credentials of the caller", result=list[CredentialView])
 async def list_credentials(api: ApiContext, caller: Caller) -> list[CredentialView]:
-    """Delegated proxies, proxies of logons, SSH keys and tokens, without their secrets."""
+    """Delegated proxies, proxies of logons, SSH keys, tokens and S3 keys, without their secrets."""
     found = await api.database.read("list credentials", credentials.of_user, caller.user_id)
     return [credential_view(record) for record in found]
 
@@ -230,7 +232,7 @@ async def list_credentials(api: ApiContext, caller: Caller) -> list[CredentialVi
 @endpoint(
     "POST",
     "/credentials",
-    summary="Store an SSH key or a token, or generate an SSH key",
+    summary="Store an SSH key, a token or an S3 key, or generate an SSH key",
     body=NewCredential,
     result=CredentialView,
     status=201,
@@ -249,6 +251,8 @@ async def add_credential(
         raise InvalidInputError("a label is one line of printable characters", "$.label")
     if body.kind == CredentialKind.SSH_KEY.value:
         return await _add_key(api, caller, body, site_id)
+    if body.kind == CredentialKind.S3_KEY.value:
+        return await _add_s3_key(api, caller, body, site_id)
     return await _add_token(api, caller, body, site_id)
 
 
@@ -274,6 +278,28 @@ async def _add_key(api: ApiContext, caller: Caller, body: NewCredential, site_id
     )
     transaction = transactions.put_generated_key if body.secret is None else transactions.put_credential
     return credential_view(await store_credential(api, caller, new, transaction))
+
+
+async def _add_s3_key(api: ApiContext, caller: Caller, body: NewCredential, site_id: int) -> CredentialView:
+    if body.account is not None:
+        raise InvalidInputError("an S3 key has no account: leave it out", "$.account")
+    if body.access_key is None:
+        raise InvalidInputError("the key 'access_key' is missing: it must be the id of the access key", "$.access_key")
+    if body.secret is None:
+        raise InvalidInputError("the key 'secret' is missing: it must be the secret key", "$.secret")
+    if not _S3_SECRET.fullmatch(body.secret):
+        raise InvalidInputError("a secret key of S3 is one word of at most 256 plain characters", "$.secret")
+    kind = CredentialKind.S3_KEY
+    keys = json.dumps({"access_key": body.access_key, "secret_key": body.secret}).encode("ascii")
+    new = EncryptedCredential(
+        kind=kind,
+        subject=body.access_key,
+        valid_until=None,
+        secret=api.vault.seal(keys, vault_context(caller.user_id, kind, site_id)),
+        site_id=site_id,
+        label=body.label,
+    )
+    return credential_view(await store_credential(api, caller, new))
 
 
 async def _add_token(api: ApiContext, caller: Caller, body: NewCredential, site_id: int) -> CredentialView:

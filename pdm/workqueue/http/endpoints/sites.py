@@ -205,7 +205,7 @@ def _changeable_site(api: ApiContext, caller: Caller, site_id: int) -> Site:
     return site
 
 
-def _may_be_local(api: ApiContext, caller: Caller) -> bool:
+def may_be_local(api: ApiContext, caller: Caller) -> bool:
     """Whether a site of the caller may have addresses of this machine and its link."""
     return caller.role is Role.OPERATOR or api.settings.sites.local_addresses
 
@@ -213,7 +213,7 @@ def _may_be_local(api: ApiContext, caller: Caller) -> bool:
 @endpoint("GET", "/sites", summary="All sites that the caller may use", result=list[SiteView])
 async def list_sites(api: ApiContext, caller: Caller) -> list[SiteView]:
     """In order of their numbers; operators also see the private sites of all users."""
-    return [site_view(api, site) for site in api.sites.all() if api.may_see(caller.user_id, caller.scope, site)]
+    return [site_view(api, site) for site in api.sites.listed() if api.may_see(caller.user_id, caller.scope, site)]
 
 
 @endpoint("GET", "/sites/{site_id}", summary="One site", result=SiteView, errors=(NotFoundError,))
@@ -234,7 +234,7 @@ async def get_site(api: ApiContext, caller: Caller, site_id: int) -> SiteView:
 async def create_site(api: ApiContext, caller: Caller, body: SiteBody, key: IdempotencyKey | None) -> SiteView:
     """The site belongs to the caller. A repeated request returns the same site."""
     oidc = None if body.oidc is None else checked_oidc(api, caller, body.oidc)
-    new = evolve(site_from_body(caller, body, local=_may_be_local(api, caller)), oidc=oidc)
+    new = evolve(site_from_body(caller, body, local=may_be_local(api, caller)), oidc=oidc)
     if api.sites.has_file_name(new.name):
         raise _name_taken(new.name)
 
@@ -271,7 +271,7 @@ async def change_site(api: ApiContext, caller: Caller, site_id: int, body: SiteC
     oidc = checked_oidc(api, caller, body.oidc) if body.oidc is not UNSET and body.oidc is not None else None
 
     def change(content: NewSite) -> NewSite:
-        changed = changed_site(caller, body, content, local=_may_be_local(api, caller))
+        changed = changed_site(caller, body, content, local=may_be_local(api, caller))
         return changed if body.oidc is UNSET else evolve(changed, oidc=with_secret_of(content.oidc, oidc))
 
     try:

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0024_oidc"
-down_revision = "0020_logon_failures"
+down_revision = "0021_s3"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,115 @@
+"""Takes the URLs of clients of FTS3 apart: server and path, and what no site can have."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.paths import InvalidPathError, StorageUrl, checked, decoded, host_and_port
+
+_LONGEST_URL = 1100
+#: Characters of a URL in an error.
+_SHOWN = 100
+
+
+class ServerOfUrl(NamedTuple):
+    """Where a URL leads; the port is that of its protocol if it names none.
+
+    ``bucket`` is that of an S3 server which has it in the path; empty for all others.
+    """
+
+    protocol: JobProtocol
+    scheme: str
+    host: str
+    port: int
+    bucket: str = ""
+
+    @property
+    def url(self) -> str:
+        """``SCHEME://HOST:PORT``, and the bucket."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}" + (f"/{self.bucket}" if self.bucket else "")
+
+
+class FileUrl(NamedTuple):
+    """A URL of a file, as it came, and its parts; the path is text."""
+
+    text: str
+    server: ServerOfUrl
+    path: str
+
+
+class ServersOfUrls:
+    """The servers of URLs; remembers those that it has seen.
+
+    Args:
+        buckets_in_paths: whether the URLs of S3 have the bucket in their path; else it is in the name of the host.
+    """
+
+    def __init__(self, *, buckets_in_paths: bool) -> None:
+        self._buckets_in_paths = buckets_in_paths
+        self._known: dict[str, ServerOfUrl] = {}
+
+    def of(self, url: StorageUrl, shown: str) -> ServerOfUrl:
+        """The server of a URL, of which an error shows a part.
+
+        Raises:
+            ValueError: it is none.
+        """
+        key = f"{url.scheme}://{url.authority}"
+        server = self._known.get(key)
+        if server is None:
+            server = self._known[key] = _server(url, shown)
+        if server.protocol is not JobProtocol.S3:
+            return server
+        if not self._buckets_in_paths:
+            return server._replace(scheme="s3sv")
+        bucket = url.encoded_path[1:].partition("/")[0]
+        if not bucket:
+            raise ValueError(f"Missing path ({shown})")
+        return server._replace(bucket=bucket)
+
+
+def read_url(text: str, servers: ServersOfUrls) -> FileUrl:
+    """Take a URL apart.
+
+    Raises:
+        ValueError: it is none, or of a scheme that the service does not speak.
+    """
+    text = text.strip()
+    shown = text[:_SHOWN]
+    if len(text) > _LONGEST_URL:
+        raise ValueError(f"a URL is longer than {_LONGEST_URL} characters ({shown})")
+    url = StorageUrl(text)
+    if "://" not in text or not url.scheme:
+        raise ValueError(f"Missing scheme ({shown})")
+    server = servers.of(url, shown)
+    if "?" in text or "#" in text:
+        raise ValueError(f"a query or fragment is not carried on ({shown}); write a ? or # of a name as %3F or %23")
+    try:
+        path = "/" + decoded(url.encoded_path).lstrip("/")
+        if path == "/":
+            raise ValueError(f"Missing path ({shown})")
+        if path.startswith("/~/"):
+            path = path[1:]
+        return FileUrl(text, server, checked(path))
+    except InvalidPathError as error:
+        raise ValueError(f"{error} ({shown})") from error
+
+
+def _server(url: StorageUrl, shown: str) -> ServerOfUrl:
+    scheme = url.scheme.lower()
+    if scheme == "file":
+        raise ValueError(f"Can not transfer local files ({shown})")
+    protocol = JobProtocol.of_scheme(scheme)
+    if protocol is None:
+        known = ", ".join(each for member in JobProtocol for each in member.info.schemes if each != "file")
+        raise ValueError(f"the scheme {scheme[:20]} is not spoken here ({shown}); known are {known}")
+    if "@" in url.authority:
+        raise ValueError(f"a URL without user and password is expected ({shown})")
+    host, port = host_and_port(url.address)
+    if not host:
+        raise ValueError(f"Missing host ({shown})")
+    if port and not (port.isascii() and port.isdecimal() and len(port) < 6 and 1 <= int(port) <= 65535):
+        raise ValueError(f"a port from 1 to 65535 is expected ({shown})")
+    return ServerOfUrl(protocol, scheme, host.lower(), int(port) if port else protocol.info.default_port or 0)

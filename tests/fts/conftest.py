@@ -1,0 +1,108 @@
+"""A daemon with a door for FTS3's clients on the real grid, and the clients themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from attrs import frozen
+
+from pdm.testgrid import TestGrid
+from pdm.testgrid.service import TestService
+from pdm.testgrid.storage_servers import free_port
+from tests.grid.conftest import sites  # noqa: F401 - a fixture
+
+_ROOT = Path(__file__).resolve().parents[2]
+_CLIENTS = _ROOT / ".venv-fts" / "bin"
+
+
+@frozen
+class FtsClients:
+    """CERN's client, Rucio and DIRAC in an environment of their own, as a user of the grid.
+
+    Attributes:
+        url: of the door.
+    """
+
+    service: TestService
+    grid: TestGrid
+    url: str
+    directory: Path
+
+    def environment(self, user: str) -> dict[str, str]:
+        return {
+            "PATH": os.defpath,
+            "HOME": str(self.directory),
+            "X509_CERT_DIR": str(self.service.directory / "certificates" / "trust"),
+            "X509_USER_PROXY": self.grid.description()["users"][user]["proxy"],
+            "RUCIO_HOME": str(self.directory / "rucio"),
+        }
+
+    def command(self, user: str, name: str, *arguments: str, status: int = 0) -> str:
+        """Run a command of CERN's client; its output."""
+        return self._run(user, [str(_CLIENTS / f"fts-rest-{name}"), "-s", self.url, *arguments], status)
+
+    def script(self, user: str, name: str, *arguments: str) -> str:
+        """Run a script of this directory; its output."""
+        return self._run(user, [str(_CLIENTS / "python"), str(Path(__file__).with_name(name)), self.url, *arguments], 0)
+
+    def call(self, user: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """One request by nothing but the standard library; its status and decoded body."""
+        parts = urlsplit(self.url)
+        context = ssl.create_default_context(cafile=str(self.service.directory / "certificates" / "ca.crt"))
+        context.load_cert_chain(*self.service.credentials(user))
+        connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=60, context=context)
+        with contextlib.closing(connection):
+            connection.request(method, path, None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or "null")
+
+    def _run(self, user: str, command: list[str], status: int) -> str:
+        done = subprocess.run(
+            command,
+            check=False,
+            env=self.environment(user),
+            capture_output=True,
+            text=True,
+            timeout=150,
+            cwd=self.directory,
+        )
+        assert done.returncode == status, (command, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def fts_clients_installed() -> None:
+    """The clients are installed."""
+    if not (_CLIENTS / "fts-rest-whoami").exists():
+        pytest.fail("the clients of FTS3 are missing: run script/bootstrap full")
+
+
+@pytest.fixture(scope="module")
+def clients(
+    fts_clients_installed: None, grid: TestGrid, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FtsClients]:
+    """A daemon with a door, and its clients."""
+    directory = tmp_path_factory.mktemp("fts")
+    service = TestService(directory / "instance", grid.description(), grid.directory)
+    port = free_port()
+    service.init(fts={"port": str(port)})
+    (directory / "rucio" / "etc").mkdir(parents=True)
+    (directory / "rucio" / "etc" / "rucio.cfg").write_text(
+        f"[common]\nlogdir = {directory}\n"
+        f"[database]\ndefault = sqlite:///{directory}/rucio.db\n"
+        "[conveyor]\nuse_deterministic_id = True\n"
+        f"usercert = {grid.description()['users']['alice']['proxy']}\n"
+    )
+    with service.running():
+        yield FtsClients(service, grid, f"https://localhost:{port}", directory)
+    assert "Traceback" not in service.log_path.read_text()

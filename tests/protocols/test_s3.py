@@ -1,0 +1,267 @@
+"""S3 against a small server with the quirks and faults of real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, quote_from_bytes
+
+import pytest
+
+from pdm.testgrid.identities import GridCredentials, make_credentials
+from pdm.workqueue.wire import agent_messages as wire
+from tests.helpers.driver import LIMITS, HelperProcess, adler, copy_item, entries, outcomes
+from tests.protocols.places import judged
+from tests.security import canary
+from tests.support.s3_server import ACCESS_KEY, S3Reply, S3Request, SmallS3Server, once, s3_error
+
+RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
+SECRET = canary.watched("canary/secret+of=S3/4711")
+_PART = 8 * 1024 * 1024
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def credentials(open_directory: Path) -> GridCredentials:
+    directory = open_directory / "s3"
+    directory.mkdir()
+    return make_credentials(directory, ("alice",))
+
+
+@pytest.fixture(scope="module")
+def shared(credentials: GridCredentials) -> Iterator[SmallS3Server]:
+    with SmallS3Server(credentials.host.certificate, credentials.host.key, SECRET) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def helper(
+    credentials: GridCredentials, shared: SmallS3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HelperProcess]:
+    with HelperProcess(RELAY, _environment(credentials, shared, tmp_path_factory.getbasetemp())) as process:
+        yield process
+
+
+@pytest.fixture
+def server(shared: SmallS3Server) -> SmallS3Server:
+    shared.reset()
+    return shared
+
+
+def _environment(credentials: GridCredentials, server: SmallS3Server, directory: Path) -> dict[str, str]:
+    keys = directory / "keys"
+    keys.write_text(json.dumps({"access_key": ACCESS_KEY, "secret_key": SECRET}))
+    return {
+        "X509_CERT_DIR": str(credentials.trust),
+        "PDM_CREDENTIALS": json.dumps(
+            {endpoint: {"file": str(keys), "account": None} for endpoint in (server.endpoint, server.slashless)}
+        ),
+        "PDM_FILE_ROOTS": json.dumps([quote(str(directory))]),
+    }
+
+
+def _url(server: SmallS3Server, key: bytes | str) -> str:
+    raw = key.encode() if isinstance(key, str) else key
+    return f"{server.endpoint}/{quote_from_bytes(raw, safe='/~')}"
+
+
+def _copy(
+    helper: HelperProcess, source: str, destination: str, size: int, attempt: int = 1, **options: str
+) -> wire.AgentEvent:
+    item = copy_item(1, source, destination, size, attempt)
+    asked = {"overwrite": "different", "verify": "checksum", **options}
+    return outcomes(helper.run(wire.CopyRequest(helper.new_id(), [item], limits=LIMITS, **asked)))[1]  # type: ignore[arg-type]
+
+
+def _run(helper: HelperProcess, kind: type, *items: object, **options: object) -> wire.AgentEvent:
+    return outcomes(helper.run(kind(helper.new_id(), items, limits=LIMITS, **options)))[1]
+
+
+def _file(directory: Path, content: bytes) -> str:
+    path = directory / "file"
+    path.write_bytes(content)
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    return f"file://{path}"
+
+
+# -- all types of jobs
+
+
+def test_a_small_file_goes_there_by_one_request_and_comes_back(
+    helper: HelperProcess, server: SmallS3Server, tmp_path: Path
+) -> None:
+    done = _copy(helper, _file(tmp_path, b"content"), _url(server, "d/a +%.txt"), 7, overwrite="never")
+    assert isinstance(done, wire.DoneEvent)
+    assert done.checksum == adler(b"content")
+    assert server.objects[b"d/a +%.txt"][0] == b"content"
+    (written,) = [request for request in server.seen if request.what == "PUT" and request.key == b"d/a +%.txt"]
+    assert (written.headers["if-none-match"], "content-md5" in written.headers) == ("*", True)
+    # Nothing was stored under a temporary name, and the directory is kept.
+    assert set(server.objects) == {b"d/", b"d/a +%.txt"}
+    back = _copy(helper, _url(server, "d/a +%.txt"), f"file://{tmp_path}/back", 7)
+    assert isinstance(back, wire.DoneEvent)
+    assert (tmp_path / "back").read_bytes() == b"content"
+
+
+def test_directories_are_prefixes_of_keys(helper: HelperProcess, server: SmallS3Server) -> None:
+    for key in ("a", "a-1", "a/b", "a/c/d", "marked/", "odd//x", "odd/../y", "odd/ü", "late\x01\n", "n" * 255):
+        server.put(key)
+    server.page = 2
+    events = helper.list(server.endpoint)
+    assert {path: entry.type for path, entry in entries(events).items()} == {
+        "a": "directory", "a-1": "file", "a/b": "file", "a/c": "directory", "a/c/d": "file", "marked": "directory",
+        "odd": "directory", "odd/%C3%BC": "file", "late%01%0A": "file", "n" * 255: "file",
+    }  # fmt: skip
+    # The object "a" beside "a/b", and the keys that no path leads to.
+    unnamed = [(event.path, event.count) for event in events if isinstance(event, wire.UnnamedEvent)]
+    assert sorted(unnamed) == [("", 1), ("odd", 2)]
+    assert {path: entry.type for path, entry in entries(helper.list(_url(server, "a"))).items()} == {"": "file"}
+
+
+@pytest.mark.parametrize("keeps_slashes", [True, False])
+def test_empty_directories_are_kept(helper: HelperProcess, server: SmallS3Server, keeps_slashes: bool) -> None:
+    endpoint = server.endpoint if keeps_slashes else server.slashless
+
+    def path(name: str) -> wire.PathItem:
+        return wire.PathItem(1, f"{endpoint}/{name}", directory=True)
+
+    assert isinstance(_run(helper, wire.MkdirRequest, path("x%20y"), parents=False), wire.DoneEvent)
+    assert set(server.objects) == {b"x y/" if keeps_slashes else b"x y/.pdm-directory"}
+    assert set(entries(helper.list(endpoint))) == {"x%20y"}
+    assert judged("s3", _run(helper, wire.MkdirRequest, path("x%20y"), parents=False)) == "destination EXISTS"
+    assert judged("s3", _run(helper, wire.MkdirRequest, path("no/such"), parents=False)) == "destination NOT_FOUND"
+    server.put("x y/inside")
+    assert judged("s3", _run(helper, wire.RemoveRequest, path("x%20y"))) == "source NOT_EMPTY"
+    del server.objects[b"x y/inside"]
+    assert isinstance(_run(helper, wire.RemoveRequest, path("x%20y")), wire.DoneEvent)
+    assert server.objects == {}
+
+
+def test_renames_copy_and_remove(helper: HelperProcess, server: SmallS3Server) -> None:
+    for key in ("d/", "d/a", "d/e/b", "taken/x", "file"):
+        server.put(key, key.encode())
+    moved = wire.RenameItem(1, _url(server, "d"), _url(server, "new"))
+    assert isinstance(_run(helper, wire.RenameRequest, moved, overwrite="never"), wire.DoneEvent)
+    assert set(server.objects) == {b"new/", b"new/a", b"new/e/b", b"taken/x", b"file"}
+    for destination in ("taken", "new/a"):
+        moved = wire.RenameItem(1, _url(server, "file"), _url(server, destination))
+        assert judged("s3", _run(helper, wire.RenameRequest, moved, overwrite="never")) == "destination EXISTS"
+    assert isinstance(_run(helper, wire.RenameRequest, moved, overwrite="always"), wire.DoneEvent)
+    assert server.objects[b"new/a"][0] == b"file"
+    assert b"file" not in server.objects
+
+
+def test_a_rename_of_a_directory_that_was_killed_is_continued(helper: HelperProcess, server: SmallS3Server) -> None:
+    server.put("d/a", b"not yet")
+    server.put("new/b", b"renamed before")
+    found = wire.FoundBefore(source=["directory"], destination=None)
+    moved = wire.RenameItem(1, _url(server, "d"), _url(server, "new"), found)
+    assert isinstance(_run(helper, wire.RenameRequest, moved, overwrite="never"), wire.DoneEvent)
+    assert {key: data for key, (data, _) in server.objects.items()} == {
+        b"new/a": b"not yet",
+        b"new/b": b"renamed before",
+    }
+
+
+# -- uploads in parts
+
+
+def test_a_large_file_goes_in_parts_and_nobody_sees_it_before(
+    helper: HelperProcess, server: SmallS3Server, tmp_path: Path
+) -> None:
+    content = os.urandom(2 * _PART + 5)
+    visible: list[set[bytes]] = []
+
+    def look(request: S3Request) -> S3Reply | None:
+        if request.what == "POST uploadId":
+            visible.append(set(server.objects))
+        # A part fails once.
+        if request.what == "PUT uploadId partNumber" and request.query["partNumber"] == "2":
+            return failing(request)
+        return None
+
+    failing = once(lambda request: s3_error(503, "SlowDown"))
+    server.rules.append(look)
+    done = _copy(helper, _file(tmp_path, content), _url(server, "d/large"), len(content))
+    assert isinstance(done, wire.DoneEvent), done
+    assert done.checksum == adler(content)
+    assert server.objects.keys() == {b"d/", b"d/large"}
+    assert server.objects[b"d/large"][0] == content
+    assert [sorted(keys) for keys in visible] == [[b"d/", b"d/.pdm-0123456789abcdef.1.1.part"]]
+    # It comes back in ranges; one of them is cut off.
+    server.rules[:] = [once(lambda request: _cut(request, content))]
+    back = _copy(helper, _url(server, "d/large"), f"file://{tmp_path}/back", len(content))
+    assert isinstance(back, wire.DoneEvent)
+    assert (tmp_path / "back").read_bytes() == content
+
+
+def _cut(request: S3Request, content: bytes) -> S3Reply | None:
+    start, _, end = request.headers.get("range", "").removeprefix("bytes=").partition("-")
+    if request.method != "GET" or int(start or 0) != _PART:
+        return None
+    data = content[_PART : int(end) + 1]
+    headers = {"Content-Length": str(len(data)), "Content-Range": f"bytes {start}-{end}/{len(content)}"}
+    return S3Reply(206, data, headers, cut=1000)
+
+
+def test_what_a_killed_helper_has_uploaded_is_continued_or_aborted(
+    credentials: GridCredentials, server: SmallS3Server, tmp_path: Path
+) -> None:
+    content = os.urandom(3 * _PART)
+    source, destination = _file(tmp_path, content), _url(server, "d/large")
+    for ends_in, attempt_goes_on in (("POST uploadId", True), ("POST uploads", False)):
+        server.rules[:] = [lambda request, what=ends_in: S3Reply(0) if request.what == what else None]  # type: ignore[misc]
+        with HelperProcess(RELAY, _environment(credentials, server, tmp_path)) as killed:
+            asked = wire.CopyRequest(1, [copy_item(1, source, destination, len(content))], "never", "checksum", LIMITS)
+            killed.send(asked)
+            while ends_in not in server.whats():
+                pass
+            killed.process.kill()
+        server.rules.clear()
+        assert len(server.uploads) == int(attempt_goes_on)
+        server.seen.clear()
+        with HelperProcess(RELAY, _environment(credentials, server, tmp_path)) as helper:
+            done = _copy(helper, source, destination, len(content), attempt=2, overwrite="always")
+        assert isinstance(done, wire.DoneEvent), done
+        # All parts were there: none is sent again.
+        assert server.whats().count("PUT uploadId partNumber") == (0 if attempt_goes_on else 3)
+        assert (server.uploads, server.objects[b"d/large"][0]) == ({}, content)
+        assert server.objects.keys() == {b"d/", b"d/large"}
+        server.seen.clear()
+        del server.objects[b"d/large"]
+
+
+# -- faults
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (s3_error(403, "AccessDenied"), "source PERMISSION_DENIED"),
+        (s3_error(403, "SignatureDoesNotMatch"), "source CREDENTIAL_REFUSED"),
+        (s3_error(403, "InvalidAccessKeyId"), "source CREDENTIAL_REFUSED"),
+        (s3_error(403, "RequestTimeTooSkewed"), "source SERVER_ERROR"),
+        (s3_error(404, "NoSuchBucket"), "source NOT_FOUND"),
+        (s3_error(503, "SlowDown", Retry_After="7"), "source BUSY"),
+        (s3_error(301, "PermanentRedirect", "<Endpoint>other.example.org</Endpoint>"), "source UNSUPPORTED"),
+        (s3_error(500, "InternalError"), "source SERVER_ERROR"),
+        (S3Reply(200, b"<ListBucketResult><Contents></ListBucketResult>"), "source BAD_LISTING"),
+        (S3Reply(200, b"<html/>"), "source BAD_LISTING"),
+        (S3Reply(200, b"<!DOCTYPE a [<!ENTITY b 'c'>]><ListBucketResult>&b;</ListBucketResult>"), "source BAD_LISTING"),
+        (S3Reply(200, b"<ListBucketResult>" + b"<a>" * 60_000), "source BAD_LISTING"),
+        (S3Reply(200, b"x" * (9 << 20)), "source BAD_LISTING"),
+        (S3Reply(200, b"<Error><Code>InternalError</Code></Error>"), "source SERVER_ERROR"),
+        (S3Reply(302, b"", {"Location": "https://localhost:1/"}), "source UNKNOWN"),
+        (S3Reply(0), "source SERVER_ERROR"),
+    ],
+)
+def test_errors_of_servers(helper: HelperProcess, server: SmallS3Server, reply: S3Reply, expected: str) -> None:
+    server.rules.append(lambda request: reply)
+    failed = helper.list(server.endpoint)[-1]
+    assert judged("s3", failed) == expected
+    assert isinstance(failed, wire.FailedEvent)
+    assert SECRET not in failed.fault.message
+    if "Retry-After" in reply.headers:
+        assert failed.fault.retry_after_s == 7.0
