@@ -99,6 +99,22 @@ def _of_protocols() -> Iterator[Benchmark]:
                 )
 
 
+def _of_s3() -> Iterator[Benchmark]:
+    """Rows of S3, against a server that keeps files and one that keeps objects in memory."""
+    for server in ("rclone", "moto"):
+        for name, title, files, kib, least in (
+            ("small_files", "10,000 files of 1 KiB", 10_000, 1, 1.00),
+            ("large_file", "one file of 4 GiB", 1, 4 * 1024 * 1024, 0.95),
+        ):
+            yield Benchmark(
+                f"s3_{name}_{server}",
+                f"COPY of {title} to S3, to the server of {server}",
+                "s3_files",
+                ("--server", server, *(() if files > 1 else ("--files", "1", "--folders", "1", "--kib", str(kib)))),
+                (_ratio(least, "rclone"),),
+            )
+
+
 def _far_away() -> Iterator[Benchmark]:
     """Rows of small files between GridFTP servers that are far away."""
     for round_trip_ms, files in ((20, 4000), (100, 2000)):
@@ -305,6 +321,7 @@ _ALL = (
         (Bar("under 30 ms", "ours/median", most=30.0),),
     ),
     *_of_protocols(),
+    *_of_s3(),
 )
 
 #: Name → benchmark, in the order of the page.

@@ -41,6 +41,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.events import EventKind
 from pdm.workqueue.wire.activity import ActivityView, NodeView, QueueSummaryView, RateView, SiteActivityView, WhyView
 from pdm.workqueue.wire.events import EventView
+from pdm.workqueue.wire.logins import LoginView
 from pdm.workqueue.wire.notifications import MailView, WebhookTestView, WebhookView
 from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
 from pdm.workqueue.wire.responses import (
@@ -193,6 +194,7 @@ class SiteOptions(TypedDict, total=False):
         myproxy: ``HOST:PORT`` of the site's MyProxy server; None for none.
         tape: URL of its tape API; None where its HTTPS endpoint names it, or where it has none.
         mover: ``native`` (default), or ``tools``: globus-url-copy and gfal carry out its jobs.
+        fts: ``https://HOST:PORT`` of the FTS3 that carries out copies from and to it; None for none.
         oidc: the issuer of its tokens and the client for logins, as the keys of the REST API; None for nothing.
     """
 
@@ -205,6 +207,7 @@ class SiteOptions(TypedDict, total=False):
     myproxy: str | None
     tape: str | None
     mover: Literal["native", "tools"]
+    fts: str | None
     oidc: Mapping[str, Any] | None
 
 
@@ -858,6 +861,22 @@ class WorkqueueClient:
     def log_off(self, site: int | str) -> Deferred[None]:
         """Remove the proxy of a logon from the service."""
         return self._remove_at_site(site, "/session")
+
+    def logins(self) -> Deferred[Sequence[LoginView]]:
+        """The caller's logins at the token issuers of sites."""
+        return self._fetch(tuple[LoginView, ...], "GET", "/logins")
+
+    def begin_login(self, site: int | str) -> Deferred[LoginView]:
+        """Begin a login at the token issuer of a site; the caller approves it at its ``verification_uri``."""
+        return self._at_site(LoginView, "POST", site, "/login", key=_new_key())
+
+    def continue_login(self, site: int | str) -> Deferred[LoginView]:
+        """Let the service ask the issuer whether a login is approved; its state is ``waiting`` until then."""
+        return self._at_site(LoginView, "PUT", site, "/login")
+
+    def log_out(self, site: int | str) -> Deferred[None]:
+        """Remove the tokens of a login from the service, and revoke the refresh token."""
+        return self._remove_at_site(site, "/login")
 
     def pause(self, seconds: float) -> Deferred[None]:
         """Wait, between two queries."""

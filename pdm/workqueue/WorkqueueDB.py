@@ -628,6 +628,7 @@ class SiteRow(Base):
         myproxy: ``HOST:PORT`` of its MyProxy server.
         mover: ``native`` or ``tools``.
         tape: URL of its tape API; null where its HTTPS endpoint names it, or where it has none.
+        fts: URL of the FTS3 that carries out copies.
         unlisted: whether the service has made it of a URL.
         oidc: what it says about tokens; see `pdm.workqueue.domain.oidc.OidcSettings`.
         oidc_secret: of the client, encrypted.
@@ -648,6 +649,7 @@ class SiteRow(Base):
     myproxy: Mapped[str | None]
     mover: Mapped[str] = mapped_column(String(8), server_default="native")
     tape: Mapped[str | None]
+    fts: Mapped[str | None]
     unlisted: Mapped[bool] = mapped_column(server_default=sa.false())
     oidc: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     oidc_secret: Mapped[bytes | None]

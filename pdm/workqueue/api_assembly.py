@@ -55,6 +55,7 @@ def api_context(
         supports=offered.supports,
         trust=lambda: parts.tls.trust,
         myproxy=MyProxyLogons(reactor, settings.credentials.trust_dir, trust=trust_directory),
+        logins=parts.logins,
         site_directory=parts.site_directory,
         feed=parts.feed,
         check_site=site_check.check,

@@ -27,6 +27,7 @@ from pdm.workqueue.certificates.pem import CertificateFilesError
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.filters import load_pattern_libraries
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
@@ -50,6 +51,7 @@ from pdm.workqueue.execution.scheduler import Scheduler
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
+from pdm.workqueue.execution.transfer_services import SERVICES_AT_ONCE, TransferServices
 from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.endpoints.schedules import planned_run
@@ -71,17 +73,19 @@ from pdm.workqueue.policies import (
     helper_access,
     helper_command,
     notifications,
+    oidc_logins,
     retention_policy,
     retry_policy,
     server_tls,
+    service_limits,
     stream_limits,
     time_limits,
-    wait_poller,
 )
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnusableError
+from pdm.workqueue.tape_assembly import wait_poller
 from pdm.workqueue.telemetry.background import Periodic, run_in_thread, start_background
 from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag, utc_now
 from pdm.workqueue.web import page_routes
@@ -191,7 +195,8 @@ class Assembly:
             command_for=self._command_for,
             most=agents.max_agents + agents.list_agents,
             kept_free=agents.list_agents,
-            spare=agents.idle_agents,
+            # Those that wait for an FTS3 keep no place from the others.
+            spare=agents.idle_agents + SERVICES_AT_ONCE * settings.fts.jobs,
             idle_s=agents.idle_s,
             unused=credentials.remove_unused,
         )
@@ -239,6 +244,14 @@ class Assembly:
             service_health=self.service_health,
             health=health,
         )
+        fts = TransferServices(
+            sites=self.sites,
+            limits=service_limits(settings),
+            policy=breaker_policy(settings),
+            clock=clock,
+            on_change=self._wake,
+        )
+        self.site_directory.other_waits = fts.waits
         preparation = Preparation(
             sites=self.sites,
             pool=self.pool,
@@ -246,6 +259,7 @@ class Assembly:
             context=context,
             element=time_limits(settings),
             access=access,
+            services=fts,
             trust=trust_directory,
         )
         self.executor = Executor(
@@ -335,6 +349,17 @@ class Assembly:
             file_sites=lambda: [site.id for site in self.sites.all() if self.sites.is_of_file(site.id)],
         )
         self.feed.on_written = self.notifications.events_written
+        self.logins = oidc_logins(
+            reactor=reactor,
+            settings=settings,
+            database=self.database,
+            clock=clock,
+            vault=self.vault,
+            sites=self.sites,
+            incarnation=incarnation,
+            protocols=lambda: self.context.protocols_with(CredentialKind.TOKEN),
+            on_token=self.executor.token_stored,
+        )
         load_pattern_libraries()
         self.users = AccessList.read(settings.users)
         self.context = api_context(
@@ -427,6 +452,7 @@ class Assembly:
         # The daemon starts it when all is ready: the duration of the start is no latency.
         services.add("reactor lag", stop=self.lag.stop)
         services.add("events", start=self.feed.start, stop=self.feed.stop)
+        services.add("logins", start=self.logins.start, stop=self.logins.stop)
         services.add("notifications", start=self.notifications.start, stop=self.notifications.stop)
         services.add("FTS door", start=self.fts_port.start, stop=self.fts_port.stop)
         services.add("listener", start=self._listen, stop=self._close)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.web.iweb import IPolicyForHTTPS
 
 import pdm
@@ -21,33 +22,33 @@ from pdm.workqueue.certificates.tls_server import ServerTls
 from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.lifecycle import RetryPolicy
 from pdm.workqueue.domain.mail import check_address
 from pdm.workqueue.domain.pacing import BreakerPolicy
 from pdm.workqueue.domain.retention import RetentionPolicy
-from pdm.workqueue.domain.waits import WaitPolicy
 from pdm.workqueue.domain.webhooks import DeliveryPolicy
 from pdm.workqueue.execution.executor import ExecutionLimits
+from pdm.workqueue.execution.issuers import Issuers
+from pdm.workqueue.execution.login_secrets import LoginSecrets
 from pdm.workqueue.execution.mail import MailSender, Smarthost
 from pdm.workqueue.execution.notifications import Notifications
-from pdm.workqueue.execution.preparing import Preparation
+from pdm.workqueue.execution.oidc_logins import OidcLogins
 from pdm.workqueue.execution.receivers import AddressPolicy, Receivers
-from pdm.workqueue.execution.staging import TapeVisits
 from pdm.workqueue.execution.streams import StreamLimits
-from pdm.workqueue.execution.tape import TapeApis
-from pdm.workqueue.execution.waits import WaitPoller
+from pdm.workqueue.execution.transfer_services import ServiceLimits
 from pdm.workqueue.execution.webhooks import WebhookSender
 from pdm.workqueue.movers.mover import Access
+from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.engines import DatabaseTimeouts
+from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.wire.agent_messages import TimeLimits
 
 #: Where the helpers' interpreter finds this package.
 _PACKAGE_PARENT = str(Path(pdm.__file__).resolve().parent.parent)
 #: Upper bound of a breaker's pause: a site that is back is found within so many seconds, however long it was away.
 _MAX_BREAKER_PAUSE_S = 120.0
-#: Requests of one visit of a tape API at most, and seconds until a helper for one has started.
-_REQUESTS_OF_VISIT, _HELPER_START_S = 6, 35.0
 
 
 def server_tls(settings: Settings) -> ServerTls:
@@ -111,6 +112,18 @@ def stream_limits(settings: Settings) -> StreamLimits:
         site_out=queue.site_limit_out,
         user=queue.user_limit,
         job=queue.job_limit,
+    )
+
+
+def service_limits(settings: Settings) -> ServiceLimits:
+    """How much is handed over to FTS3 services."""
+    fts = settings.fts
+    return ServiceLimits(
+        jobs=fts.jobs,
+        files=fts.files,
+        poll_s=fts.poll_s,
+        patience_s=fts.patience_s,
+        away_s=settings.sites.patience_s,
     )
 
 
@@ -213,47 +226,42 @@ def notifications(
     )
 
 
-def wait_policy(settings: Settings) -> WaitPolicy:
-    """How tape systems are polled."""
-    tape = settings.tape
-    return WaitPolicy(
-        poll_s=tape.poll_s,
-        longest_poll_s=max(tape.longest_poll_s, tape.poll_s),
-        stage_timeout_s=tape.stage_timeout_s,
-        archive_timeout_s=tape.archive_timeout_s,
-        lifetime_s=tape.lifetime_s,
-    )
-
-
-def wait_poller(
+def oidc_logins(
     *,
     reactor: Any,
     settings: Settings,
     database: Database,
     clock: Callable[[], datetime],
-    preparation: Preparation,
+    vault: Vault,
+    sites: SiteRegistry,
     incarnation: str,
-    on_work: Callable[[], None],
-) -> WaitPoller:
-    """Visits of elements that wait for tape systems."""
-    policy, timeout_s = wait_policy(settings), settings.tape.timeout_s
-    visits = TapeVisits(
-        database=database,
-        sites=preparation.sites,
-        apis=TapeApis(preparation=preparation, pool=preparation.pool, timeout_s=timeout_s),
-        clock=clock,
-        policy=policy,
+    protocols: Callable[[], Collection[JobProtocol]],
+    on_token: Callable[[int, int, Resumed], Coroutine[Deferred[Any], Any, None]],
+) -> OidcLogins:
+    """Logins at token issuers.
+
+    Raises:
+        ConfigError: the file of authorities is missing or wrong.
+    """
+    options = settings.oidc
+    requests = Receivers(
+        reactor=reactor,
+        addresses=AddressPolicy(allowed=options.allowed),
+        tls=_client_tls(settings, "oidc", options.ca),
+        timeout_s=options.timeout_s,
+        user_agent=f"pdm-workqueue/{__version__}",
     )
-    return WaitPoller(
+    return OidcLogins(
         reactor=reactor,
         database=database,
         clock=clock,
-        policy=policy,
-        look=visits.look,
+        secrets=LoginSecrets(vault),
+        issuers=Issuers(requests=requests, vault=vault, clock=clock),
+        sites=sites,
         incarnation=incarnation,
-        # A visit is a few requests; each may wait for a helper to start.
-        lease_s=_REQUESTS_OF_VISIT * (timeout_s + _HELPER_START_S),
-        on_work=on_work,
+        margin_s=options.margin_s,
+        protocols=protocols,
+        on_token=on_token,
     )
 
 

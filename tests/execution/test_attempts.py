@@ -119,6 +119,8 @@ async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
     executor.database = database
     executor.sites = cast(Any, SimpleNamespace(by_id=lambda number: None))
     executor.pool = cast(Any, SimpleNamespace(wake_waiting=lambda: None))
+    services = SimpleNamespace(service_of_batch=lambda batch: None)
+    executor.preparation = cast(Any, SimpleNamespace(services=services))
     executor.streams = cast(Any, SimpleNamespace(slot=lambda batch: None))
     monkeypatch.setattr(Executor, "_run", _nothing)
     store.worker()

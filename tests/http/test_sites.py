@@ -86,6 +86,9 @@ async def test_changes_by_two_daemons_are_both_made(service: Service) -> None:
     changed = (await service.call("changer", "PATCH", path, {"myproxy": "myproxy.example.org:7512"})).json
     assert changed["myproxy"] == "myproxy.example.org:7512"
     assert (await service.call("changer", "PATCH", path, {"myproxy": None})).json["myproxy"] is None
+    changed = (await service.call("changer", "PATCH", path, {"fts": "https://fts3.example.org:8446/"})).json
+    assert changed["fts"] == "https://fts3.example.org:8446"
+    assert (await service.call("changer", "PATCH", path, {"fts": None})).json["fts"] is None
     refused = await service.call("changer", "PATCH", path, {"name": "north"})
     assert (refused.status, refused.problem) == (409, "conflict $.name")
 
@@ -396,6 +399,18 @@ def _wrong(key: str) -> list[tuple[str, Any]]:
         alone = [(".issuer", {"client_id": "c"}), (".client_id", {"issuer": "https://i", "client_secret": "s"})]
         named = [(f".{part}", whole | {part: value}) for part, values in parts.items() for value in values]
         return [("", 1.5), ("", [1]), ("", "https://i"), (".x", {"x": 1}), *alone, *named]
+    if key == "fts":
+        urls = [
+            "",
+            "https://h",
+            "http://h:1",
+            "https://h:0",
+            "https://h:99999",
+            "https://u@h:1",
+            "https://h:1/x",
+            "h:1",
+        ]
+        return [("", value) for value in (*every, 7, True, *urls, "https://h\0:1", "https://" + "x" * 300 + ":1")]
     if key == "mover":
         return [("", value) for value in (*every, 7, True, "", "Tools", "fts")]
     if key == "tape":

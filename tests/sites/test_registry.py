@@ -242,6 +242,18 @@ def test_a_site_that_is_moved_by_the_tools(tmp_path: Path) -> None:
             SiteRegistry.read(tmp_path)
 
 
+def test_a_site_with_an_fts3(tmp_path: Path) -> None:
+    file = tmp_path / "sites.conf"
+    file.write_text("[A]\nid = 1\ngridftp = gsiftp://a:1\nfts = https://fts3.example.org:8446/\n")
+    site = SiteRegistry.read(tmp_path).by_id(1)
+    assert site is not None
+    assert site.fts == "https://fts3.example.org:8446"
+    for bad in ("http://f:1", "https://f", "https://f:0", "https://f:1/rest", "f:8446"):
+        file.write_text(f"[A]\nid = 1\ngridftp = gsiftp://a:1\nfts = {bad}\n")
+        with pytest.raises(ConfigError, match="fts: "):
+            SiteRegistry.read(tmp_path)
+
+
 def test_whose_movement_a_job_has(tmp_path: Path) -> None:
     (tmp_path / "sites.conf").write_text(
         "[A]\nid = 1\ngridftp = gsiftp://a:1\nmover = tools\n[B]\nid = 2\ngridftp = gsiftp://b:1\n"

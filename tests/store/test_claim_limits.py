@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.domain.limits import ClaimExclusions, FairQueue, LimitKey, LimitKind, Route, StreamQuota
+from pdm.workqueue.domain.limits import (
+    ALL_SERVICES,
+    OWN_STREAMS,
+    ClaimExclusions,
+    FairQueue,
+    HandOvers,
+    LimitKey,
+    LimitKind,
+    Route,
+    StreamQuota,
+)
 from pdm.workqueue.store import claim_queries, job_changes
 from pdm.workqueue.WorkqueueDB import HAS_WORK
 from tests.store.stores import LIST_LANE, WORK_LANE, Store, done, ended
@@ -324,3 +334,51 @@ def test_shares_are_weights_whatever_routes_and_priorities(store: Store) -> None
             store.run(job_changes.cancel, job.id, store.now)
 
     hold()
+
+
+def test_what_is_handed_over_takes_no_streams(store: Store) -> None:
+    store.worker()
+    user = store.user()
+    handed = store.copy_job(user, [2**40] * 50, protocol=JobProtocol.GRIDFTP)
+    own = store.submit(user, src_siteid=7)
+    url = "https://fts:8446"
+
+    def claimed(at_service: int, of_own: int, size: int = 40) -> list[tuple[int, int]]:
+        left: dict[LimitKey, int] = {
+            (LimitKind.SERVICE, url): at_service,
+            ALL_SERVICES: 10,
+            OWN_STREAMS: of_own,
+            (LimitKind.USER, user): 0 if not of_own else 9,
+            (LimitKind.ROUTE, Route(1, 2)): 0,
+        }
+        hand_overs = HandOvers(
+            service_of=lambda job: url if job.id == handed.id else None,
+            sites={url: {(2, None)}},
+            sizes={url: size},
+            left=left,
+        )
+        batches = store.claim(batch_elements=4, batches=20, quota=only(left), hand_overs=hand_overs)
+        for batch in batches:
+            store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))
+        return sorted((batch.job.id, len(batch.elements)) for batch in batches)
+
+    # Whatever the bytes, the agents that are there, and the closed route.
+    assert claimed(1, 1) == [(handed.id, 40), (own.id, 1)]
+    assert claimed(5, 0) == [(handed.id, 10), (handed.id, 40)]
+    assert claimed(0, 1) == [(own.id, 1)]
+    # While it is not known whether the service works, one element tries it.
+    assert claimed(1, 0, size=1) == [(handed.id, 1)]
+
+
+def test_jobs_for_a_service_that_is_full_hide_no_others(store: Store) -> None:
+    store.worker()
+    user = store.user()
+    url = "https://fts:8446"
+    closed: dict[LimitKey, int] = {(LimitKind.SERVICE, url): 0, ALL_SERVICES: 10}
+    numbers = {store.copy_job(user, [1], protocol=JobProtocol.GRIDFTP).id for _ in range(10)}
+    kept_here = store.copy_job(user, [1], protocol=JobProtocol.GRIDFTP, options={"mover": "native"})
+    hand_overs = HandOvers(
+        service_of=lambda job: url if job.id in numbers else None, sites={url: {(1, None)}}, sizes={url: 9}, left=closed
+    )
+    claimed = store.claim(batches=1, quota=only(closed), hand_overs=hand_overs)
+    assert [batch.job.id for batch in claimed] == [kept_here.id]

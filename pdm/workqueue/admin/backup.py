@@ -43,7 +43,7 @@ SECRET_KEYS = frozenset(
 PUBLIC_KEYS = frozenset(
     {
         *{("tls", "certificate"), ("tls", "trust"), ("users", "listed_users"), ("sites", "folder")},
-        *{("credentials", "trust_dir"), ("ssh", "known_hosts"), ("webhooks", "ca"), ("mail", "ca")},
+        *{("credentials", "trust_dir"), ("ssh", "known_hosts"), ("webhooks", "ca"), ("mail", "ca"), ("oidc", "ca")},
         ("node", "peers_trust"),
     }
 )

@@ -19,7 +19,9 @@ from attrs import frozen
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.credentials import CredentialKind
+from pdm.workqueue.domain.oidc import client_secret_context
 from pdm.workqueue.execution.credentials import KEY_CHECK, KEY_CHECK_CONTEXT, pending_context, vault_context
+from pdm.workqueue.execution.login_secrets import device_context, refresh_context
 from pdm.workqueue.execution.webhooks import secret_context
 from pdm.workqueue.instance_lock import lock_database, lock_instance, running_daemon, worker_name
 from pdm.workqueue.store.backup import database_kind, sqlite_path
@@ -107,6 +109,12 @@ def _context(text: SealedText) -> str:
             return pending_context(bound["user_id"])
         case SealedKind.WEBHOOK:
             return secret_context(bound["user_id"], bound["uid"])
+        case SealedKind.LOGIN:
+            return refresh_context(bound["user_id"], bound["site_id"])
+        case SealedKind.DEVICE_CODE:
+            return device_context(bound["user_id"], bound["site_id"])
+        case SealedKind.CLIENT:
+            return client_secret_context(bound["oidc"]["issuer"], bound["oidc"]["client_id"])
         case SealedKind.KEY_CHECK:
             return KEY_CHECK_CONTEXT
 

@@ -155,12 +155,12 @@ class AgentProcess(ProcessProtocol):
         if len(self._listeners) == 1:
             listener.on_turn()
 
-    def cancel(self, request_id: int, keys: Sequence[int] | None = None) -> None:
-        """Cancel a request, or some items of it."""
-        self._send(CancelRequest(request_id, None if keys is None else list(keys)))
+    def cancel(self, request_id: int, keys: Sequence[int] | None = None, *, keep: bool = False) -> None:
+        """Cancel a request, or some items of it; ``keep``: without what was handed over to another service."""
+        self._send(CancelRequest(request_id, None if keys is None else list(keys), keep))
 
     def proceed(self, request_id: int, key: int) -> None:
-        """Let the agent do what it has announced by `BegunEvent`."""
+        """Let the agent do what it has announced by `BegunEvent` or `HandOverEvent`."""
         self._send(ProceedRequest(request_id, key))
 
     def detach(self, request_id: int) -> None:

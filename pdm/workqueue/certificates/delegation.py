@@ -6,6 +6,7 @@ As in FTS3, the service makes a key and a signing request (`new_request`); the c
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -242,3 +243,20 @@ def _check_proxies(chain: list[x509.Certificate]) -> None:
 def _same_key(certificate: x509.Certificate, public_der: bytes) -> bool:
     own = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return own == public_der
+
+
+def main() -> None:
+    """Sign a proxy for the request on standard input, for helpers: they have no library for certificates.
+
+    Arguments: the file of a proxy, and hours.
+    """
+    _, proxy, hours = sys.argv
+    try:
+        signed = sign_request(sys.stdin.buffer.read(_LONGEST_BODY), Path(proxy), None, timedelta(hours=int(hours)))
+    except (ClientCredentialError, DelegationError) as error:
+        sys.exit(str(error))
+    sys.stdout.buffer.write(signed)
+
+
+if __name__ == "__main__":
+    main()

@@ -77,6 +77,14 @@ class CredentialFiles:
             raise
         return path
 
+    def replace(self, path: Path, content: bytes) -> None:
+        """Replace the content of a file that `write` made, for readers at once.
+
+        Raises:
+            OSError: as of `write`; the file stays as it is.
+        """
+        self.write(content, path.name.partition("_")[0]).rename(path)
+
     def remove(self, path: Path) -> None:
         """Remove a file that `write` made; one that is gone already is no error."""
         if path.parent != self._directory:

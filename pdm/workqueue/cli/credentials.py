@@ -11,6 +11,7 @@ import click
 from pdm.workqueue.cli.arguments import DURATION, SitePath, find_site, format_option, resolve_paths
 from pdm.workqueue.cli.display import table
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
+from pdm.workqueue.cli.oidc_login import log_in, login_line
 from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.domain.formatting import display_line, display_name, display_timestamp
@@ -82,6 +83,8 @@ def credentials(removed: int | None, form: str) -> None:
             for each in found
         ]
         click.echo(table(["ID", "KIND", "SITE", "VALID UNTIL", "SUBJECT"], rows, right=[0]))
+        for login in await client.logins():
+            click.echo(login_line(login, names.get(login.site, str(login.site))))
 
     run(action)
 
@@ -98,16 +101,23 @@ def _description(credential: CredentialView) -> str:
 @click.argument("site", metavar="SITE")
 @click.option("--username", "-u", help="User name at the MyProxy server (default: prompt for it).")
 @click.option("--lifetime", type=DURATION, default="12h", help="How long the proxy is valid (30m, 12h; default 12h).")
+@click.option("--oidc", is_flag=True, help="Log in at the site's token issuer instead, in a browser.")
 @format_option
-def login(site: str, username: str | None, lifetime: float, form: str) -> None:
+def login(site: str, username: str | None, lifetime: float, oidc: bool, form: str) -> None:
     """Log on at SITE: the service fetches a proxy from its MyProxy server, for use at this site only.
 
     The password is prompted for, or read from standard input if that is not a terminal; the service uses it once and
     does not store it. Jobs that are held for a proxy at SITE resume automatically.
+
+    With --oidc the command shows a page of the site's token issuer and a code: log in there, with any browser. The
+    service gets the tokens, and renews them until 'pdm logout SITE --oidc'.
     """
 
     async def action(client: WorkqueueClient) -> None:
         found = await find_site(client, site)
+        if oidc:
+            await log_in(client, found, form)
+            return
         if found.myproxy is None:
             raise CommandError(
                 ExitCode.FAILED, f"site {display_name(found.name)} has no MyProxy server", "Run 'pdm delegate' instead."
@@ -128,11 +138,13 @@ def login(site: str, username: str | None, lifetime: float, form: str) -> None:
 
 @click.command()
 @click.argument("site", metavar="SITE")
-def logout(site: str) -> None:
-    """Log off at SITE: the service removes the proxy of the logon."""
+@click.option("--oidc", is_flag=True, help="Log out at the site's token issuer.")
+def logout(site: str, oidc: bool) -> None:
+    """Log off at SITE: the service removes the proxy of the logon, or with --oidc the tokens of the login."""
 
     async def action(client: WorkqueueClient) -> None:
-        await client.log_off(await _site_number(client, site))
+        number = await _site_number(client, site)
+        await (client.log_out(number) if oidc else client.log_off(number))
 
     run(action)
 

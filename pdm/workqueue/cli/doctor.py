@@ -188,4 +188,5 @@ def _remedy(site: SiteView, kinds: set[str]) -> str:
         return f"Run 'pdm ssh-key {name}', and install the public key at the site."
     if CredentialKind.S3_KEY in kinds:
         return f"Run 'pdm s3-key {name}'."
-    return f"Run 'pdm token {name}'."
+    has_login = site.oidc is not None and site.oidc.client_id is not None
+    return f"Run 'pdm login {name} --oidc'." if has_login else f"Run 'pdm token {name}'."

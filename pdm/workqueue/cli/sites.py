@@ -104,6 +104,7 @@ def _content_options(command: _Command) -> _Command:
         click.option("--myproxy", metavar="HOST:PORT", help="MyProxy server of the site; '' removes it."),
         click.option("--mover", type=click.Choice([kind.value for kind in MoverKind]), help=MOVER_HELP),
         click.option("--tape", metavar="URL", help="Its WLCG tape REST API, if HTTPS does not name it; '' removes it."),
+        click.option("--fts", metavar="URL", help="FTS3 that carries out copies from and to it; '' removes it."),
         oidc_options,
     ]
     for decorator in reversed(decorators):
@@ -135,6 +136,8 @@ def _site_options(given: dict[str, Any]) -> SiteOptions:
         content["mover"] = given["mover"]
     if given["tape"] is not None:
         content["tape"] = given["tape"] or None
+    if given["fts"] is not None:
+        content["fts"] = given["fts"] or None
     return content
 
 
@@ -306,6 +309,8 @@ def _print_site(found: SiteView, form: str) -> None:
         click.echo("mover     tools: globus-url-copy and gfal carry out its jobs")
     if found.tape is not None:
         click.echo(f"tape      {found.tape}")
+    if found.fts is not None:
+        click.echo(f"copies    by the FTS3 at {found.fts}")
     if found.oidc is not None:
         print_oidc(found.oidc)
     click.echo(f"state     {found.state}{'' if found.reason is None else ': ' + display_line(found.reason)}")

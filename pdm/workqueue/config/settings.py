@@ -76,15 +76,24 @@ class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FtsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The door for clients of FTS3, with the host certificate and the authorities of ``[tls]``.
+    """The door for clients of FTS3, and copies that are handed over to an FTS3.
 
     Attributes:
-        host: address (or name of an address) to listen on; ``0.0.0.0`` or ``::`` for all.
+        host: address (or name of an address) to listen on; ``0.0.0.0`` or ``::`` for all. ``[tls]`` has the certificate
+            and the authorities.
         port: TCP port; 0 for none. FTS3 has 8446.
+        jobs: jobs of this daemon at one FTS3 that sites name, at once.
+        files: files of such a job.
+        poll_s: seconds between two requests for the states of a job, at most.
+        patience_s: files whose state at the FTS3 has not changed for so long are cancelled there, and fail.
     """
 
     host: Text = "127.0.0.1"
     port: Port = 0
+    jobs: Annotated[int, Meta(ge=1, le=1000)] = 4
+    files: Annotated[int, Meta(ge=1, le=1000)] = 1000
+    poll_s: Duration = field(default=15.0, name="poll")
+    patience_s: Duration = field(default=DAY_S, name="patience")
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

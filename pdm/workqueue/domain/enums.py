@@ -95,7 +95,7 @@ class JobProtocol(_NamedEnum):
     #: XRootD.
     XROOT = ProtocolInfo(5, ("root", "roots"), 1094, "xrootd_groups:GroupedXrootdBackend", ("proxy",))
     #: Object storage with the protocol of Amazon S3, over TLS.
-    S3 = ProtocolInfo(6, ("s3s", "s3sv"), 443, "s3:S3Backend", ("s3-key",))
+    S3 = ProtocolInfo(6, ("s3s", "s3sv"), 443, "s3_groups:GroupedS3Backend", ("s3-key",))
 
     @classmethod
     def of_scheme(cls, scheme: str) -> Self | None:

@@ -231,7 +231,8 @@ class ElementRecord(NamedTuple):
         attempts: attempts begun so far; the newest has this number.
         lost: attempts that do not count (the daemon died, or the credential had expired).
         already_there: whether the destination had the file before, so that nothing was moved.
-        begun: what the last attempt that began the work found before: of a RENAME or MKDIR.
+        begun: what the last attempt that began the work found before: of a RENAME or MKDIR. Of a COPY: ``handed``, the
+            job of another service that it was handed over to.
         planned: as in `NewElement`; so is ``mtime``.
         not_preserved: as in `Verdict`.
     """
@@ -269,6 +270,14 @@ class ElementRecord(NamedTuple):
         """What an earlier attempt found, if it began the work and its result is unknown."""
         unheard = self.failure is None or self.failure.code in OUTCOME_UNKNOWN
         return self.begun if self.attempts > 1 and unheard else None
+
+    @property
+    def handed_over(self) -> str | None:
+        """URL of the job of another service that an earlier attempt has handed a copy over to."""
+        if self.type is not JobType.COPY or self.begun is None:
+            return None
+        found: str | None = self.begun.get("handed")
+        return found
 
     @property
     def next_try(self) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
@@ -40,9 +40,17 @@ class LimitKind(enum.StrEnum):
     OUT_OF = "out of a site"
     USER = "user"
     JOB = "job"
+    #: Batches that are handed over to another service, by its URL.
+    SERVICE = "service"
+    #: All batches that take streams of the daemon.
+    OWN = "own"
 
 
 LimitKey = tuple[LimitKind, Hashable]
+#: All batches that are handed over.
+ALL_SERVICES: LimitKey = (LimitKind.SERVICE, "")
+#: All others.
+OWN_STREAMS: LimitKey = (LimitKind.OWN, "")
 
 
 class Route(NamedTuple):
@@ -251,6 +259,25 @@ class ClaimExclusions:
         """Whether no work at these sites by a protocol may begin."""
         return not self.drained.isdisjoint(sites) or any((site, protocol) in self.paused for site in sites)
 
+
+@frozen(kw_only=True)
+class HandOvers:
+    """What a claim may hand over to other services.
+
+    Attributes:
+        service_of: the URL of the service that copies the files of a job; None for none.
+        sites: service → sites that name it, each with the user whose jobs it is for; None for all.
+        sizes: service → elements of a batch.
+        left: batches that may be handed over: to each service, and `ALL_SERVICES`.
+    """
+
+    service_of: Callable[[JobRecord], str | None] = lambda job: None
+    sites: Mapping[str, Collection[tuple[int, int | None]]] = field(factory=dict)
+    sizes: Mapping[str, int] = field(factory=dict)
+    left: Mapping[LimitKey, int] = field(factory=dict)
+
+
+NO_HAND_OVERS = HandOvers()
 
 #: Elements of the first batch of its kind.
 FIRST_BATCH_SIZE = 64

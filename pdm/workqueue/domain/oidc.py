@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Sequence
-from datetime import datetime
 
 from attrs import field, frozen
 
@@ -71,20 +70,6 @@ class LoginState(enum.StrEnum):
     ENDED = "ended"
 
 
-@frozen(kw_only=True)
-class DeviceCode:
-    """A login that the user has to approve (RFC 8628).
-
-    Attributes:
-        interval_s: pause between two questions to the issuer.
-        due_at: the next question.
-    """
-
-    expires_at: datetime
-    interval_s: float
-    due_at: datetime
-
-
 def check_issuer(text: str) -> str:
     """The URL of an issuer.
 
@@ -97,13 +82,24 @@ def check_issuer(text: str) -> str:
 
 
 def check_client_id(text: str) -> str:
-    """The identifier of a client, or its secret.
+    """The identifier of a client, or an audience.
 
     Raises:
         ValueError: it is none.
     """
     if len(text) > _LONGEST_WORD or not _WORD.fullmatch(text):
         raise ValueError(f"one word of at most {_LONGEST_WORD} printable ASCII characters is expected")
+    return text
+
+
+def check_client_secret(text: str) -> str:
+    """The secret of a client.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not 1 <= len(text) <= _LONGEST_WORD or not text.isascii() or not text.isprintable():
+        raise ValueError(f"at most {_LONGEST_WORD} printable ASCII characters are expected")
     return text
 
 

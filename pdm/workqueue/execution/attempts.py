@@ -7,7 +7,7 @@ many in one transaction: all that have arrived during the previous one.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -94,6 +94,10 @@ class Settler:
         return await self._database.run(
             "store the initial state", results.record_initial_state, self._worker, token, found
         )
+
+    async def note_handed(self, tokens: Sequence[ClaimToken], handed: str) -> bool:
+        """Store to which job of another service elements are handed over; False if a claim is lost."""
+        return await self._database.run("store a hand-over", results.record_hand_over, self._worker, tokens, handed)
 
     @property
     def backlog(self) -> int:
@@ -270,17 +274,21 @@ class RunningAttempt:
         leftover: bool,
         counts: bool,
         skipped: int,
+        excused: bool = False,
     ) -> None:
-        """End it as failed, and decide whether the element is retried; ``endpoints``: site → endpoint that it used."""
+        """End it as failed, and decide whether the element is retried.
+
+        ``endpoints``: site → endpoint that it used. ``excused``: whether another service that it needs did not answer.
+        """
         record = self.record
-        excused = self.context.health.failed(self.job, record, endpoints, failure, now.utc)
+        of_site = self.context.health.failed(self.job, record, endpoints, failure, now.utc)
         # A helper may crash because of the element. Other faults of the service are not the element's; but after
         # `MOST_UNCOUNTED` they count, so that the job ends.
-        if failure.scope is FailureScope.SERVICE:
+        if failure.scope is FailureScope.SERVICE and not excused:
             self.context.service_health.tally.add(now.seconds, failed=1)
         ours = failure.scope is FailureScope.SERVICE and failure.code is not FailureCode.CRASHED
         blameless = ours and record.lost < MOST_UNCOUNTED
-        counts = counts and not excused and not blameless
+        counts = counts and not of_site and not excused and not blameless
         uncounted = 0 if counts else 1
         decision = decide_retry(
             self.context.policy,
@@ -294,8 +302,10 @@ class RunningAttempt:
         if isinstance(decision, GiveUp):
             self.context.health.forget(self.job.id, record.id)
         self.write(f"failed scope={failure.scope} code={failure.code} {failure.message}", now)
-        if excused:
+        if of_site:
             self.write("not counted: the site cannot be reached, which is not a fault of this element", now)
+        elif excused:
+            self.write("not counted: the FTS3 does not answer, which is not a fault of this element", now)
         elif blameless:
             self.write("not counted: a fault of the service, not of this element", now)
         _log.info(

@@ -22,6 +22,7 @@ from pdm.workqueue.execution.attempts import AttemptContext, Instant, RunningAtt
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, sites_of_element
 from pdm.workqueue.execution.listing import ClaimLostError, ListingIntake, bad_listing
 from pdm.workqueue.execution.monitoring import ReportedProgress, ServicePart, is_exhausted
+from pdm.workqueue.execution.transfer_services import TransferServices
 from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
@@ -46,6 +47,8 @@ class Ending(enum.StrEnum):
     GIVEN_BACK = "another node can begin it sooner"
 
 
+#: With these, transfers of another service end as well.
+_FOR_GOOD = frozenset({Ending.CANCELLED, Ending.CREDENTIAL})
 #: Log text of elements whose agent was ended because of another job.
 _ENDED_WITH_ANOTHER = "another job's cancellation ended the helper"
 #: Log text of elements that did not fit into the request.
@@ -60,6 +63,8 @@ class RunningBatch:
     agent is ignored.
 
     Attributes:
+        service: URL of the FTS3 that transfers its files; None for none.
+        services: learns whether that answers.
         finished: fires when every element has a verdict and the agent is free or dead.
         wake_waiting: makes waiting batches look again for an agent, after this one has released or lost its own.
         seconds: duration on the agent, once it has ended.
@@ -72,6 +77,8 @@ class RunningBatch:
     batch: Batch
     mover: Mover
     context: AttemptContext
+    service: str | None = None
+    services: TransferServices | None = None
     finished: Deferred[None] = field(factory=Deferred)
     wake_waiting: Callable[[], None] = lambda: None
     seconds: float = 0.0
@@ -200,7 +207,8 @@ class RunningBatch:
 
     def _request_end(self) -> None:
         if not self._agent_free and self._agent is not None:
-            self._agent.cancel(self._request_id)
+            # What was handed over to an FTS3 is for the next attempts, which the next daemon may begin.
+            self._agent.cancel(self._request_id, keep=self.ending not in _FOR_GOOD)
             self._start_kill_timer()
 
     def _request_cancel(self) -> None:
@@ -296,6 +304,27 @@ class RunningBatch:
                     self._agent.proceed(self._request_id, key)
                 else:
                     self._agent.cancel(self._request_id, [key])
+
+    async def _note_handed(self, event: wire.HandOverEvent) -> None:
+        """Store to which job elements are handed over, then let the agent proceed; cancel them if that fails."""
+        kept = False
+        try:
+            tokens = [self.batch.token(self.batch.elements[key]) for key in event.keys]
+            kept = await self.context.settler.note_handed(tokens, event.job)
+        finally:
+            if self._agent is not None:
+                if kept:
+                    self._agent.proceed(self._request_id, event.key)
+                else:
+                    self._agent.cancel(self._request_id, event.keys)
+
+    def _on_handed(self, event: wire.HandOverEvent) -> None:
+        self._note_answered()
+        start_background("store a hand-over", self._note_handed(event))
+
+    def _note_answered(self) -> None:
+        if self.service is not None and self.services is not None:
+            self.services.worked(self.service)
 
     def _classified(self, attempt: RunningAttempt, fault: wire.Fault, now: Instant) -> AttemptFailure:
         """The failure that a fault means; the original message goes to the log if it is replaced."""
@@ -407,6 +436,7 @@ class RunningBatch:
         """Notify the endpoint health of finished elements."""
         if self._has_worked:
             self._has_worked = False
+            self._note_answered()
             # The elements of a batch use the same sites.
             sites = sites_of_element(self.batch.job, self.batch.elements[0])
             worked = [self._endpoints[site] for site in sites if site in self._endpoints]
@@ -424,7 +454,18 @@ class RunningBatch:
         if counts:
             self.attempts += 1
             self.failed += failure.code in ROUTE_FAILURES
-        self._open.pop(key).fail(failure, now, self._endpoints, leftover=leftover, counts=counts, skipped=self._skipped)
+        excused = False
+        if self.service is not None and self.services is not None:
+            excused = self.services.failed(self.service, failure)
+        self._open.pop(key).fail(
+            failure,
+            now,
+            self._endpoints,
+            leftover=leftover,
+            counts=counts,
+            skipped=self._skipped,
+            excused=excused,
+        )
 
     def _end_element(self, key: int, now: Instant, *, leftover: bool, why: str = _ENDED_WITH_ANOTHER) -> None:
         attempt = self._open.pop(key)
@@ -439,6 +480,7 @@ class RunningBatch:
 _HANDLERS: Mapping[type, Callable[[RunningBatch, RunningAttempt, Any, Instant], object]] = {
     wire.StartedEvent: lambda batch, attempt, event, now: attempt.begin(now),
     wire.BegunEvent: RunningBatch._on_begun,
+    wire.HandOverEvent: lambda batch, attempt, event, now: batch._on_handed(event),
     wire.LogEvent: lambda batch, attempt, event, now: attempt.write(event.text, now),
     wire.ProgressEvent: lambda batch, attempt, event, now: attempt.advance(
         ReportedProgress(event.transferred, event.instant, event.average, event.elapsed), now

@@ -14,10 +14,11 @@ from twisted.logger import Logger
 
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import Batch, JobRecord, NewJob
-from pdm.workqueue.domain.limits import FairQueue, LimitKind, common_keys
+from pdm.workqueue.domain.limits import OWN_STREAMS, FairQueue, LimitKind, StreamQuota, common_keys
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
 from pdm.workqueue.execution.monitoring import ServiceHealth, ServicePart
+from pdm.workqueue.execution.transfer_services import TransferServices
 from pdm.workqueue.store import claim_queries, claiming, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database
@@ -99,6 +100,10 @@ class Claimer:
         """Whether more could run, and nothing is due."""
         is_waiting = self._asleep is not None and self._nothing_due and self.lease.is_held
         return is_waiting and self.service_health.may_claim and self.executor.streams.has_free
+
+    @property
+    def _services(self) -> TransferServices:
+        return self.executor.preparation.services
 
     @property
     def _is_alone(self) -> bool:
@@ -205,6 +210,9 @@ class Claimer:
         """Permission to claim an element as it is added: nothing else is due, and all limits allow it."""
         if self._asleep is None or not self._nothing_due or self._adding is not None or not self._is_alone:
             return None
+        if type_ is not JobType.LIST and isinstance(to, JobRecord) and self._services.service_of(to) is not None:
+            # Of what is handed over, much goes together.
+            return None
         if self.is_drained() or not (self._running and self.service_health.may_claim and self.lease.is_held):
             return None
         batches, listings = self.executor.capacity()
@@ -303,7 +311,7 @@ class Claimer:
         self.executor.before_claims()
         batches, listings = self.executor.capacity()
         begun = 0
-        for batch in await self._claim_of({_LISTINGS: listings, _OTHERS: batches}):
+        for batch in await self._claim_of({_LISTINGS: listings, _OTHERS: batches}, self._services.capacity):
             if begun:
                 # One per reactor iteration: other events need not wait for all of them.
                 await deferLater(self.reactor, 0)
@@ -329,9 +337,15 @@ class Claimer:
             self._nothing_due = not self._woken
         return begun, due_at
 
-    async def _claim_of(self, capacities: Mapping[frozenset[JobType], int]) -> Sequence[Batch]:
-        """Claim in one transaction. ``capacities``: types → number of batches."""
+    async def _claim_of(self, capacities: Mapping[frozenset[JobType], int], handed: int) -> Sequence[Batch]:
+        """Claim in one transaction.
+
+        ``capacities``: types → number of batches that take streams. ``handed``: of those that are handed over.
+        """
         now = self.clock()
+        hand_overs, quota = self._services.hand_overs(), self.executor.streams.quota()
+        left = {**quota.left, **hand_overs.left, OWN_STREAMS: capacities[_OTHERS]}
+        capacities = {**capacities, _OTHERS: capacities[_OTHERS] + handed}
         several = [
             ClaimLimits(
                 elements=min(capacity * self.batch_elements, _MOST_AT_ONCE),
@@ -341,9 +355,10 @@ class Claimer:
                 types=types,
                 batch_sizes=dict(self.executor.batch_sizes),
                 sharers=2 * self.executor.streams.total_of_all,
-                quota=self.executor.streams.quota(),
+                quota=StreamQuota(left, quota.otherwise),
                 exclusions=self.executor.exclusions(now),
                 fair_queue=self._fair_queues[types].copy(),
+                hand_overs=hand_overs,
             )
             for types, capacity in capacities.items()
             if capacity > 0

@@ -24,10 +24,12 @@ from pdm.workqueue.domain.credentials import (
     needed_kinds,
 )
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.oidc import LoginState
 from pdm.workqueue.domain.token_profiles import TokenClaims
-from pdm.workqueue.store import credentials
+from pdm.workqueue.store import credentials, oidc_logins
 from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.oidc_logins import login_problem
 
 PROXY = CredentialKind.PROXY
 #: Environment variable of a helper: files of SSH keys, tokens or S3 keys; see
@@ -185,7 +187,7 @@ class Credentials:
         try:
             chosen = choose_credentials_by_need(found, needs, now)
         except NoCredentialError as error:
-            raise CredentialUnusableError(error.code, str(error)) from error
+            raise await self._unusable(user_id, needs, error, now) from error
         if not chosen:
             return UsableCredentials("", {})
         fingerprint = _fingerprint(chosen)
@@ -198,6 +200,20 @@ class Credentials:
             # The file may have been written for another route.
             written = dict.fromkeys(chosen, next(iter(written.values())))
         return UsableCredentials(fingerprint, written)
+
+    async def _unusable(
+        self, user_id: int, needs: Mapping[int, CredentialNeed], error: NoCredentialError, now: datetime
+    ) -> CredentialUnusableError:
+        """The error for a missing or expired credential; of a login it says what became of it."""
+        # The error may be that of a proxy, which is used where there is no valid token.
+        wanted = [site for site, need in needs.items() if CredentialKind.TOKEN in need.kinds]
+        found = await self.database.read("find logins", oidc_logins.of_user, user_id) if wanted else []
+        login = login_problem(found, wanted, now)
+        if login is not None:
+            is_over = login.state(now) is LoginState.ENDED
+            code = FailureCode.CREDENTIAL_EXPIRED if is_over else FailureCode.ISSUER_UNAVAILABLE
+            return CredentialUnusableError(code, login.problem(now))
+        return CredentialUnusableError(error.code, str(error))
 
     async def _of_kind(self, user_id: int, kind: CredentialKind) -> Sequence[CredentialRecord]:
         read = self._read
@@ -228,7 +244,17 @@ class Credentials:
                     ended.add(fingerprint)
                 elif there.secret != used.secret:
                     renewed.add(fingerprint)
+                    if there.is_renewed:
+                        self._renew_file(fingerprint, there)
         return OutdatedCredentials(frozenset(ended), frozenset(renewed - ended))
+
+    def _renew_file(self, fingerprint: str, record: CredentialRecord) -> None:
+        """Let running batches use a renewed token: helpers read the file before each request."""
+        credential = self._written.get(fingerprint, {}).get(record.site_id)
+        if credential is not None:
+            self.files.replace(credential.path, self._unsealed(record))
+            sources = self._sources[fingerprint]
+            self._sources[fingerprint] = tuple(record if each.id == record.id else each for each in sources)
 
     def claims(self, fingerprint: str) -> Mapping[int, TokenClaims]:
         """The claims of tokens in use, by site."""

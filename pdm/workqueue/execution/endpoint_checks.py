@@ -6,7 +6,7 @@ whether the server or the request is to blame, and when the pause of its breaker
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 
 from attrs import define, field, frozen
@@ -16,11 +16,12 @@ from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentPool, ask
 from pdm.workqueue.agents.process import AgentProcess, AgentStartError
+from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.execution.credentials import CredentialUnusableError
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.preparing import Preparation
-from pdm.workqueue.movers import mover_of
+from pdm.workqueue.movers import MOVERS, TOOL_MOVERS, mover_of
 from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools
 from pdm.workqueue.sites.storage_urls import storage_url
@@ -202,7 +203,8 @@ class SiteCheck:
         if mover is None:
             return _failure(FailureCode.UNSUPPORTED, f"this service does not support {protocol.name}")
         try:
-            kind = await self.preparation.agent_kind(user_id, mover, [(site, protocol)], by_tools=by_tools)
+            movers: Mapping[JobProtocol, Mover] = TOOL_MOVERS if by_tools else MOVERS
+            kind = await self.preparation.agent_kind(user_id, mover, [(site, protocol)], movers)
         except CredentialUnusableError as error:
             return error.failure
         try:

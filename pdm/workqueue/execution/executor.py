@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentMissingError, AgentProcess, AgentStartError, LeaseOverError
-from pdm.workqueue.domain.credentials import ALL_SITES
+from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord
@@ -40,6 +40,7 @@ from pdm.workqueue.execution.monitoring import ServicePart, check_resources
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, missing_mover
 from pdm.workqueue.execution.site_directory import blocked_sites, job_moved_by_tools, job_mover, protocols_reaching
 from pdm.workqueue.execution.streams import Streams
+from pdm.workqueue.execution.transfer_services import FTS_MOVERS
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import job_changes
@@ -188,18 +189,21 @@ class Executor:
     def exclusions(self, now: datetime) -> ClaimExclusions:
         """What may not start now."""
         health = self.context.health
+        changes = health.next_change(now), self.preparation.services.next_change(now)
         return ClaimExclusions(
             paused=blocked_sites(self.sites, health.paused(now)),
             probed=blocked_sites(self.sites, health.probed(now)),
             drained=frozenset(self.restricted(RestrictionKind.SITE)),
             banned=frozenset(self.restricted(RestrictionKind.USER)),
-            next_change=health.next_change(now),
+            next_change=min(filter(None, changes), default=None),
         )
 
     def reached_limits(self, job: JobRecord, listing: bool) -> list[str]:
         """Limits of this daemon that prevent more of a job from starting, a sentence each; ``listing``: its listing."""
         if not listing:
-            return self.streams.reached_limits(job)
+            services = self.preparation.services
+            service = services.service_of(job)
+            return self.streams.reached_limits(job) if service is None else services.reached_limits(service)
         most = self.limits.listings
         return [] if self.capacity()[1] > 0 else [f"all {most} listings that may run at once are running"]
 
@@ -223,10 +227,17 @@ class Executor:
 
         ``behind``: the listing that it follows; if the listing is about to end, the batch gets its agent.
         """
+        services = self.preparation.services
+        service = services.service_of_batch(batch)
         by_tools = job_moved_by_tools(batch.job, self.sites)
-        mover = job_mover(batch.job, self.sites, by_tools=by_tools)
+        mover = FTS_MOVERS[batch.job.protocol] if service else job_mover(batch.job, self.sites, by_tools=by_tools)
         running = RunningBatch(
-            batch=batch, mover=mover or DummyMover(), context=self.context, wake_waiting=self.pool.wake_waiting
+            batch=batch,
+            mover=mover or DummyMover(),
+            context=self.context,
+            service=service,
+            services=services,
+            wake_waiting=self.pool.wake_waiting,
         )
         if mover is None:
             running.refuse(missing_mover(batch.job.protocol))
@@ -234,7 +245,11 @@ class Executor:
         self._running[running] = ""
         self.context.settler.counts.begun(batch, self.context.clock())
         # Counted at once, for the next claim.
-        slot = None if batch.type is JobType.LIST else self.streams.slot(batch)
+        slot = None
+        if service is not None:
+            slot = services.slot(service)
+        elif batch.type is not JobType.LIST:
+            slot = self.streams.slot(batch)
         if slot is not None:
             self._slots[running] = slot, self.context.reactor.seconds()
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
@@ -337,6 +352,14 @@ class Executor:
             self.on_work()
         return count
 
+    async def token_stored(self, user_id: int, site_id: int, resumed: job_changes.Resumed) -> None:
+        """A login has a new token: resume the rest of what is HELD for it, and let running batches use it."""
+        await self._check_credentials()
+        await self.resume(
+            user_id, site_id, protocols_reaching(self.preparation.access)[CredentialKind.TOKEN], resumed.after
+        )
+        self.on_work()
+
     async def _run(self, running: RunningBatch, slot: StreamSlot | None, behind: RunningBatch | None = None) -> None:
         agent: AgentProcess | None = None
         kind: AgentKind | None = None
@@ -345,7 +368,7 @@ class Executor:
         try:
             if behind is not None and behind.is_listed:
                 await following(behind.finished)
-            prepared = await self.preparation.prepare(running.batch)
+            prepared = await self.preparation.prepare(running.batch, running.service)
             kind, endpoints = prepared.kind, prepared.endpoints.values()
             self._running[running] = kind.credential
             self.context.health.begin(endpoints)
@@ -353,7 +376,9 @@ class Executor:
             running.exclude({**prepared.built.refused, **prepared.unfit}, prepared.built.postponed)
             if request is not None:
                 is_wanted = running.is_wanted
-                agent = await self.pool.acquire(kind, alone=slot is None, slot=slot, is_wanted=is_wanted)
+                # One that waits for an FTS3 keeps no other batch from its agent.
+                alone = slot is None or running.service is not None
+                agent = await self.pool.acquire(kind, alone=alone, slot=slot, is_wanted=is_wanted)
                 if isinstance(request, wire.ListRequest):
                     begin = partial(self.begin, behind=running)
                     intake = await self._listings.intake(running.batch, agent, request, prepared.options, begin)
@@ -390,7 +415,7 @@ class Executor:
             self.context.health.end(endpoints)
             if slot is not None:
                 slot.leave()
-                if running.seconds and running.batch.is_of_its_kind:
+                if running.seconds and running.batch.is_of_its_kind and running.service is None:
                     self.streams.ended(running.batch, running.run_so_far)
             if agent is not None and kind is not None:
                 self.pool.release(agent, kind)
@@ -403,6 +428,8 @@ class Executor:
     def _note_seconds(self, running: RunningBatch) -> None:
         """Adapt the size of the next batch of this kind to the duration of this one."""
         kind, elements = work_kind(running.batch.job), running.batch.elements
+        if running.service is not None:
+            return
         if running.seconds and running.ending is None and running.batch.is_of_its_kind:
             size = self.batch_sizes.get(kind, FIRST_BATCH_SIZE)
             by_tools = job_moved_by_tools(running.batch.job, self.sites)

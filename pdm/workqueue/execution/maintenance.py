@@ -105,7 +105,7 @@ class LeftoverFiles:
             unwritten = [batch.token(element) for element in batch.elements]
             await self.database.run("clear leftover files", results.clear_leftovers, unwritten)
             return
-        prepared = await self.preparation.prepare(batch)
+        prepared = await self.preparation.prepare(batch, self.preparation.services.service_of_batch(batch))
         request = prepared.built.request
         # Elements with names that no request can contain were never begun.
         removed, why = set(prepared.built.refused), ""
@@ -134,14 +134,14 @@ class LeftoverFiles:
         Returns:
             Keys of the items whose files are all removed; and the reason for the others, empty if there are none.
         """
-        urls = [(item.key, url) for item in request.items for url in (item.temporary, *item.stale)]
-        items = [wire.PathItem(number, url) for number, (_, url) in enumerate(urls)]
-        discard = wire.DiscardRequest(request.id, items, request.limits)
+        urls = [(item, url) for item in request.items for url in (item.temporary, *item.stale)]
+        items = [wire.PathItem(number, url, handed=item.handed) for number, (item, url) in enumerate(urls)]
+        discard = wire.DiscardRequest(request.id, items, request.limits, request.service)
         reactor = self.preparation.context.reactor
         answer = await ask(agent, discard, reactor, request.limits.total_s + _SLACK_S)
         if answer.error is not None:
             return set(), answer.error
-        removed = {item.key for item in request.items} - {urls[number][0] for number in answer.faults}
+        removed = {item.key for item in request.items} - {urls[number][0].key for number in answer.faults}
         reasons = ("cancelled" if fault is None else fault.message for fault in answer.faults.values())
         return removed, next(reasons, "")
 

@@ -26,6 +26,7 @@ from pdm.workqueue.execution.credentials import (
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.execution.site_directory import RouteEnd, job_moved_by_tools, job_mover, reached_by
 from pdm.workqueue.execution.token_checks import token_failure, unfit_elements
+from pdm.workqueue.execution.transfer_services import FTS_MOVERS, TransferServices
 from pdm.workqueue.movers import MOVERS, TOOL_MOVERS
 from pdm.workqueue.movers.mover import Access, BuiltRequest, Mover, credential_need
 from pdm.workqueue.sites.registry import Site, SiteRegistry
@@ -79,6 +80,7 @@ class Preparation:
 
     Attributes:
         access: settings for every helper; roots and the user's credential are added.
+        services: the FTS3 services of sites.
         trust: makes the directory of authorities for a site that has its own.
     """
 
@@ -88,23 +90,25 @@ class Preparation:
     context: AttemptContext
     element: wire.TimeLimits
     access: Access
+    services: TransferServices
     trust: Callable[[Path | None, Collection[str]], Awaitable[Path | None]] | None = None
     _next_id: int = 0
 
-    async def prepare(self, batch: Batch) -> PreparedBatch:
-        """Prepare a batch.
+    async def prepare(self, batch: Batch, service: str | None = None) -> PreparedBatch:
+        """Prepare a batch; ``service``: URL of the FTS3 that transfers its files.
 
         Raises:
             NotPossibleError: a site, an endpoint or a credential is missing.
         """
         job = batch.job
         by_tools = job_moved_by_tools(job, self.sites)
-        mover = job_mover(job, self.sites, by_tools=by_tools)
+        mover = FTS_MOVERS[job.protocol] if service else job_mover(job, self.sites, by_tools=by_tools)
         if mover is None:
             raise NotPossibleError(missing_mover(job.protocol))
+        movers: Mapping[JobProtocol, Mover] = TOOL_MOVERS if by_tools else FTS_MOVERS if service else MOVERS
         ends = [self._route_end(job, number, by_tools=by_tools) for number in sorted(job.sites)]
         try:
-            kind = await self.agent_kind(job.user_id, mover, ends, by_tools=by_tools)
+            kind = await self.agent_kind(job.user_id, mover, ends, movers)
         except CredentialUnusableError as error:
             raise NotPossibleError(error.failure) from error
         now = self.context.clock()
@@ -119,6 +123,9 @@ class Preparation:
         except BaseException:
             self.release_credential(kind)
             raise
+        if service is not None and isinstance(built.request, wire.CopyRequest):
+            parameters = self.services.parameters(service)
+            built = evolve(built, request=msgspec.structs.replace(built.request, service=parameters))
         return PreparedBatch(kind, built, options, endpoints, unfit)
 
     def _unfit(
@@ -133,21 +140,23 @@ class Preparation:
         self._next_id += 1
         return self._next_id
 
-    async def agent_kind(self, user_id: int, mover: Mover, ends: Sequence[RouteEnd], *, by_tools: bool) -> AgentKind:
+    async def agent_kind(
+        self, user_id: int, mover: Mover, ends: Sequence[RouteEnd], movers: Mapping[JobProtocol, Mover]
+    ) -> AgentKind:
         """The kind of agent for a user at some sites; its credential is held until `release`.
 
         Args:
             user_id: of the user.
             mover: runs the elements.
             ends: the sites, with the protocol by which each is reached.
-            by_tools: whether the tools mover runs them.
+            movers: of all protocols: the native ones, those by the tools, or those by FTS3.
 
         Raises:
             CredentialUnusableError: no valid credential is stored.
         """
         access, trusted = await self._trust_settings(ends)
         usable = UsableCredentials("", {})
-        if needs := self._needs_at(ends, by_tools=by_tools):
+        if needs := self._needs_at(ends, movers):
             usable = await self.credentials.usable_each(user_id, needs, self.context.clock())
             self._check_tokens(usable, [site for site, _ in ends])
         environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
@@ -190,8 +199,7 @@ class Preparation:
                     trust_by_url[url] = str(usual or "")
         return self.access, trust_by_url
 
-    def _needs_at(self, ends: Sequence[RouteEnd], *, by_tools: bool) -> dict[int, CredentialNeed]:
-        movers: Mapping[JobProtocol, Mover] = TOOL_MOVERS if by_tools else MOVERS
+    def _needs_at(self, ends: Sequence[RouteEnd], movers: Mapping[JobProtocol, Mover]) -> dict[int, CredentialNeed]:
         needs = [(site, credential_need(movers[protocol], self.access)) for site, protocol in ends]
         return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
 

@@ -11,11 +11,12 @@ import contextlib
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from threading import Thread
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from attrs import define, field, frozen
@@ -34,7 +35,8 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
-from twisted.web.client import URI, Agent, FileBodyProducer, ResponseFailed, ResponseNeverReceived
+from twisted.web.client import URI, Agent, FileBodyProducer, ResponseDone, ResponseFailed, ResponseNeverReceived
+from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory, IPolicyForHTTPS
 from zope.interface import implementer
@@ -52,6 +54,7 @@ from pdm.workqueue.execution.bounded_connections import (
 
 #: Bytes that a receiver may send, TLS not counted: a status and some headers.
 _MOST_RECEIVED = 64 * 1024
+_T = TypeVar("_T")
 #: Names that are resolved at the same time.
 _RESOLVER_THREADS = 32
 _LONGEST_URL = 2000
@@ -252,6 +255,39 @@ class _Discard(Protocol):
             ended.callback(None)
 
 
+class _Collect(Protocol):
+    """Keeps the body of a response, which is bounded; ``ended`` fires with it."""
+
+    def __init__(self, ended: Deferred[bytes]) -> None:
+        self._ended: Deferred[bytes] | None = ended
+        self._pieces: list[bytes] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self._pieces.append(data)
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        if self._ended is None:
+            return
+        ended, self._ended = self._ended, None
+        if reason.check(ResponseDone, PotentialDataLoss):
+            ended.callback(b"".join(self._pieces))
+        else:
+            ended.errback(reason)
+
+
+class UnansweredError(Exception):
+    """A server has not answered; the text, of a sentence about it, says why."""
+
+
+@frozen
+class HttpAnswer:
+    """A complete answer; redirects are not followed."""
+
+    status: int
+    body: bytes
+    content_type: str
+
+
 @define(eq=False, kw_only=True)
 class Receivers:
     """Sends messages to receivers.
@@ -280,35 +316,77 @@ class Receivers:
     async def send(self, url: str, body: bytes, headers: dict[str, str]) -> SendResult:
         """POST a message, and say what came of it."""
         begun = self.reactor.seconds()
-        sending = Deferred.fromCoroutine(self._post(url, body, headers))
-        timed_out: list[None] = []
-        timer = self.reactor.callLater(self.timeout_s, partial(self._cut_off, sending, timed_out))
         try:
-            found = await sending
-        except Exception as error:
-            found = SendResult(error=self._words(error, timed_out=bool(timed_out)))
-            if isinstance(error, CancelledError) and not timed_out:
-                raise
-        finally:
-            if timer.active():
-                timer.cancel()
+            found = await self._timed(self._post(url, body, headers))
+        except UnansweredError as error:
+            found = SendResult(error=str(error))
         elapsed_s = self.reactor.seconds() - begun
         return SendResult(
             status=found.status, error=found.error, retry_after_s=found.retry_after_s, elapsed_s=elapsed_s
         )
 
+    async def ask(
+        self, url: str, body: bytes | None = None, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> HttpAnswer:
+        """POST a body, or GET without one, and return the whole answer.
+
+        Raises:
+            UnansweredError: there is none, or it is too large.
+        """
+        return await self._timed(self._ask(url, body, headers))
+
+    async def _timed(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Await a request for `timeout_s` at most.
+
+        Raises:
+            UnansweredError: it failed.
+        """
+        sending = Deferred.fromCoroutine(work)
+        timed_out: list[None] = []
+        timer = self.reactor.callLater(self.timeout_s, partial(self._cut_off, sending, timed_out))
+        try:
+            return await sending
+        except UnansweredError:
+            raise
+        except Exception as error:
+            if isinstance(error, CancelledError) and not timed_out:
+                raise
+            raise UnansweredError(self._words(error, timed_out=bool(timed_out))) from error
+        finally:
+            if timer.active():
+                timer.cancel()
+
     @staticmethod
-    def _cut_off(sending: Deferred[SendResult], timed_out: list[None]) -> None:
+    def _cut_off(sending: Deferred[Any], timed_out: list[None]) -> None:
         timed_out.append(None)
         sending.cancel()
 
-    async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> SendResult:
+    async def _ask(self, url: str, body: bytes | None, headers: Mapping[str, str]) -> HttpAnswer:
         try:
             self.addresses.check_url(url)
         except ValueError as error:
-            # The configuration has changed since it was stored.
-            return SendResult(error=f"its URL is not accepted any more: {error}")
-        sent = Headers({"Content-Type": ["application/json"], "User-Agent": [self.user_agent]})
+            raise UnansweredError(f"its URL is not accepted: {error}") from error
+        method, producer = ("GET", None) if body is None else ("POST", FileBodyProducer(BytesIO(body)))
+        response, opened = await self._request(method, url, headers, producer)
+        try:
+            whole: Deferred[bytes] = Deferred()
+            response.deliverBody(_Collect(whole))
+            content_type = response.headers.getRawHeaders("content-type", [""])[0]
+            return HttpAnswer(int(response.code), await whole, content_type.partition(";")[0].strip().lower())
+        except (TooMuchReceivedError, ResponseFailed) as error:
+            if isinstance(error, TooMuchReceivedError) or any(
+                isinstance(each.value, TooMuchReceivedError) for each in error.reasons
+            ):
+                raise UnansweredError(f"it answered with more than {_MOST_RECEIVED} bytes") from error
+            raise
+        finally:
+            end_connections(opened)
+
+    async def _request(
+        self, method: str, url: str, headers: Mapping[str, str], body: FileBodyProducer | None
+    ) -> tuple[Any, set[BoundedProtocol]]:
+        """Send a request on a connection of its own; returns the response, and the connections to be ended."""
+        sent = Headers({"User-Agent": [self.user_agent]})
         for name, value in headers.items():
             sent.setRawHeaders(name, [value])
         resolver = _Resolver(self.reactor, self._threads, self.look_up)
@@ -317,10 +395,24 @@ class Receivers:
         # Without a pool: each message has a connection of its own, whose address is checked.
         agent = Agent.usingEndpointFactory(self.reactor, endpoints, pool=None)
         try:
-            response: Any = await agent.request(b"POST", url.encode("ascii"), sent, FileBodyProducer(BytesIO(body)))
+            response: Any = await agent.request(method.encode(), url.encode("ascii"), sent, body)
+        except BaseException:
+            end_connections(endpoints.opened)
+            raise
+        return response, endpoints.opened
+
+    async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> SendResult:
+        try:
+            self.addresses.check_url(url)
+        except ValueError as error:
+            # The configuration has changed since it was stored.
+            return SendResult(error=f"its URL is not accepted any more: {error}")
+        headers = {"Content-Type": "application/json", **headers}
+        response, opened = await self._request("POST", url, headers, FileBodyProducer(BytesIO(body)))
+        try:
             return await self._outcome(response)
         finally:
-            end_connections(endpoints.opened)
+            end_connections(opened)
 
     async def _outcome(self, response: Any) -> SendResult:
         status = int(response.code)

@@ -102,6 +102,7 @@ class SiteDirectory:
 
     Attributes:
         on_change: called after each change: something may be claimed now.
+        other_waits: why a job waits for what is no site, a sentence each.
     """
 
     reactor: IReactorTime
@@ -109,6 +110,7 @@ class SiteDirectory:
     sites: SiteRegistry
     health: SiteHealth
     on_change: Callable[[], None] = lambda: None
+    other_waits: Callable[[JobRecord], list[str]] = lambda job: []
     _version: int | None = None
     _restrictions: dict[tuple[RestrictionKind, int], Restriction] = field(factory=dict)
     _periodic: Periodic | None = None
@@ -169,7 +171,7 @@ class SiteDirectory:
             sentence = self.health.sentence(site, reached_by(job, site, by_tools=by_tools) or job.protocol, now)
             if sentence is not None:
                 found.append(sentence)
-        return found
+        return [*found, *self.other_waits(job)]
 
 
 def site_of(record: SiteRecord) -> Site:
@@ -190,6 +192,7 @@ def site_of(record: SiteRecord) -> Site:
         myproxy=content.myproxy,
         mover=content.mover,
         tape=content.tape,
+        fts=content.fts,
         unlisted=content.unlisted,
         oidc=content.oidc,
     )

@@ -119,6 +119,8 @@ class ActiveBatch:
         self._may_go = threading.Condition()
         self._going: set[int] = set()
         self._is_at_destination = False
+        #: Whether a cancellation leaves alone what was handed over to another service.
+        self.keeps_handed = False
         #: Bytes of the listed source files so far.
         self.listed_bytes = 0
 
@@ -225,8 +227,28 @@ class ActiveBatch:
             StoppedError: the item was cancelled.
             StorageError: the daemon did not answer.
         """
-        until = time.monotonic() + longest_s
-        self._events.write(wire.BegunEvent(self.id, key, found))
+        self._announce(wire.BegunEvent(self.id, key, found), longest_s)
+
+    def hand_over(self, keys: list[int], job: str, longest_s: float) -> None:
+        """Report which items are handed over to another service, and wait until the daemon has stored it.
+
+        Args:
+            keys: of the items.
+            job: URL of the job there.
+            longest_s: seconds to wait at most.
+
+        Raises:
+            StoppedError: the items were cancelled.
+            StorageError: the daemon did not answer.
+        """
+        self._announce(wire.HandOverEvent(self.id, keys[0], keys, job), longest_s)
+
+    def _announce(self, event: wire.BegunEvent | wire.HandOverEvent, longest_s: float) -> None:
+        key, until = event.key, time.monotonic() + longest_s
+        with self._may_go:
+            # An item may be handed over more than once.
+            self._going.discard(key)
+        self._events.write(event)
         self.flush()
         with self._may_go:
             while key not in self._going:
@@ -343,8 +365,8 @@ class _BatchQueue:
             self._waiting.append(batch)
             self._change.notify()
 
-    def cancel(self, batch_id: int, keys: list[int] | None) -> None:
-        """Cancel a batch, or some of its items, whether it runs or waits."""
+    def cancel(self, batch_id: int, keys: list[int] | None, *, keep: bool) -> None:
+        """Cancel a batch, or some of its items, whether it runs or waits; ``keep`` as in `wire.CancelRequest`."""
         with self._change:
             waits = [batch for batch in self._waiting if batch.id == batch_id]
             for batch in waits:
@@ -357,6 +379,7 @@ class _BatchQueue:
                     batch.finish()
             running = self._running
         if running is not None and running.id == batch_id and not waits:
+            running.keeps_handed = keep
             # On a thread of its own: interrupting may take some time.
             threading.Thread(target=_cancel, args=(running, keys), name="cancel").start()
 
@@ -428,7 +451,7 @@ def _take(request: wire.AgentRequest, batches: _BatchQueue, events: EventWriter)
         return
     lease.check()
     if isinstance(request, wire.CancelRequest):
-        batches.cancel(request.id, request.keys)
+        batches.cancel(request.id, request.keys, keep=request.keep)
     elif isinstance(request, wire.ProceedRequest):
         batches.go(request.id, request.key)
     else:

@@ -30,6 +30,7 @@ from pdm.workqueue.execution.endpoint_checks import EndpointCheck
 from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.monitoring import PartFault, ProgressBoard
 from pdm.workqueue.execution.notifications import Notifications
+from pdm.workqueue.execution.oidc_logins import OidcLogins
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.problems import ApiError, JobNotFoundError, JobPurgedError
@@ -150,6 +151,7 @@ class ApiContext:
     #: Current certificate authorities, for delegated proxies.
     trust: Callable[[], Trust]
     myproxy: MyProxyLogons
+    logins: OidcLogins
     site_directory: SiteDirectory
     feed: EventFeed
     #: Checks the endpoints of a site with a user's credential.

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pdm.workqueue.domain.enums import JobType, PlannedAction
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.progress import JobProgress
-from pdm.workqueue.http import transactions
+from pdm.workqueue.http import credential_checks
 from pdm.workqueue.http.context import ApiContext, CredentialExpiry
 from pdm.workqueue.http.decoding import credential_needs
 from pdm.workqueue.http.views import whole_seconds
@@ -81,7 +81,7 @@ async def _first_expiry(api: ApiContext, job: JobRecord) -> CredentialExpiry | N
         end = None
         if needs:
             end = await api.database.read(
-                "expiry of a credential", transactions.first_credential_expiry, job.user_id, needs, now
+                "expiry of a credential", credential_checks.first_credential_expiry, job.user_id, needs, now
             )
         api.expiry_cache.store(key, now, end)
         known = (end,)

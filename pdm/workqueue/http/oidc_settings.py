@@ -11,6 +11,7 @@ from pdm.workqueue.domain.oidc import (
     OidcSettings,
     check_base_path,
     check_client_id,
+    check_client_secret,
     check_issuer,
     check_scope,
     client_secret_context,
@@ -47,7 +48,7 @@ def checked_oidc(api: ApiContext, caller: Caller, body: OidcBody) -> OidcSetting
     )
     if oidc.client_id is not None and oidc.issuer is None:
         raise InvalidInputError("the URL of the issuer is missing", "$.oidc.issuer")
-    secret = checked("client_secret", check_client_id, body.client_secret)
+    secret = checked("client_secret", check_client_secret, body.client_secret)
     if secret is not None:
         if oidc.client_id is None:
             raise InvalidInputError("the client of the secret is missing", "$.oidc.client_id")

@@ -12,22 +12,14 @@ from datetime import datetime
 from attrs import evolve, frozen
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.credentials import (
-    CredentialKind,
-    CredentialNeed,
-    NoCredentialError,
-    choose_credentials_by_need,
-    needed_kinds,
-)
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import AttemptRecord, Batch, ElementRecord, JobRecord, LogSpan, NewJob
 from pdm.workqueue.domain.schedules import ScheduleEdit, ScheduleRecord, ScheduleRun
 from pdm.workqueue.domain.webhooks import DeliveryRecord, WebhookRecord
 from pdm.workqueue.execution.credentials import PROXY
-from pdm.workqueue.http.context import CredentialExpiry, CredentialLifetimes, first_expiry
+from pdm.workqueue.http.credential_checks import CredentialNeeds, check_credential
 from pdm.workqueue.http.problems import (
-    DelegationNeededError,
     ElementNotFoundError,
     InvalidInputError,
     JobNotFoundError,
@@ -56,18 +48,9 @@ from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from pdm.workqueue.store.outcomes import FailureGroup
 from pdm.workqueue.store.selected_retries import Retried, RetrySelection
-from pdm.workqueue.wire.responses import timestamp_text
 
 #: Rows read in one transaction of a streamed response.
 PAGE_SIZE = 500
-
-
-@frozen
-class CredentialNeeds:
-    """Credentials that a job needs, by site, and their required remaining lifetimes."""
-
-    sites: Mapping[int, CredentialNeed]
-    lifetimes: CredentialLifetimes
 
 
 @frozen
@@ -160,7 +143,7 @@ def register(
         job = waits.hold_items(session, chains.begin_waiting(session, job, now), new, now)
     # A repeated request gets the same answer as the first one, even if the credential has expired since.
     if needed is not None and job.log_uid == new.log_uid:
-        return job, _check_credential(session, new, needed, now)
+        return job, check_credential(session, new, needed, now)
     return job, []
 
 
@@ -184,47 +167,6 @@ def register_and_claim(
     if claim is None or job.log_uid != new.log_uid or new.more or job.status is JobStatus.HELD:
         return registered, None
     return registered, first_claims.claim_first_element(session, job, claim)
-
-
-def _check_credential(session: Session, new: NewJob, needed: CredentialNeeds, now: datetime) -> list[str]:
-    """Check that the user's credentials are valid for long enough; returns warnings."""
-    lifetimes = needed.lifetimes
-    found = [each for kind in needed_kinds(needed.sites) for each in credentials.of_kind(session, new.user_id, kind)]
-    try:
-        chosen = choose_credentials_by_need(found, needed.sites, now)
-    except NoCredentialError as error:
-        kind = error.kind
-        if not any(each.kind is kind for each in found):
-            what = "the service holds no credential of yours"
-            what += "" if kind is CredentialKind.PROXY else f" ({kind.words})"
-        else:
-            what = str(error)
-        raise DelegationNeededError(f"{what}: {kind.remedy}, then submit again") from error
-    first = first_expiry(chosen)
-    if first is None or first.at >= now + max(lifetimes.least, lifetimes.expected):
-        return []
-    end, kind = first.at, first.kind
-    if end < now + lifetimes.least:
-        raise DelegationNeededError(
-            f"your {kind.words} expires at {timestamp_text(end)}, and a job needs at least "
-            f"{lifetimes.least.total_seconds():.0f} s: {kind.remedy}, then submit again"
-        )
-    return [
-        f"your {kind.words} expires at {timestamp_text(end)}, possibly before this job ends: the remaining elements"
-        f" will then be held, and resume automatically when you renew it ({kind.remedy})"
-    ]
-
-
-def first_credential_expiry(
-    session: Session, user_id: int, needs: Mapping[int, CredentialNeed], now: datetime
-) -> CredentialExpiry | None:
-    """Earliest expiry of the credentials that a job uses; None if none expires, or one is missing."""
-    found = [each for kind in needed_kinds(needs) for each in credentials.of_kind(session, user_id, kind)]
-    try:
-        return first_expiry(choose_credentials_by_need(found, needs, now))
-    except NoCredentialError:
-        # The next attempt reports it.
-        return None
 
 
 def fetch_job(session: Session, job_id: int, scope: int | None) -> JobRecord:

@@ -297,6 +297,7 @@ def site_view(api: ApiContext, site: Site, *, with_health: bool = False) -> Site
         myproxy=site.myproxy,
         mover=site.mover.value,
         tape=site.tape,
+        fts=site.fts,
         oidc=None if site.oidc is None else _oidc_view(site.oidc),
         state=state,
         reason=reason,

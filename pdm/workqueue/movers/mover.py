@@ -376,7 +376,7 @@ def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) 
     _check_length(temporary)
     stale = [f"{directory}/{temporary_name(job.log_uid, element.id, attempt)}" for attempt in range(1, attempts)]
     size = -1 if not element.size and job.has_items else element.size
-    return CopyItem(key, source, destination, temporary, stale, size, element.checksum)
+    return CopyItem(key, source, destination, temporary, stale, size, element.checksum, element.handed_over)
 
 
 def _check_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl, at: FailureScope) -> CheckItem:

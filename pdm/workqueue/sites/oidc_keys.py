@@ -11,6 +11,7 @@ from pdm.workqueue.domain.oidc import (
     OidcSettings,
     check_base_path,
     check_client_id,
+    check_client_secret,
     check_issuer,
     check_scope,
 )
@@ -78,7 +79,7 @@ def _secret(file: str) -> str:
         raise ValueError("an absolute path is expected")
     try:
         with path.open(encoding="ascii") as opened:
-            return check_client_id(opened.read(_LONGEST_SECRET).strip())
+            return check_client_secret(opened.read(_LONGEST_SECRET).strip())
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not ASCII") from error
     except OSError as error:

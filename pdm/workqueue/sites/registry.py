@@ -11,6 +11,7 @@
     myproxy = myproxy.example.org:7512
     mover = tools
     tape = https://tape.example.org:8444/api/v1
+    fts = https://fts3.example.org:8446
 
 A protocol may have several endpoints of one storage: a URL a line, those after the first indented. Sites that
 users registered come from the database; where two have one number, the site of the file wins.
@@ -42,6 +43,7 @@ class Site:
         name: what people call it; never a number.
         default_folder: where relative paths begin; absolute, or begins with ``~``.
         mover: who carries out the elements of its jobs, unless a job says so itself.
+        fts: ``https://HOST:PORT`` of the FTS3 that carries out copies from and to it; None where there is none.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
         tape: URL of its tape API; None where its HTTPS endpoint names it, or where it has none.
         endpoints: protocol → URL without path (FILE: with the root directory), percent-encoded, no slash at its end.
@@ -69,6 +71,7 @@ class Site:
     myproxy: str | None = None
     mover: MoverKind = MoverKind.NATIVE
     tape: str | None = None
+    fts: str | None = None
     unlisted: bool = False
     oidc: OidcSettings | None = None
 
@@ -104,7 +107,18 @@ def moved_by_tools(protocol: JobProtocol, asked: object, sites: Iterable[Site]) 
 
 #: Key → protocol.
 ENDPOINT_KEYS = {member.name.lower(): member for member in JobProtocol}
-_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy", "mover", "tape", *OIDC_KEYS)
+_OTHER_KEYS = (
+    "id",
+    "description",
+    "default_folder",
+    "limit_in",
+    "limit_out",
+    "myproxy",
+    "mover",
+    "tape",
+    "fts",
+    *OIDC_KEYS,
+)
 #: Schemes of servers that only the tools can reach, with the user's proxy; they are GRIDFTP by their name in jobs.
 TOOL_SCHEMES = ("srm", "dcap", "gsidcap")
 #: Where the web service of an SRM stands, and what comes before the path.
@@ -258,6 +272,7 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
         myproxy=checked_by("myproxy", check_host_and_port, "") if "myproxy" in keys else None,
         mover=mover,
         tape=checked_by("tape", check_tape, "") if "tape" in keys else None,
+        fts=checked_by("fts", check_fts, "") if "fts" in keys else None,
         oidc=oidc,
     )
 
@@ -340,6 +355,22 @@ def check_tape(text: str) -> str:
     if not text.startswith("https://"):
         raise ValueError("a URL that begins with https:// is expected, such as https://tape.example.org:8444/api/v1")
     return check_endpoint(JobProtocol.HTTPS, text)
+
+
+def check_fts(text: str) -> str:
+    """The address of an FTS3.
+
+    Raises:
+        ValueError: it is none.
+    """
+    scheme, separator, server = text.rstrip("/").partition("://")
+    host, colon, port = server.rpartition(":")
+    digits = _DIGITS.fullmatch(port)
+    if scheme != "https" or not separator or not colon or not _HOST.fullmatch(host):
+        raise ValueError("https://HOST:PORT of an FTS3 is expected")
+    if digits is None or not 1 <= int(port) <= 65535:
+        raise ValueError("a port from 1 to 65535 is expected")
+    return f"https://{server}"
 
 
 def check_mover(text: str) -> str:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from attrs import define, field, frozen
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobType
 from pdm.workqueue.domain.jobs import Batch, JobRecord
 from pdm.workqueue.domain.limits import (
+    ALL_SERVICES,
     FIRST_BATCH_SIZE,
+    NO_HAND_OVERS,
+    OWN_STREAMS,
     ClaimExclusions,
     FairQueue,
+    HandOvers,
     LimitKey,
     LimitKind,
     Route,
@@ -30,6 +34,8 @@ from pdm.workqueue.store.locks import LockedJob
 from pdm.workqueue.store.records import jobs
 from pdm.workqueue.WorkqueueDB import HAS_RUNNING
 
+#: More than any batch has.
+_NO_LIMIT_BYTES = 2**62
 _LISTINGS = frozenset({JobType.LIST})
 _WORK = frozenset(JobType) - _LISTINGS
 
@@ -47,6 +53,7 @@ class ClaimLimits:
         quota: batches per route, site, user and job; listings are not counted.
         exclusions: what may not start, listings included.
         fair_queue: work that users were given so far; a claim does not change it.
+        hand_overs: copies that take no streams.
     """
 
     elements: int
@@ -59,6 +66,7 @@ class ClaimLimits:
     quota: StreamQuota = field(factory=StreamQuota)
     exclusions: ClaimExclusions = field(factory=ClaimExclusions)
     fair_queue: FairQueue = field(factory=FairQueue)
+    hand_overs: HandOvers = NO_HAND_OVERS
 
     @types.validator
     def _whole_lanes(self, attribute: object, types: frozenset[JobType]) -> None:
@@ -67,13 +75,25 @@ class ClaimLimits:
 
     def whole_size(self, job: JobRecord) -> int:
         """Elements of this job's kind that take as long as a batch shall."""
+        service = self.hand_overs.service_of(job)
+        if service is not None:
+            return self.hand_overs.sizes.get(service, 1)
         if self.batch_sizes is None:
             return self.batch_elements
         return self.batch_sizes.get(work_kind(job), FIRST_BATCH_SIZE)
 
     def batch_size(self, job: JobRecord) -> int:
         """Elements that a batch of this job's kind may have."""
-        return min(self.whole_size(job), self.batch_elements)
+        whole = self.whole_size(job)
+        return whole if self.hand_overs.service_of(job) is not None else min(whole, self.batch_elements)
+
+    def batch_bytes_of(self, job: JobRecord) -> int:
+        """Bytes that a batch of this job's kind may have."""
+        return self.batch_bytes if self.hand_overs.service_of(job) is None else _NO_LIMIT_BYTES
+
+    def work(self, job: JobRecord, elements: int, total_bytes: int) -> float:
+        """How much work a batch of a job is: `batch_work`."""
+        return batch_work(elements, self.batch_size(job), total_bytes, self.batch_bytes_of(job))
 
     def note(self, fair_queue: FairQueue, batches: Iterable[Batch]) -> None:
         """Charge the users for claimed batches."""
@@ -81,7 +101,7 @@ class ClaimLimits:
             work = 1.0
             if batch.type is not JobType.LIST:
                 total_bytes = sum(element.work_bytes for element in batch.elements)
-                work = batch_work(len(batch.elements), self.batch_size(batch.job), total_bytes, self.batch_bytes)
+                work = self.work(batch.job, len(batch.elements), total_bytes)
             fair_queue.charge(batch.job.user_id, work)
 
 
@@ -153,9 +173,10 @@ class ClaimBudget:
 
     def may_claim_for(self, user_id: int, *, limited: bool) -> bool:
         """Whether any job of a user may be claimed. ``limited``: the quota applies, as for all but listings."""
-        return user_id not in self.limits.exclusions.banned and (
-            not limited or self._left((LimitKind.USER, user_id)) > 0
-        )
+        if user_id in self.limits.exclusions.banned:
+            return False
+        # What is handed over takes no streams of the user.
+        return not limited or bool(self.limits.hand_overs.sites) or self._left((LimitKind.USER, user_id)) > 0
 
     def batch_allowance(self, job: JobRecord, waiting: int) -> int:
         """Elements that the next batch may have.
@@ -163,11 +184,14 @@ class ClaimBudget:
         ``job``: the first job of the batch. ``waiting``: elements of its user that could go into the batch.
         """
         limits = self.limits
-        return min(self.elements, limits.batch_size(job), self._share(waiting, self.users, limits.whole_size(job)))
+        most = min(self.elements, limits.batch_size(job))
+        if self._service_of(job) is not None:
+            return most
+        return min(most, self._share(waiting, self.users, limits.whole_size(job)))
 
     def batches_of(self, jobs_of: Iterable[JobRecord]) -> int:
         """Upper bound of the batches that some jobs may have."""
-        keys = {common_keys(job) for job in jobs_of}
+        keys = {self._common_keys(job) for job in jobs_of}
         return min(self.batches, sum(max(min(self._left(key) for key in of_one), 0) for of_one in keys))
 
     def most_elements(self, waiting: int, users: int, batches: int) -> int:
@@ -175,6 +199,8 @@ class ClaimBudget:
         sizes = self.limits.batch_sizes
         whole = self.limits.batch_elements if sizes is None else max(FIRST_BATCH_SIZE, *sizes.values(), 0)
         most = min(whole, self.limits.batch_elements)
+        if handed := self.limits.hand_overs.sizes:
+            return min(self.elements, batches * max(most, *handed.values()))
         return min(self.elements, -(-batches // users) * min(most, self._share(waiting, users, whole)))
 
     def _share(self, waiting: int, users: int, size: int) -> int:
@@ -196,8 +222,23 @@ class ClaimBudget:
 
     def work_allowance(self, job: LockedJob) -> int:
         """Elements of a job that may go into a batch under all limits; 0 if no further batch may start."""
-        keys = (*common_keys(job.record), (LimitKind.JOB, job.id))
+        keys = self._keys([job.record])
         return self.listing_allowance(job) if all(self._left(key) > 0 for key in keys) else 0
+
+    def _service_of(self, job: JobRecord) -> str | None:
+        return self.limits.hand_overs.service_of(job)
+
+    def _keys(self, members: Sequence[JobRecord]) -> Sequence[LimitKey]:
+        """The keys that a batch of similar jobs counts for."""
+        common = self._common_keys(members[0])
+        if self._service_of(members[0]) is not None:
+            return common
+        return *common, *((LimitKind.JOB, record.id) for record in members)
+
+    def _common_keys(self, job: JobRecord) -> tuple[LimitKey, ...]:
+        """Those of all jobs that may share a batch."""
+        service = self._service_of(job)
+        return (*common_keys(job), OWN_STREAMS) if service is None else ((LimitKind.SERVICE, service), ALL_SERVICES)
 
     def take(self, job: LockedJob, count: int) -> None:
         """Count elements that were put into a batch."""
@@ -212,8 +253,8 @@ class ClaimBudget:
         records = [job.record for job in members]
         first, work = records[0], 1.0
         if type_ is not JobType.LIST:
-            work = batch_work(elements, self.limits.batch_size(first), total_bytes, self.limits.batch_bytes)
-            for key in (*common_keys(first), *((LimitKind.JOB, record.id) for record in records)):
+            work = self.limits.work(first, elements, total_bytes)
+            for key in self._keys(records):
                 self._batches_taken[key] = self._batches_taken.get(key, 0) + 1
         self._fair_queue.charge(first.user_id, work)
 
@@ -232,8 +273,19 @@ class ClaimBudget:
     def conditions(self, columns: Any) -> list[sa.ColumnElement[bool]]:
         """SQL conditions that exclude jobs whose quota is used up, so that they do not fill the candidates.
 
-        ``columns``: of jobs: id, src_siteid, dst_siteid.
+        ``columns``: of jobs: id, user_id, type, protocol, src_siteid, dst_siteid, extra_opts.
         """
+        sites = self.limits.hand_overs.sites
+        handed = _handed_over(columns, sites.values()) if sites else sa.false()
+        conditions = [sa.or_(condition, handed) for condition in self._stream_conditions(columns)]
+        closed = [url for url in sites if self._left((LimitKind.SERVICE, url)) <= 0]
+        if sites and self._left(ALL_SERVICES) <= 0:
+            closed = list(sites)
+        if closed:
+            conditions.append(sa.not_(_handed_over(columns, [sites[url] for url in closed])))
+        return conditions
+
+    def _stream_conditions(self, columns: Any) -> list[sa.ColumnElement[bool]]:
         closed: dict[LimitKind, list[Any]] = {kind: [] for kind in LimitKind}
         for kind, named in self.limits.quota.left:
             if self._left((kind, named)) <= 0:
@@ -245,6 +297,8 @@ class ClaimBudget:
             conditions.append(sa.or_(columns.dst_siteid.is_(None), columns.src_siteid.not_in(sites)))
         if numbers := closed[LimitKind.JOB]:
             conditions.append(columns.id.not_in(numbers))
+        if closed[LimitKind.OWN]:
+            conditions.append(sa.false())
         return conditions
 
     def _probed(self, job: JobRecord) -> frozenset[tuple[int, JobProtocol]]:
@@ -254,6 +308,27 @@ class ClaimBudget:
 
     def _left(self, key: LimitKey) -> int:
         return self.limits.quota.of(key) - self._batches_taken.get(key, 0)
+
+
+def _handed_over(columns: Any, sites: Iterable[Collection[tuple[int, int | None]]]) -> sa.ColumnElement[bool]:
+    """Jobs whose copies are handed over, roughly: only for the choice of candidates. Each site is with its user."""
+    by_owner: dict[int | None, set[int]] = {}
+    for named in sites:
+        for site, owner in named:
+            by_owner.setdefault(owner, set()).add(site)
+    at = [
+        sa.and_(
+            sa.true() if owner is None else columns.user_id == owner,
+            sa.or_(columns.src_siteid.in_(numbers), columns.dst_siteid.in_(numbers)),
+        )
+        for owner, numbers in by_owner.items()
+    ]
+    return sa.and_(
+        columns.type == JobType.COPY,
+        columns.protocol.in_(TOOL_PROTOCOLS),
+        columns.extra_opts["mover"].as_string().is_(None),
+        sa.or_(*at),
+    )
 
 
 def _not_at(sites: Iterable[int]) -> sa.ColumnElement[bool]:

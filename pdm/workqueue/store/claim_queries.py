@@ -36,6 +36,12 @@ from pdm.workqueue.WorkqueueDB import (
 MOST_PASSED_OVER = 5000
 
 
+#: Of jobs: what conditions of a claim are about.
+_CONDITION_COLUMNS = tuple(
+    jobs.c[name] for name in ("priority", "user_id", "type", "protocol", "src_siteid", "dst_siteid", "extra_opts")
+)
+
+
 class ClaimQueue:
     """Jobs that wait for their listing, or for all other work.
 
@@ -75,12 +81,7 @@ class ClaimQueue:
         allowed = self._due_of_user.where(*start_conditions)
         if not conditions(jobs.c):
             return allowed.limit(bindparam("most"))
-        first = (
-            allowed.add_columns(jobs.c.priority, jobs.c.src_siteid, jobs.c.dst_siteid)
-            .limit(MOST_PASSED_OVER)
-            .subquery("first_jobs")
-            .c
-        )
+        first = allowed.add_columns(*_CONDITION_COLUMNS).limit(MOST_PASSED_OVER).subquery("first_jobs").c
         return (
             sa.select(first.id, first.num_submitted)
             .where(*conditions(first))

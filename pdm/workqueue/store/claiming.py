@@ -195,7 +195,7 @@ def _next_batch(
     first = queue[0]
     waiting = beyond + sum(job.counters.submitted for job in queue if _can_share_batch(first, job))
     most = budget.batch_allowance(first.record, waiting)
-    builder = _BatchBuilder(most, budget.limits.batch_bytes)
+    builder = _BatchBuilder(most, budget.limits.batch_bytes_of(first.record))
     remaining: list[LockedJob] = []
     for at, job in enumerate(queue):
         if builder.is_full:

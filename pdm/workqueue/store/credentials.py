@@ -12,7 +12,15 @@ from attrs import field, frozen
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
-from pdm.workqueue.store.records import credentials, key_checks, matched, pending_delegations, workers
+from pdm.workqueue.store.records import (
+    credentials,
+    key_checks,
+    matched,
+    oidc_logins,
+    pending_delegations,
+    sites,
+    workers,
+)
 
 
 @frozen
@@ -49,6 +57,11 @@ class CredentialRecord:
     details: Mapping[str, Any]
     stored_at: datetime
     secret: bytes = field(repr=False)
+
+    @property
+    def is_renewed(self) -> bool:
+        """Whether a login at a token issuer renews it before its end."""
+        return bool(self.details.get("login"))
 
 
 @frozen
@@ -164,6 +177,8 @@ def key_check(session: Session, sealed: bytes, worker: str) -> tuple[bytes, bool
     in_use = (
         sa.exists().select_from(credentials),
         sa.exists().select_from(pending_delegations),
+        sa.exists().where(sa.or_(oidc_logins.c.secret.is_not(None), oidc_logins.c.device.is_not(None))),
+        sa.exists().where(sites.c.oidc_secret.is_not(None)),
         sa.exists().where(workers.c.lease_until.is_not(None), workers.c.incarnation != worker),
     )
     return present, not any(session.scalar(sa.select(condition)) for condition in in_use)

@@ -460,3 +460,31 @@ def record_initial_state(session: Session, worker: str, token: ClaimToken, found
         .values(begun=dict(found))
     )
     return bool(matched(session, statement, {"of_incarnation": worker}))
+
+
+_HAND_OVER = sa.update(elements).where(
+    elements.c.job_id == sa.bindparam("of_job"),
+    elements.c.id == sa.bindparam("number"),
+    elements.c.attempts == sa.bindparam("attempt"),
+    elements.c.status == JobStatus.RUNNING,
+    elements.c.worker_id == sa.bindparam("of_worker"),
+)
+
+
+def record_hand_over(session: Session, worker: str, tokens: Sequence[ClaimToken], handed: str) -> bool:
+    """Store the job of another service to which attempts hand their elements over, before they do.
+
+    ``worker``: incarnation that has the claims.
+
+    Returns:
+        False if a claim is lost: then nothing may be handed over.
+    """
+    number = session.scalar(WORKER_ID, {"of_incarnation": worker})
+    if number is None:
+        return False
+    statement = _HAND_OVER.values(begun={"handed": handed})
+    rows = [
+        {"of_job": token.job_id, "number": token.element_id, "attempt": token.attempt, "of_worker": number}
+        for token in sorted(tokens)
+    ]
+    return sum(matched(session, statement, row) for row in rows) == len(rows)

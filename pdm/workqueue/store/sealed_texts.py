@@ -1,4 +1,4 @@
-"""All encrypted texts of the database, for a change of the key: credentials, delegations, secrets of webhooks."""
+"""All encrypted texts of the database, for a change of the key: credentials, delegations, logins, other secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ import sqlalchemy as sa
 from attrs import field, frozen
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.store.records import credentials, key_checks, matched, pending_delegations, webhooks, workers
+from pdm.workqueue.store.records import (
+    credentials,
+    key_checks,
+    matched,
+    oidc_logins,
+    pending_delegations,
+    sites,
+    webhooks,
+    workers,
+)
 
 
 class SealedKind(enum.Enum):
@@ -20,6 +29,9 @@ class SealedKind(enum.Enum):
     CREDENTIAL = "credential"
     DELEGATION = "delegation"
     WEBHOOK = "webhook"
+    LOGIN = "login"
+    DEVICE_CODE = "device code"
+    CLIENT = "client"
     KEY_CHECK = "key check"
 
 
@@ -43,6 +55,9 @@ _PLACES: Mapping[SealedKind, tuple[sa.Table, str, tuple[str, ...]]] = {
     SealedKind.CREDENTIAL: (credentials, "secret", ("user_id", "kind", "site_id")),
     SealedKind.DELEGATION: (pending_delegations, "key", ("user_id",)),
     SealedKind.WEBHOOK: (webhooks, "secret", ("user_id", "uid")),
+    SealedKind.LOGIN: (oidc_logins, "secret", ("user_id", "site_id")),
+    SealedKind.DEVICE_CODE: (oidc_logins, "device", ("user_id", "site_id")),
+    SealedKind.CLIENT: (sites, "oidc_secret", ("oidc",)),
     SealedKind.KEY_CHECK: (key_checks, "secret", ()),
 }
 
@@ -51,7 +66,7 @@ def sealed_texts(session: Session) -> Iterator[SealedText]:
     """All encrypted texts; the check of the key first."""
     for kind in reversed(SealedKind):
         table, column, names = _PLACES[kind]
-        for row in session.execute(sa.select(table)):
+        for row in session.execute(sa.select(table).where(table.c[column].is_not(None))):
             values = row._mapping
             yield SealedText(kind, values["id"], {name: values[name] for name in names}, values[column])
 
@@ -64,8 +79,10 @@ def replace_secret(session: Session, text: SealedText, secret: bytes) -> bool:
 
 
 def forget_credentials(session: Session) -> int:
-    """Delete credentials and delegations that no key opens any more; returns how many credentials there were."""
+    """Delete what no key opens any more: credentials, logins, delegations; returns the number of credentials."""
     session.execute(sa.delete(pending_delegations))
+    session.execute(sa.delete(oidc_logins))
+    session.execute(sa.update(sites).values(oidc_secret=None))
     return matched(session, sa.delete(credentials))
 
 

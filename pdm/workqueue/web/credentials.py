@@ -9,9 +9,11 @@ from attrs import frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.http.endpoints.credentials import delete_credential, list_credentials
+from pdm.workqueue.http.endpoints.logins import list_logins
 from pdm.workqueue.http.endpoints.service import whoami
 from pdm.workqueue.web.jobs import site_label
 from pdm.workqueue.web.pages import Page, Redirect, Visit, page
+from pdm.workqueue.wire.logins import LoginView
 from pdm.workqueue.wire.responses import CredentialView
 
 #: The secret of a credential never passes through a browser: it is made by the command.
@@ -41,6 +43,15 @@ class ListedCredential:
     command: str
 
 
+@frozen
+class ListedLogin:
+    """A login in the list; ``site`` is a name, ``command`` logs in again."""
+
+    login: LoginView
+    site: str
+    command: str
+
+
 @page("GET", "/web/credentials")
 async def show_credentials(visit: Visit) -> Page:
     """What the service holds for the caller."""
@@ -52,7 +63,14 @@ async def show_credentials(visit: Visit) -> Page:
         is_valid = each.valid_until is None or each.valid_until > now
         rows.append(ListedCredential(each, site, is_valid, command_of(each.kind, site)))
     has_proxy = any(row.credential.kind == CredentialKind.PROXY and row.is_valid for row in rows)
-    return Page(template="credentials.html", context={"me": me, "rows": rows, "has_proxy": has_proxy})
+    found_logins: Any = await list_logins.handler(visit.api, visit.caller)
+    logins = [
+        ListedLogin(each, name, f"pdm login {shlex.quote(name)} --oidc")
+        for each in found_logins
+        for name in [site_label(visit.api, visit, each.site).name]
+    ]
+    context = {"me": me, "rows": rows, "logins": logins, "has_proxy": has_proxy}
+    return Page(template="credentials.html", context=context)
 
 
 @page("POST", "/web/credentials/<number:credential_id>/remove")

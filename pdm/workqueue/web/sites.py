@@ -49,6 +49,7 @@ class SiteForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     myproxy: str | None = None
     mover: str = MoverKind.NATIVE.value
     tape: str | None = None
+    fts: str | None = None
 
     @classmethod
     def of(cls, site: SiteView) -> SiteForm:
@@ -69,6 +70,7 @@ class SiteForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             myproxy=site.myproxy,
             mover=site.mover,
             tape=site.tape,
+            fts=site.fts,
         )
 
     def fields(self) -> dict[str, Any]:

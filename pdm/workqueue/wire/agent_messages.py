@@ -46,6 +46,7 @@ class CopyItem(msgspec.Struct, frozen=True):
         stale: URLs of temporary files that earlier attempts may have left; removed first.
         size: bytes according to the listing; another size at the end is SIZE_CHANGED. Negative for unknown.
         checksum: algorithm of the request, ``:`` and the value that the file must have; None for any.
+        handed: `HandOverEvent.job` of an earlier attempt, with one of the names in ``stale``; None for none.
     """
 
     key: int
@@ -55,6 +56,7 @@ class CopyItem(msgspec.Struct, frozen=True):
     stale: list[str]
     size: int
     checksum: str | None = None
+    handed: str | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -93,6 +95,7 @@ class PathItem(msgspec.Struct, frozen=True):
         listed_mtime: removal: its mtime then, seconds since 1970; None if it is not known, or of a link.
         may_stay: removal of a directory: one that is not empty stays, and counts as done.
         at_destination: whether it is at the destination of a copy: its errors are those of that side.
+        handed: file to discard: `HandOverEvent.job` whose transfers to it end first; None for none.
     """
 
     key: int
@@ -105,6 +108,7 @@ class PathItem(msgspec.Struct, frozen=True):
     listed_mtime: int | None = None
     may_stay: bool = False
     at_destination: bool = False
+    handed: str | None = None
 
     @property
     def scope(self) -> FailureScope:
@@ -156,12 +160,26 @@ class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
     owners: bool = False
 
 
+class TransferService(msgspec.Struct, frozen=True):
+    """An FTS3 that transfers the files of a copy.
+
+    Attributes:
+        url: ``https://HOST:PORT``.
+        poll_s: seconds between two requests for the states of its files, at most.
+        patience_s: files whose state has not changed for so many seconds are cancelled there, and fail.
+    """
+
+    url: str
+    poll_s: float = 15.0
+    patience_s: float = 86400.0
+
+
 class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
     """Copy files and verify each.
 
     ``checksum`` names the algorithm by which both ends are compared, where ``verify`` or ``overwrite`` ask for that.
     ``preserve``: what the file at the destination gets of its source, also one that is there already; what cannot be
-    set is no failure.
+    set is no failure. ``service``: transfers the files to their temporary names; None if the agent does.
     """
 
     id: int
@@ -171,6 +189,7 @@ class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
     limits: TimeLimits
     checksum: ChecksumAlgorithm = ChecksumAlgorithm.ADLER32
     preserve: tuple[PreservedAttribute, ...] = ()
+    service: TransferService | None = None
 
 
 class CheckRequest(msgspec.Struct, tag="check", tag_field="op", frozen=True):
@@ -213,11 +232,12 @@ class MkdirRequest(msgspec.Struct, tag="mkdir", tag_field="op", frozen=True):
 
 
 class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True):
-    """Remove possible temporary files: a missing one counts as done."""
+    """Remove possible temporary files: a missing one counts as done. ``service``: as in `CopyRequest`."""
 
     id: int
     items: list[PathItem]
     limits: TimeLimits
+    service: TransferService | None = None
 
 
 class TapeRequest(msgspec.Struct, tag="tape", tag_field="op", frozen=True):
@@ -251,7 +271,7 @@ class LeaseRequest(msgspec.Struct, tag="lease", tag_field="op", frozen=True):
 
 
 class ProceedRequest(msgspec.Struct, tag="go", tag_field="op", frozen=True):
-    """The daemon has stored the `BegunEvent` of an item: the agent may change the storage."""
+    """The daemon has stored the `BegunEvent` or `HandOverEvent` of an item: the agent may act."""
 
     id: int
     key: int
@@ -262,10 +282,12 @@ class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
 
     With ``keys``, only these items end. An agent that cannot end some alone ends the whole batch: items that are
     cancelled without a request return to the queue. A batch that waits behind another is ended at once.
+    ``keep``: what was handed over to another service is left there, for the next attempts.
     """
 
     id: int
     keys: list[int] | None = None
+    keep: bool = False
 
 
 AgentRequest = (
@@ -312,6 +334,20 @@ class BegunEvent(msgspec.Struct, tag="begun", tag_field="event", frozen=True, om
     id: int
     key: int
     found: FoundBefore
+
+
+class HandOverEvent(msgspec.Struct, tag="handing", tag_field="event", frozen=True, omit_defaults=True):
+    """Items are going to be handed over to another service; the agent waits for the `ProceedRequest` of ``key``.
+
+    Attributes:
+        keys: of the items; ``key`` is one of them.
+        job: URL of the job there, whose name is known before it exists. Later attempts get it in `CopyItem.handed`.
+    """
+
+    id: int
+    key: int
+    keys: list[int]
+    job: str
 
 
 class LogEvent(msgspec.Struct, tag="log", tag_field="event", frozen=True, omit_defaults=True):
@@ -492,6 +528,7 @@ AgentEvent = (
     ReadyEvent
     | StartedEvent
     | BegunEvent
+    | HandOverEvent
     | LogEvent
     | ProgressEvent
     | RootEvent

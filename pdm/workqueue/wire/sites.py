@@ -49,6 +49,10 @@ MyProxy = Annotated[
     Annotated[str, Meta(min_length=1, max_length=300)] | None,
     Meta(description="HOST:PORT of the MyProxy server at which its users log on; null for none."),
 ]
+FtsUrl = Annotated[
+    Annotated[str, Meta(min_length=1, max_length=300)] | None,
+    Meta(description="https://HOST:PORT of the FTS3 that carries out copies from and to it; null for none."),
+]
 SiteMover = Annotated[
     Literal["native", "tools"],
     Meta(description="Who carries out its jobs: the service's own clients, or globus-url-copy and gfal (tools)."),
@@ -131,6 +135,7 @@ class SiteBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     myproxy: MyProxy = None
     mover: SiteMover | None = None
     tape: TapeUrl = None
+    fts: FtsUrl = None
     oidc: SiteOidc = None
 
 
@@ -148,6 +153,7 @@ class SiteChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     myproxy: MyProxy | UnsetType = UNSET
     mover: SiteMover | UnsetType = UNSET
     tape: TapeUrl | UnsetType = UNSET
+    fts: FtsUrl | UnsetType = UNSET
     oidc: SiteOidc | UnsetType = UNSET
 
 
@@ -212,6 +218,7 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "native"
     tape: Annotated[str | None, Meta(description="URL of its tape API; null where its HTTPS endpoint names it.")] = None
+    fts: Annotated[str | None, Meta(description="FTS3 that carries out copies from and to it.")] = None
     oidc: OidcView | None = None
     state: Annotated[
         str,

@@ -5,31 +5,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
-from types import MappingProxyType
-from typing import NamedTuple, TypeVar
 
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.backends.http_client import (
-    REDIRECTS,
-    Headers,
-    HttpResponse,
-    Server,
-    known_server,
+from pdm.workqueue.helpers.backends.http_client import Headers
+from pdm.workqueue.helpers.backends.http_connection import HttpStatusError, errno_from_text
+from pdm.workqueue.helpers.backends.http_groups import (
+    MAX_CONNECTIONS,
+    GroupAnswer,
+    GroupRequest,
+    RequestGroup,
+    of_one,
 )
-from pdm.workqueue.helpers.backends.http_connection import HttpConnection, HttpStatusError, errno_from_text
 from pdm.workqueue.helpers.backends.propfind import is_odd
 from pdm.workqueue.helpers.backends.webdav import WebdavBackend, is_encoded, version_of_response
 from pdm.workqueue.helpers.group_backend import FileContent, GroupBackend
-from pdm.workqueue.helpers.storage import FileStat, FileVersion, StorageError
+from pdm.workqueue.helpers.storage import FileStat, FileVersion
 
-#: Requests under way at once, each on a connection of its own, for each worker thread of the helper.
-_MAX_CONNECTIONS = 8
-#: Seconds that a request waits for a response to another rather than for a new connection, with its TLS handshake.
-_WORTH_WAITING_S = 0.01
 #: From so many files of a directory on, one listing of it is cheaper than a request for each.
 _MIN_FOR_LISTING = 4
 #: A directory with more entries than this for each file that is looked for is not read to its end.
@@ -39,146 +33,25 @@ _MAX_ERROR_TEXT = 4000
 #: Where a COPY to find out whether a name is free would lead, if there were a file: no server gets there.
 _NOWHERE = {"Destination": "none:", "Credential": "none"}
 
-_T = TypeVar("_T")
-
-
-class _Request(NamedTuple):
-    """A request that is sent together with others.
-
-    Attributes:
-        method: of HTTP.
-        url: at the server of all of them.
-        headers: besides those of the credential.
-        body: all of it.
-        most: bytes of a response's body that are kept.
-    """
-
-    method: str
-    url: StorageUrl
-    headers: Headers = MappingProxyType({})
-    body: bytes = b""
-    most: int = 0
-
-
-class _Answer(NamedTuple):
-    """The response to such a request.
-
-    Attributes:
-        response: its head.
-        body: as many bytes of it as were wanted, and perhaps more.
-    """
-
-    response: HttpResponse
-    body: bytes
-
-    @property
-    def is_success(self) -> bool:
-        return HTTPStatus.OK <= self.response.status < HTTPStatus.MULTIPLE_CHOICES
-
-    def says_absent(self) -> bool:
-        """Whether it is an error of XRootD, which ends in the words of the system, for a file that is not there."""
-        text = self.body.decode("utf-8", "replace")
-        return self.response.status == HTTPStatus.BAD_REQUEST and errno_from_text(text) == errno.ENOENT
-
-
-class _UnderWay:
-    """A request that was sent.
-
-    Attributes:
-        request: what was sent.
-        connection: on which.
-        was_kept: whether the connection has had another request before.
-        error: why it could not be sent.
-    """
-
-    def __init__(self, request: _Request, connection: HttpConnection) -> None:
-        self.request = request
-        self.connection = connection
-        self.was_kept = connection.is_used
-        self.error: StorageError | None = None
-
 
 class GroupedWebdavBackend(WebdavBackend, GroupBackend):
     """The connections of one worker thread of the helper."""
 
     def __init__(self) -> None:
         super().__init__()
+        self._requests = RequestGroup(self._client, self.check, self._headers_of, self._alone)
         #: Servers whose responses show versions (entity tags, times).
         self._shows_versions: set[str] = set()
 
     # -- requests
 
-    def _answers(self, requests: Sequence[_Request]) -> list[_Answer | None]:
-        """Responses to requests to one server; None where there is none and the request may have been carried out.
+    def _headers_of(self, request: GroupRequest) -> Headers:
+        return {**self._client.credentials(request.url.authority), **request.headers}
 
-        Raises:
-            StorageError: the server cannot be reached.
-            StoppedError: it must end.
-        """
-        answers: list[_Answer | None] = []
-        if not requests:
-            return answers
-        server = known_server(requests[0].url)
-        credential = self._client.credentials(server.authority)
-        under_way: deque[_UnderWay] = deque()
-        try:
-            for request in requests:
-                while under_way and (len(under_way) == _MAX_CONNECTIONS or self._is_fast(server, under_way[0])):
-                    answers.append(self._answer(server, under_way.popleft()))
-                self.check()
-                self._client.check_name(request.url)
-                each = _UnderWay(request, self._client.connected(server))
-                under_way.append(each)
-                try:
-                    with self._client.translated_errors(server, each.connection):
-                        headers = {**credential, **request.headers}
-                        each.connection.begin(request.method, request.url.encoded_path, headers, request.body)
-                except StorageError as error:
-                    each.error = error
-            while under_way:
-                answers.append(self._answer(server, under_way.popleft()))
-        finally:
-            for each in under_way:
-                self._client.close(each.connection)
-        return answers
-
-    def _is_fast(self, server: Server, each: _UnderWay) -> bool:
-        """Whether the next request had better wait for a response than have a new connection."""
-        return not self._client.has_idle(server) and (
-            each.error is not None or each.connection.has_data(_WORTH_WAITING_S)
-        )
-
-    def _answer(self, server: Server, each: _UnderWay) -> _Answer | None:
-        """The response to a request that was sent; asked for again where that cannot do harm."""
-        request = each.request
-        try:
-            if each.error is not None:
-                raise each.error
-            with self._client.translated_errors(server, each.connection):
-                head = each.connection.response()
-            answer = self._read(self._client.responded(server, each.connection, head), request.most)
-        except StorageError as error:
-            # The server may have closed a kept connection meanwhile, and others with it.
-            if not each.was_kept or not error.lost or request.method == "MOVE":
-                raise self._client.explained(server, error) from error.__cause__
-            self._client.close_idle(server)
-            return self._read_alone(request)
-        return self._read_alone(request) if answer.response.status in REDIRECTS else answer
-
-    def _read_alone(self, request: _Request) -> _Answer | None:
+    def _alone(self, request: GroupRequest) -> GroupAnswer | None:
         ok = tuple(range(HTTPStatus.OK, HTTPStatus.MULTIPLE_CHOICES))
         method, url, headers, body, most = request
-        return _of_one(lambda: self._read(self._client.open(method, url, headers, body, ok), most), None)
-
-    @staticmethod
-    def _read(response: HttpResponse, most: int) -> _Answer:
-        body = b""
-        while chunk := response.read():
-            body += chunk
-            if len(body) > most:
-                response.finish()
-                break
-        return _Answer(response, body)
+        return of_one(lambda: RequestGroup.read(self._client.open(method, url, headers, body, ok), most), None)
 
     # -- what is there
 
@@ -192,7 +65,7 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
         # Servers may leave names out: these are looked at.
         for url in urls:
             if url not in found:
-                found[url] = _of_one(partial(self.stat, url), None)
+                found[url] = of_one(partial(self.stat, url), None)
         return [found[url] for url in urls]
 
     def _listed(self, directory: StorageUrl, most: int) -> Mapping[bytes, FileStat]:
@@ -202,19 +75,21 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
             with contextlib.closing(self.entries(directory)) as entries:
                 return dict(itertools.islice(entries, most))
 
-        return _of_one(listed, {})
+        return of_one(listed, {})
 
     def are_free(self, urls: Sequence[StorageUrl]) -> list[bool]:
         # Not by a listing: some servers leave links out, and XRootD ends it at one that leads in a circle.
         free = [False] * len(urls)
         if urls and self._client.is_xrootd(urls[0]):
             # Its responses 404 end the connection. A COPY that finds no file is refused with another status.
-            answers = self._answers([_Request("COPY", url, _NOWHERE, most=_MAX_ERROR_TEXT) for url in urls])
-            free = [answer is not None and answer.says_absent() for answer in answers]
+            answers = self._requests.answers(
+                [GroupRequest("COPY", url, _NOWHERE, most=_MAX_ERROR_TEXT) for url in urls]
+            )
+            free = [answer is not None and _says_absent(answer) for answer in answers]
         return [is_free or self._is_free(url) for is_free, url in zip(free, urls, strict=True)]
 
     def _is_free(self, url: StorageUrl) -> bool:
-        return _of_one(lambda: self.stat(url) is None, False)
+        return of_one(lambda: self.stat(url) is None, False)
 
     def group_sizes(self, urls: Sequence[StorageUrl]) -> list[int | None]:
         return [found.size if found is not None and found.kind == "file" else None for found in self._stats(urls)]
@@ -223,7 +98,7 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
         if urls[0].authority not in self._shows_versions:
             # The server (XRootD 5.5) shows no more with a file than its listing does.
             return [found and FileVersion(found.size, found.mtime) for found in self._stats(urls)]
-        answers = self._answers([_Request("HEAD", url) for url in urls])
+        answers = self._requests.answers([GroupRequest("HEAD", url) for url in urls])
         return [version_of_response(each.response) if each and each.is_success else None for each in answers]
 
     # -- bytes
@@ -235,7 +110,7 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
             for number, ((url, size), found) in enumerate(zip(files, there, strict=True))
             if found is not None and found.kind == "file" and found.size == size
         ]
-        answers = self._answers([_Request("GET", url, most=size) for _, url, size in wanted])
+        answers = self._requests.answers([GroupRequest("GET", url, most=size) for _, url, size in wanted])
         contents: list[FileContent | None] = [None] * len(files)
         for (number, url, size), answer in zip(wanted, answers, strict=True):
             found = there[number]
@@ -250,7 +125,9 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
 
     def write_group(self, files: Sequence[tuple[StorageUrl, bytes]]) -> list[bool]:
         # Of an empty body HTTP needs the length, too.
-        answers = self._answers([_Request("PUT", url, {"Content-Length": str(len(data))}, data) for url, data in files])
+        answers = self._requests.answers(
+            [GroupRequest("PUT", url, {"Content-Length": str(len(data))}, data) for url, data in files]
+        )
         return [answer is not None and answer.response.status in (200, 201, 204) for answer in answers]
 
     def renames_groups(self, url: StorageUrl, replace: bool) -> bool:
@@ -260,9 +137,9 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
         # Names that a server may take for others are tried first, each alone.
         plain = [file for file in files if not any(map(is_odd, file[1].encoded_path[1:].split("/")))]
         named: dict[StorageUrl, bool] = {}
-        for start in range(0, len(plain), _MAX_CONNECTIONS):
+        for start in range(0, len(plain), MAX_CONNECTIONS):
             # MOVE may replace what is there, even where the header says that it must not: a look, and soon the act.
-            part = [(source, destination) for source, destination, _ in plain[start : start + _MAX_CONNECTIONS]]
+            part = [(source, destination) for source, destination, _ in plain[start : start + MAX_CONNECTIONS]]
             free = self.are_free([destination for _, destination in part])
             moved = self._move_group([pair for pair, is_free in zip(part, free, strict=True) if is_free], replace)
             named |= {destination: moved.get(destination, False) for _, destination in part}
@@ -274,11 +151,11 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
     def _move_group(self, files: Sequence[tuple[StorageUrl, StorageUrl]], replace: bool) -> dict[StorageUrl, bool]:
         """Send a MOVE for each file; destination → whether the server has carried it out."""
         moved: dict[StorageUrl, bool] = {}
-        requests: dict[StorageUrl, _Request] = {}
+        requests: dict[StorageUrl, GroupRequest] = {}
         for source, destination in files:
             headers = self.accepted_move_headers(destination, replace=replace)
             if headers is not None:
-                requests[destination] = _Request("MOVE", source, headers)
+                requests[destination] = GroupRequest("MOVE", source, headers)
                 continue
             # It finds the form of the header that the server accepts.
             try:
@@ -287,12 +164,12 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
                 moved[destination] = False
             else:
                 moved[destination] = True
-        for destination, answer in zip(requests, self._answers(list(requests.values())), strict=True):
+        for destination, answer in zip(requests, self._requests.answers(list(requests.values())), strict=True):
             moved[destination] = answer is not None and answer.response.status in (200, 201, 204)
         return moved
 
     def remove_group(self, urls: Sequence[StorageUrl]) -> list[bool]:
-        return [_of_one(partial(self._remove_if_there, url), False) for url in urls]
+        return [of_one(partial(self._remove_if_there, url), False) for url in urls]
 
     def _remove_if_there(self, url: StorageUrl) -> bool:
         if self.stat(url) is not None:
@@ -300,18 +177,10 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
         return True
 
 
-def _of_one(act: Callable[[], _T], otherwise: _T) -> _T:
-    """The result of a request; ``otherwise`` after an error that says nothing about other requests.
-
-    Raises:
-        StorageError: other requests would fail as well.
-    """
-    try:
-        return act()
-    except StorageError as error:
-        if error.is_of_server:
-            raise
-        return otherwise
+def _says_absent(answer: GroupAnswer) -> bool:
+    """Whether it is an error of XRootD, which ends in the words of the system, for a file that is not there."""
+    text = answer.body.decode("utf-8", "replace")
+    return answer.response.status == HTTPStatus.BAD_REQUEST and errno_from_text(text) == errno.ENOENT
 
 
 def _by_directory(urls: Sequence[StorageUrl]) -> Mapping[StorageUrl, list[StorageUrl]]:

@@ -11,6 +11,7 @@ from pdm.workqueue.http.endpoints import (
     elements,
     events,
     jobs,
+    logins,
     nodes,
     notifications,
     peers,
@@ -26,7 +27,7 @@ ROOT = "/workqueue/api/v1.0"
 
 
 _MODULES = (
-    *(jobs, elements, reasons, receipts, events, schedules, sites, credentials, notifications, activity),
+    *(jobs, elements, reasons, receipts, events, schedules, sites, credentials, logins, notifications, activity),
     *(nodes, service, peers),
 )
 

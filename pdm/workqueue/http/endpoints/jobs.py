@@ -16,6 +16,7 @@ from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, json_array, json_items
+from pdm.workqueue.http.credential_checks import CredentialNeeds
 from pdm.workqueue.http.decoding import credential_needs, enum_members, job_from_request, stored_sites
 from pdm.workqueue.http.endpoints.receipts import failure_codes
 from pdm.workqueue.http.estimates import estimate_view, estimate_warnings
@@ -306,7 +307,7 @@ async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: I
     else:
         new = job_from_request(api, caller.user_id, submission)
     needs = credential_needs(api, new)
-    needed = transactions.CredentialNeeds(needs, api.lifetimes) if needs else None
+    needed = CredentialNeeds(needs, api.lifetimes) if needs else None
 
     def log(registered: tuple[JobRecord, list[str]]) -> None:
         # A repeated request returns the job of the first one.

@@ -28,6 +28,7 @@ from pdm.workqueue.sites.registry import (
     check_default_folder,
     check_description,
     check_endpoint,
+    check_fts,
     check_host_and_port,
     check_name,
     check_tape,
@@ -59,6 +60,7 @@ def site_from_body(caller: Caller, body: SiteBody, *, local: bool) -> NewSite:
         myproxy=_myproxy(body.myproxy, local=local),
         mover=MoverKind(body.mover or MoverKind.NATIVE),
         tape=_tape(body.tape, local=local),
+        fts=_fts(body.fts, local=local),
     )
 
 
@@ -87,6 +89,8 @@ def changed_site(caller: Caller, body: SiteChanges, content: NewSite, *, local: 
         content = evolve(content, mover=MoverKind(body.mover))
     if body.tape is not UNSET:
         content = evolve(content, tape=_tape(body.tape, local=local))
+    if body.fts is not UNSET:
+        content = evolve(content, fts=_fts(body.fts, local=local))
     return content
 
 
@@ -105,6 +109,12 @@ def _myproxy(server: str | None, *, local: bool) -> str | None:
 
 def _tape(url: str | None, *, local: bool) -> str | None:
     return None if url is None else _check_not_local(_checked(check_tape, url, "$.tape"), "$.tape", local=local)
+
+
+def _fts(url: str | None, *, local: bool) -> str | None:
+    if url is None:
+        return None
+    return _check_not_local(_checked(check_fts, url, "$.fts"), "$.fts", local=local)
 
 
 def _check_not_local(address: str, pointer: str, *, local: bool) -> str:

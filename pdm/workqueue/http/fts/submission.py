@@ -15,6 +15,7 @@ from pdm.workqueue.domain.jobs import JobRecord, NewJob
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.credential_checks import CredentialNeeds
 from pdm.workqueue.http.decoding import credential_needs, job_from_request, stored_sites
 from pdm.workqueue.http.fts.bans import check_bans, drain_sites_of_bans
 from pdm.workqueue.http.fts.documents import FtsSubmission, FtsTransfer
@@ -69,7 +70,7 @@ async def submit(api: ApiContext, caller: Caller, vo_name: str, submission: FtsS
         await drain_sites_of_bans(api, bans)
     new = await api.in_thread(_new_job, api, caller, vo_name, fts_id, submission, found)
     needs = {
-        part.job.log_uid: transactions.CredentialNeeds(needed, api.lifetimes)
+        part.job.log_uid: CredentialNeeds(needed, api.lifetimes)
         for part in new.parts
         if (needed := credential_needs(api, part.job))
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0027_waits"
-down_revision = "0025_fts"
+revision = "0028_waits"
+down_revision = "0027_fts_worker"
 branch_labels = None
 depends_on = None
 

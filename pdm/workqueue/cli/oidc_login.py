@@ -1,0 +1,79 @@
+"""``pdm login SITE --oidc``: a login at the token issuer of a site, approved in a browser anywhere."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+
+from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
+from pdm.workqueue.cli.outcome import print_json
+from pdm.workqueue.client.errors import RequestRefusedError
+from pdm.workqueue.domain.formatting import display_line, display_name, display_timestamp
+from pdm.workqueue.domain.oidc import LoginState
+from pdm.workqueue.wire.logins import LoginView
+from pdm.workqueue.wire.sites import SiteView
+from pdm.workqueue.WorkqueueClient import WorkqueueClient
+
+#: Status of the service's answer while the issuer does not answer.
+_ISSUER_AWAY = 424
+_LONGEST_PAUSE_S = 60
+
+
+async def log_in(client: WorkqueueClient, site: SiteView, form: str) -> None:
+    """Begin a login, show what the user has to do, and wait until it is done or the code has ended."""
+    name = display_name(site.name)
+    if site.oidc is None or site.oidc.issuer is None or site.oidc.client_id is None:
+        raise CommandError(ExitCode.FAILED, f"site {name} has no token issuer to log in at", f"Run 'pdm token {name}'.")
+    # The owner of the site chooses the issuer: the user must see where the password is asked for.
+    click.echo(f"token issuer of {name}: {display_line(site.oidc.issuer)}", err=True)
+    login = await client.begin_login(site.id)
+    _show_code(login)
+    pause_s, until = login.interval or 5, login.code_valid_until or datetime.now(UTC)
+    while login.state == LoginState.WAITING:
+        await client.pause(pause_s)
+        try:
+            login = await client.continue_login(site.id)
+            pause_s = login.interval or pause_s
+        except RequestRefusedError as error:
+            if error.status != _ISSUER_AWAY or datetime.now(UTC) >= until:
+                raise
+            click.echo(f"{display_line(str(error))}; asking again", err=True)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    if form == "json":
+        print_json(login)
+        return
+    click.echo(f"logged in at {name} as {display_line(login.subject or '?')}, {_validity(login)}")
+
+
+def _show_code(login: LoginView) -> None:
+    click.echo("To log in, open this page in a browser on any machine:", err=True)
+    click.echo(f"    {display_line(login.verification_uri_complete or login.verification_uri or '')}", err=True)
+    if login.verification_uri_complete is not None:
+        click.echo(f"and compare the code (or enter it at {display_line(login.verification_uri or '')}):", err=True)
+    else:
+        click.echo("and enter the code:", err=True)
+    click.echo(f"    {display_line(login.user_code or '')}", err=True)
+    if login.code_valid_until is not None:
+        click.echo(f"The code is valid until {display_timestamp(login.code_valid_until)}.", err=True)
+
+
+def _validity(login: LoginView) -> str:
+    if login.next_renewal is not None:
+        return "the service renews the token"
+    end = "" if login.valid_until is None else f" until {display_timestamp(login.valid_until)}"
+    return f"the token is valid{end}; it is not renewed, for the issuer gave no refresh token (scope offline_access)"
+
+
+def login_line(login: LoginView, name: str) -> str:
+    """A login, for the list of credentials; ``name``: of the site."""
+    line = f"login at {login.issuer} for {name}: {login.state}"
+    if login.subject:
+        line += f", {login.subject}"
+    if login.next_renewal is not None:
+        line += f", renewed at {display_timestamp(login.next_renewal)}"
+    if login.failure:
+        line += f" ({login.failure})"
+    if login.state in (LoginState.ENDED, LoginState.WAITING):
+        line += f"; run 'pdm login {name} --oidc'"
+    return display_line(line)

@@ -1,0 +1,1 @@
+"""The parts of the FTS3 helper."""

@@ -1,0 +1,462 @@
+"""Copies whose bytes an FTS3 transfers: checked before, handed over in bulk, polled in bulk, proven afterwards.
+
+The FTS3 gets temporary names as destinations. Its word FINISHED only begins our own proof, after which our own client
+renames the file: whatever the FTS3 does, nothing is at the final name that is not proven.
+
+A job of the FTS3 has an id that follows from its ``sid``, and the daemon stores both before the job is submitted. So
+each file is in one job, whatever crashes when: the next attempt asks for the stored job, and continues with the file if
+that job has it. If there is no such job, the rest is submitted with the same ``sid``: of that request and of one that
+arrives late, the FTS3 accepts one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers.channel import ActiveBatch
+from pdm.workqueue.helpers.copying import FileCopier, FileCopy, PendingCopy
+from pdm.workqueue.helpers.fts.reasons import error_of
+from pdm.workqueue.helpers.fts.rest import (
+    FINISHED,
+    FtsClient,
+    HandedFile,
+    HandedJob,
+    Identity,
+    JobExistsError,
+    NewFile,
+    RefusedError,
+    end_transfers,
+    job_id,
+)
+from pdm.workqueue.helpers.storage import StoppedError, Storage, StorageError
+from pdm.workqueue.helpers.threads import WorkerThreads
+from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest, TransferService
+
+_T = TypeVar("_T")
+MAX_WORKERS = 4
+#: A login at a GridFTP server costs as much as a hundred small files.
+_ITEMS_PER_WORKER = 50
+#: Files of one job.
+_MOST_FILES = 1000
+#: First pause between two polls; grows by half each time that nothing has changed.
+_FIRST_POLL_S, _GROWTH = 0.2, 1.5
+#: A file must be missing in so many answers in a row.
+_MOST_MISSING = 3
+#: A summary is written at least so often: an agent that is silent is killed.
+_SUMMARY_S = 60.0
+#: Seconds between two checks of the delegation.
+_DELEGATION_S = 600.0
+
+
+class HandedCopy:
+    """Carries out one copy request.
+
+    Args:
+        batch: of the request.
+        request: the request.
+        workers: threads that check and verify files.
+        client: of the FTS3.
+    """
+
+    def __init__(self, batch: ActiveBatch, request: CopyRequest, workers: WorkerThreads, client: FtsClient) -> None:
+        if request.service is None:
+            raise ValueError("a copy without an FTS3")
+        self._service: TransferService = request.service
+        self._batch = batch
+        self._limits = request.limits
+        self._workers = workers
+        self._client = client
+        self._copier = FileCopier(batch, request, request.items)
+        self._identity = Identity("", [])
+        self._guard = threading.Lock()
+        #: Files that were checked, and have no outcome.
+        self._pending: dict[int, PendingCopy] = {}
+        #: Job → temporary name → key, of pending files.
+        self._jobs: dict[HandedJob, dict[str, int]] = {}
+        #: By key, each with the temporary name that the FTS3 has.
+        self._items = {item.key: item for item in request.items}
+        #: By key: the file's last state.
+        self._files: dict[int, HandedFile] = {}
+        self._missing: Counter[int] = Counter()
+        #: Keys of items that continue what an earlier attempt has handed over.
+        self._attached: set[int] = set()
+        self._woken = threading.Event()
+        self._changed_at = self._summed_at = self._delegated_at = time.monotonic()
+
+    def carry_out(self) -> None:
+        """Copy all items; each has its outcome afterwards."""
+        self._batch.ends_items(lambda keys: self._woken.set())
+        self._batch.on_stop(self._stop)
+        try:
+            self._patiently(self._log_in)
+            fresh, again = self._take_up()
+            self._begin()
+            for job, keys in again.items():
+                fresh += self._submit_again(job, keys)
+            self._submit(fresh)
+            self._await_all()
+        except StoppedError:
+            self._end_all()
+        except StorageError as error:
+            for key in self._batch.open_keys():
+                # What was handed over stays at the FTS3, for the next attempt.
+                self._batch.failed(key, error, leftover=True)
+
+    def _stop(self) -> None:
+        self._client.interrupt()
+        self._woken.set()
+
+    # -- an FTS3 that does not answer
+
+    def _patiently(self, ask: Callable[[], _T]) -> _T:
+        """Ask again while the FTS3 does not answer, for as long as a server may be silent."""
+        until, pause_s = time.monotonic() + self._limits.stall_s, 1.0
+        while True:
+            try:
+                return ask()
+            except StorageError as error:
+                if not error.unreachable or time.monotonic() + pause_s > until:
+                    raise
+                self._log_to(self._batch.open_keys()[:1], f"{error.message}: asking again")
+            self._sleep(pause_s)
+            pause_s = min(2 * pause_s, 10.0)
+
+    def _sleep(self, seconds: float) -> None:
+        self._woken.wait(seconds)
+        if self._batch.stopped:
+            raise StoppedError
+        self._woken.clear()
+
+    def _log_in(self) -> None:
+        self._identity = self._client.whoami()
+        if self._client.delegate(self._identity):
+            self._log_to(self._batch.open_keys()[:1], f"the proxy is delegated to {self._client.url}")
+        self._delegated_at = time.monotonic()
+
+    def _log_to(self, keys: Iterable[int], text: str) -> None:
+        for key in keys:
+            self._batch.log(key, text)
+
+    # -- what earlier attempts have handed over
+
+    def _take_up(self) -> tuple[list[int], dict[HandedJob, list[int]]]:
+        """Find what became of items that were handed over; sets the temporary names of those that continue.
+
+        Returns:
+            Keys of items to submit in a new job; and by job, keys of items whose job does not exist.
+        """
+        handed: dict[HandedJob, list[CopyItem]] = {}
+        fresh: list[int] = []
+        for item in self._items.values():
+            job = HandedJob.parse(item.handed)
+            if job is None or job.url != self._client.url:
+                fresh.append(item.key)
+            else:
+                handed.setdefault(job, []).append(item)
+        again: dict[HandedJob, list[int]] = {}
+        for job, items in handed.items():
+            if not self._batch.stopped:
+                files = self._patiently(lambda job=job: self._client.files(job.id))  # type: ignore[misc]
+            if files is None:
+                # Of another VO, the same `sid` would be another job.
+                known = job_id(self._identity, job.sid) == job.id
+                keys = [item.key for item in items]
+                if known:
+                    again[job] = keys
+                else:
+                    fresh += keys
+                self._log_to(keys, f"the FTS3 has no job {job.id}: it was not submitted, or is forgotten")
+            else:
+                fresh += self._attach(job, [item.key for item in items], files)
+        return fresh, again
+
+    def _attach(self, job: HandedJob, keys: Iterable[int], files: Sequence[HandedFile]) -> list[int]:
+        """Continue with the files of a job; returns keys of items that it does not have, or that it has given up."""
+        by_name = {file.dest_surl: file for file in files}
+        left = []
+        for key in keys:
+            item = self._items[key]
+            name = next((name for name in (item.temporary, *item.stale) if name in by_name), None)
+            file = None if name is None else by_name[name]
+            if name is None or file is None or (file.is_final and file.file_state != FINISHED):
+                what = "does not have this file" if file is None else f"has given it up: {file.file_state}"
+                self._batch.log(key, f"job {job.id} of the FTS3 {what}")
+                left.append(key)
+                continue
+            others = [other for other in (item.temporary, *item.stale) if other != name]
+            self._items[key] = replace(item, temporary=name, stale=others)
+            self._jobs.setdefault(job, {})[name] = key
+            self._attached.add(key)
+            self._files[key] = file
+            self._batch.log(key, f"continues with job {job.id} of the FTS3, file {file.file_id}: {file.file_state}")
+            if key in self._pending:
+                self._doubt(key)
+        return left
+
+    def _doubt(self, key: int) -> None:
+        """The source may have been written to since an earlier attempt looked at it: compare the bytes."""
+        item = self._pending[key].item._replace(temporary=StorageUrl(self._items[key].temporary))
+        self._pending[key] = self._pending[key]._replace(item=item, doubted=True)
+
+    # -- before the transfer
+
+    def _begin(self) -> None:
+        """Check both ends of all items; those that need no transfer have their outcome."""
+        items = list(self._items.values())
+        self._workers.share(self._batch, items, 1 + len(items) // _ITEMS_PER_WORKER, self._begin_one)
+        if self._batch.stopped:
+            raise StoppedError
+        # The transfer of a file that is at its destination meanwhile is not needed.
+        self._drop([key for key in self._attached if key not in self._pending])
+
+    def _begin_one(self, storage: Storage, item: CopyItem) -> None:
+        pending = self._copier.begin(storage, FileCopy.of(item))
+        if pending is not None:
+            with self._guard:
+                self._pending[item.key] = pending
+                if item.key in self._attached:
+                    self._doubt(item.key)
+
+    # -- handing over
+
+    def _submit(self, keys: Collection[int]) -> None:
+        """Submit items as new jobs."""
+        left = [key for key in keys if key in self._pending]
+        for at in range(0, len(left), _MOST_FILES):
+            self._submit_new(left[at : at + _MOST_FILES])
+
+    def _submit_new(self, keys: list[int]) -> None:
+        keys = self._not_ended(keys)
+        if not keys:
+            return
+        names = sorted(str(self._pending[key].item.temporary) for key in keys)
+        # The names have the uids of the jobs, and the numbers of elements and attempts.
+        sid = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        job = HandedJob(self._client.url, job_id(self._identity, sid), sid)
+        self._batch.hand_over(keys, str(job), self._limits.stall_s)
+        keys = self._not_ended(keys)
+        try:
+            left = self._post(job, keys) if keys else []
+        except RefusedError as error:
+            if len(keys) > 1:
+                # One file may be the reason.
+                half = len(keys) // 2
+                self._submit_new(keys[:half])
+                self._submit_new(keys[half:])
+            else:
+                refusal = StorageError(
+                    f"the FTS3 at {job.url} refuses the file: {error}",
+                    code=FailureCode.UNSUPPORTED,
+                    scope=FailureScope.SERVICE,
+                )
+                self._fail(keys, refusal)
+            return
+        if left:
+            text = f"job {job.id} of the FTS3 at {job.url} does not have the files that were submitted"
+            self._fail(left, StorageError(text, code=FailureCode.SERVER_ERROR, scope=FailureScope.TRANSFER))
+
+    def _submit_again(self, job: HandedJob, keys: Collection[int]) -> list[int]:
+        """Submit items whose job does not exist; returns keys of those that need a new job."""
+        left = self._not_ended(key for key in keys if key in self._pending)
+        if not left:
+            return []
+        try:
+            return self._post(job, left)
+        except RefusedError as error:
+            self._log_to(left, f"the FTS3 refuses job {job.id}: {error}")
+            return left
+
+    def _post(self, job: HandedJob, keys: Sequence[int]) -> list[int]:
+        """Submit a job; if it exists, continue with it. Returns keys of items that it does not have."""
+        items = [self._pending[key].item for key in keys]
+        files = [NewFile(str(item.source), str(item.temporary), item.size) for item in items]
+        try:
+            got = self._patiently(lambda: self._client.submit(job.sid, files))
+        except JobExistsError:
+            self._log_to(keys, f"job {job.id} exists at the FTS3 already")
+            there = self._patiently(lambda: self._client.files(job.id))
+            return self._attach(job, keys, there or ())
+        if got != job.id:
+            self._client.cancel(got)
+            text = f"the FTS3 at {job.url} has given a job the id {got} instead of {job.id}"
+            raise StorageError(text, code=FailureCode.UNSUPPORTED, scope=FailureScope.SERVICE)
+        self._changed_at = time.monotonic()
+        names = self._jobs.setdefault(job, {})
+        for key, file in zip(keys, files, strict=True):
+            names[file.destination] = key
+            self._batch.log(key, f"handed over to {job.url}, job {job.id}, as {file.destination}")
+        return []
+
+    def _not_ended(self, keys: Iterable[int]) -> list[int]:
+        """The items that were not cancelled; reports the others."""
+        kept = []
+        for key in keys:
+            if self._batch.is_ended(key):
+                self._pending.pop(key, None)
+                self._batch.cancelled(key, leftover=True)
+            else:
+                kept.append(key)
+        return kept
+
+    # -- during the transfer
+
+    def _await_all(self) -> None:
+        pause_s = _FIRST_POLL_S
+        while self._pending:
+            self._sleep(pause_s)
+            self._end_cancelled()
+            pause_s = min(pause_s * _GROWTH, self._service.poll_s)
+            if time.monotonic() - self._delegated_at > _DELEGATION_S:
+                self._patiently(self._log_in)
+            if self._poll():
+                pause_s = _FIRST_POLL_S
+            elif time.monotonic() - self._changed_at > self._service.patience_s:
+                self._give_up_all()
+            self._summarize()
+
+    def _poll(self) -> bool:
+        """Ask for the states of all files, and prove those that have arrived; returns whether any has changed."""
+        changed = False
+        final: list[CopyItem] = []
+        for job, names in list(self._jobs.items()):
+            if not names:
+                del self._jobs[job]
+                continue
+            files = self._patiently(lambda job=job: self._client.files(job.id))  # type: ignore[misc]
+            unseen = dict(names)
+            for file in files or ():
+                key = unseen.pop(file.dest_surl, None)
+                if key is None or key not in self._pending:
+                    continue
+                changed |= self._note(job, key, file)
+                if file.is_final:
+                    final.append(self._items[key])
+            self._note_missing(job, unseen.values())
+        if final:
+            self._workers.share(self._batch, final, 1 + len(final) // _ITEMS_PER_WORKER, self._conclude, begun=True)
+        if changed:
+            self._changed_at = time.monotonic()
+        return changed
+
+    def _note(self, job: HandedJob, key: int, file: HandedFile) -> bool:
+        """Log the state of a file if it is another one; returns whether it is."""
+        self._missing.pop(key, None)
+        before = self._files.get(key)
+        self._files[key] = file
+        if before is not None and before.file_state == file.file_state:
+            return False
+        reason = f": {' '.join(file.reason.split())[:1000]}" if file.reason else ""
+        self._batch.log(key, f"FTS3 job {job.id} file {file.file_id}: {file.file_state}{reason}")
+        if file.file_state == "ACTIVE":
+            self._pending[key].reporter.restart()
+        elif file.is_final:
+            self._pending[key].reporter.end()
+        return True
+
+    def _note_missing(self, job: HandedJob, keys: Iterable[int]) -> None:
+        for key in [key for key in keys if key in self._pending]:
+            self._missing[key] += 1
+            if self._missing[key] >= _MOST_MISSING:
+                text = f"the FTS3 at {job.url} does not know this file of job {job.id} any more"
+                self._fail([key], StorageError(text, code=FailureCode.SERVER_ERROR, scope=FailureScope.TRANSFER))
+
+    def _summarize(self) -> None:
+        """Write how many files are in each state, now and then."""
+        now = time.monotonic()
+        if now - self._summed_at > min(_SUMMARY_S, self._limits.stall_s / 2) and self._pending:
+            self._summed_at = now
+            states = Counter(file.file_state for key, file in self._files.items() if key in self._pending)
+            counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+            self._log_to(
+                list(self._pending)[:1], f"waiting for the FTS3 at {self._client.url}: {counts or 'no answer'}"
+            )
+
+    # -- afterwards
+
+    def _conclude(self, storage: Storage, item: CopyItem) -> None:
+        """Prove a file that the FTS3 calls FINISHED, and rename it; clean up after one that it has given up."""
+        with self._guard:
+            pending, file = self._take(item.key), self._files[item.key]
+        if self._batch.is_ended(item.key):
+            self._copier.give_up(storage, pending, StoppedError())
+            return
+        if file.file_state != FINISHED:
+            self._copier.give_up(storage, pending, error_of(file))
+            return
+        try:
+            storage.size(pending.item.temporary)
+        except StorageError as error:
+            if error.errno == errno.ENOENT:
+                error = StorageError(
+                    "the FTS3 says FINISHED, but nothing has arrived",
+                    code=FailureCode.CHECKSUM_MISMATCH,
+                    scope=FailureScope.TRANSFER,
+                )
+            self._copier.give_up(storage, pending, error.at(FailureScope.DESTINATION))
+        else:
+            self._copier.complete(storage, pending, None)
+
+    def _take(self, key: int) -> PendingCopy:
+        """A pending file that gets its outcome now."""
+        pending = self._pending.pop(key)
+        for names in self._jobs.values():
+            if names.get(str(pending.item.temporary)) == key:
+                del names[str(pending.item.temporary)]
+        return pending
+
+    def _fail(self, keys: Iterable[int], error: StorageError) -> None:
+        for key in list(keys):
+            self._take(key)
+            self._batch.failed(key, error, leftover=True)
+
+    def _give_up_all(self) -> None:
+        keys = list(self._pending)
+        self._drop(keys)
+        text = f"its state at the FTS3 at {self._client.url} has not changed for {self._service.patience_s:.0f} s"
+        self._fail(keys, StorageError(text, code=FailureCode.TIMEOUT, scope=FailureScope.TRANSFER))
+
+    # -- cancellation
+
+    def _end_cancelled(self) -> None:
+        """End the items that were cancelled alone."""
+        keys = [key for key in self._pending if self._batch.is_ended(key)]
+        if keys:
+            if not self._batch.keeps_handed:
+                self._drop(keys)
+            for key in keys:
+                self._take(key)
+                self._batch.cancelled(key, leftover=True)
+
+    def _end_all(self) -> None:
+        """End the batch: cancel what was handed over, unless it is for the next attempts."""
+        self._client.resume()
+        if not self._batch.keeps_handed:
+            self._drop(self._batch.open_keys())
+        for key in self._batch.open_keys():
+            self._batch.cancelled(key, leftover=True)
+
+    def _drop(self, keys: Collection[int]) -> None:
+        """Cancel files at the FTS3; an FTS3 that does not answer gets the request later, when the files are removed."""
+        wanted = set(keys)
+        for job, names in self._jobs.items():
+            if wanted.isdisjoint(names.values()):
+                continue
+            there = {name: key for name, key in names.items() if key in wanted}
+            try:
+                if len(there) == len(names):
+                    self._client.cancel(job.id)
+                else:
+                    end_transfers(self._client, job, there)
+                self._log_to(there.values(), f"cancelled at the FTS3, job {job.id}")
+            except StorageError as error:
+                self._log_to(there.values(), f"not cancelled at the FTS3 yet: {error.message}")
