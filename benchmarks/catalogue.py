@@ -99,6 +99,26 @@ def _of_protocols() -> Iterator[Benchmark]:
                 )
 
 
+def _through_the_service() -> Iterator[Benchmark]:
+    """Rows of copies between GridFTP and other protocols."""
+    for source, destination, kind in (
+        ("gridftp", "ssh", "large"),
+        ("ssh", "gridftp", "large"),
+        ("gridftp", "file", "large"),
+        ("file", "gridftp", "large"),
+        ("gridftp", "ssh", "small"),
+        ("ssh", "gridftp", "small"),
+    ):
+        what = "one large file" if kind == "large" else "small files of 1 KiB"
+        yield Benchmark(
+            f"{source}_to_{destination}_{kind}",
+            f"COPY of {what} from {source.upper()} to {destination.upper()}, through the service",
+            "relay_files",
+            ("--source", source, "--destination", destination, "--kind", kind),
+            (_ratio(0.80, "what the slower end gives alone"),),
+        )
+
+
 def _of_s3() -> Iterator[Benchmark]:
     """Rows of S3, against a server that keeps files and one that keeps objects in memory."""
     for server in ("rclone", "moto"):
@@ -321,6 +341,7 @@ _ALL = (
         (Bar("under 30 ms", "ours/median", most=30.0),),
     ),
     *_of_protocols(),
+    *_through_the_service(),
     *_of_s3(),
 )
 

@@ -49,11 +49,13 @@ class FtsClients:
 
     def command(self, user: str, name: str, *arguments: str, status: int = 0) -> str:
         """Run a command of CERN's client; its output."""
-        return self._run(user, [str(_CLIENTS / f"fts-rest-{name}"), "-s", self.url, *arguments], status)
+        done = self._run(user, [str(_CLIENTS / f"fts-rest-{name}"), "-s", self.url, *arguments], status)
+        return done.stdout + done.stderr
 
-    def script(self, user: str, name: str, *arguments: str) -> str:
-        """Run a script of this directory; its output."""
-        return self._run(user, [str(_CLIENTS / "python"), str(Path(__file__).with_name(name)), self.url, *arguments], 0)
+    def script(self, user: str, name: str, *arguments: str) -> Any:
+        """Run a script of this directory; the JSON of the last line that it prints."""
+        command = [str(_CLIENTS / "python"), str(Path(__file__).with_name(name)), self.url, *arguments]
+        return json.loads(self._run(user, command, 0).stdout.splitlines()[-1])
 
     def call(self, user: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """One request by nothing but the standard library; its status and decoded body."""
@@ -66,7 +68,7 @@ class FtsClients:
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read() or "null")
 
-    def _run(self, user: str, command: list[str], status: int) -> str:
+    def _run(self, user: str, command: list[str], status: int) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command,
             check=False,
@@ -77,7 +79,7 @@ class FtsClients:
             cwd=self.directory,
         )
         assert done.returncode == status, (command, done.stdout, done.stderr)
-        return done.stdout + done.stderr
+        return done
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def test_a_submission_that_is_repeated_after_a_crash(clients: FtsClients, sites:
 def test_the_transfertool_of_rucio(clients: FtsClients, sites: Sites) -> None:
     source, destination = make_files(sites, 10)
     clients.command("alice", "delegate")
-    found = json.loads(clients.script("alice", "rucio_session.py", source, destination).splitlines()[-1])
+    found = clients.script("alice", "rucio_session.py", source, destination)
     assert found == {
         "version": 3,
         "user": clients.grid.description()["users"]["alice"]["dn"],
@@ -115,7 +115,7 @@ def test_the_transfertool_of_rucio(clients: FtsClients, sites: Sites) -> None:
 def test_the_jobs_of_dirac(clients: FtsClients, sites: Sites) -> None:
     source, destination = make_files(sites, 10)
     proxy = clients.grid.description()["users"]["alice"]["proxy"]
-    found = json.loads(clients.script("alice", "dirac_session.py", proxy, source, destination).splitlines()[-1])
+    found = clients.script("alice", "dirac_session.py", proxy, source, destination)
     assert "NOT_FOUND" in found.pop("error")
     assert found == {
         "submitted": [1, 2, 3],

@@ -10,6 +10,12 @@ from typing import Self
 
 #: Writes a listing to the data connection.
 Listing = Callable[[socket.socket], None]
+#: Connects to where the client listens.
+Connect = Callable[[], socket.socket]
+
+
+#: Of a file over one connection, in block mode.
+END_OF_FILE = bytes([64 | 8]) + (0).to_bytes(8, "big") + (1).to_bytes(8, "big")
 
 
 class FtpServer:
@@ -19,6 +25,9 @@ class FtpServer:
         facts: of what is asked for by MLST, by path; everything else is a directory.
         listings: what MLSD sends, by path; a path that is not here is not found.
         contents: what RETR sends, by path.
+        senders: what RETR does in block mode, by path: gets a function that connects to the client.
+        stored: what STOR has received, by path: all bytes of each connection.
+        passive_host: the address in replies to PASV.
         replies: full replies to commands, by the command's first word, instead of the usual.
         commands: what was received.
     """
@@ -27,6 +36,9 @@ class FtpServer:
         self.facts: dict[bytes, bytes] = {}
         self.listings: dict[bytes, Listing] = {}
         self.contents: dict[bytes, bytes] = {}
+        self.senders: dict[bytes, Callable[[Connect], None]] = {}
+        self.stored: dict[bytes, list[bytes]] = {}
+        self.passive_host = b"127,0,0,1"
         self.replies: dict[bytes, bytes] = {}
         self.commands: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -63,6 +75,7 @@ class FtpServer:
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection.makefile("rwb", buffering=0) as control:
             passive: socket.socket | None = None
+            client = ("127.0.0.1", 0)
             control.write(b"220 hello\r\n")
             for line in iter(control.readline, b""):
                 command, _, argument = line.strip(b"\r\n").partition(b" ")
@@ -80,7 +93,20 @@ class FtpServer:
                     passive = socket.create_server(("127.0.0.1", 0))
                     self._connections.append(passive)
                     port = passive.getsockname()[1]
-                    control.write(b"227 there (127,0,0,1,%d,%d)\r\n" % divmod(port, 256))
+                    control.write(b"227 there (%b,%d,%d)\r\n" % (self.passive_host, *divmod(port, 256)))
+                elif command == b"PORT":
+                    high, low = argument.split(b",")[-2:]
+                    client = ("127.0.0.1", int(high) * 256 + int(low))
+                    control.write(b"200 well\r\n")
+                elif command == b"RETR" and argument in self.senders:
+                    control.write(b"150 here it comes\r\n")
+                    with contextlib.suppress(OSError):
+                        self.senders[argument](lambda to=client: self._connected(to))  # type: ignore[misc]
+                    control.write(b"226 that was it\r\n")
+                elif command == b"STOR" and passive is not None:
+                    control.write(b"150 go on\r\n")
+                    self.stored[argument] = self._received(passive)
+                    control.write(b"226 that was it\r\n")
                 elif command == b"MLSD" and passive is None:
                     # It is as if a firewall kept this server from connecting to its client.
                     control.write(b"425 no connection\r\n")
@@ -93,6 +119,20 @@ class FtpServer:
                     passive = None
                 else:
                     control.write(b"200 very well\r\n")
+
+    def _connected(self, client: tuple[str, int]) -> socket.socket:
+        connection = socket.create_connection(client)
+        self._connections.append(connection)
+        return connection
+
+    def _received(self, passive: socket.socket) -> list[bytes]:
+        """All bytes of one connection: until it is closed, or up to the end of the first file in block mode."""
+        data, _ = passive.accept()
+        self._connections.append(data)
+        received = b""
+        while (piece := data.recv(65536)) and not (received := received + piece).endswith(END_OF_FILE):
+            pass
+        return [received]
 
     def _send(self, reply: Callable[[bytes], int | None], passive: socket.socket, listing: Listing | None) -> None:
         with passive:

@@ -19,6 +19,7 @@ from pdm.testgrid.storages import TestStorages
 from tests.helpers.driver import tree
 from tests.protocols.places import Places, owner
 from tests.support.loopback import service_of
+from tests.support.s3_server import ACCESS_KEY, SmallS3Server
 from tests.support.sync_cases import CASES, SyncCase, expected, read_tree, run_rclone, write_tree
 
 #: Sites by protocol and letter.
@@ -28,18 +29,32 @@ _WITHOUT_GRIDFTP = PROTOCOLS[:-1]
 SITES = {
     (protocol, letter): 2 * n + m for n, protocol in enumerate(PROTOCOLS) for m, letter in enumerate("AB", start=1)
 }
+#: Objects of both sites are in one bucket, under their paths.
+S3_SITES = {"A": 21, "B": 22}
 ONLY_DUMMY = 99
+_S3_SECRET = "not+a/real=key"
 #: Pairs of unlike protocols, in which each is once the source and once the destination.
 _PAIRS = (("ssh", "https"), ("https", "xroot"), ("xroot", "gridftp"), ("gridftp", "file"), ("file", "ssh"))
 pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def service(storages: TestStorages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
+def bucket(storages: TestStorages) -> Iterator[SmallS3Server]:
+    assert storages.credentials is not None
+    host = storages.credentials.host
+    with SmallS3Server(host.certificate, host.key, _S3_SECRET) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def service(
+    storages: TestStorages, bucket: SmallS3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TestService]:
     sections = [
         f"[{protocol}-{letter}]\nid = {number}\n{protocol} = {_endpoint(storages, protocol, letter)}\n"
         for (protocol, letter), number in SITES.items()
     ]
+    sections += [f"[s3-{name}]\nid = {number}\ns3 = {bucket.endpoint}\n" for name, number in S3_SITES.items()]
     sections.append(f"[nothing]\nid = {ONLY_DUMMY}\ndummy = dummy://x/\n")
     environment = storages.environment()
     service = service_of(
@@ -122,6 +137,48 @@ def test_a_tree_is_copied_from_each_protocol_to_each(
     assert tree(places.b / "new") == tree(source)
     assert (places.b / "new" / "d 2").is_dir()
     assert places.left() == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "pair",
+    [("s3", "s3"), *itertools.product(["s3"], PROTOCOLS), *itertools.product(PROTOCOLS, ["s3"])],
+    ids=" to ".join,
+)
+def test_a_tree_is_copied_from_and_to_object_storage(
+    pair: tuple[str, str], service: TestService, bucket: SmallS3Server, places: Places
+) -> None:
+    contents = {f"d 1/n\u00e4me; {number}&%41": bytes([number]) * 300_000 * number for number in range(5)}
+    key = {"kind": "s3-key", "access_key": ACCESS_KEY, "secret": _S3_SECRET}
+    for site in S3_SITES.values():
+        assert service.call("alice", "POST", "/credentials", {**key, "site": site})[0] in (200, 201)
+    bucket.reset()
+    source, destination = places.a / "tree", places.b / "new"
+    for name, content in contents.items():
+        if pair[0] == "s3":
+            bucket.put(str(source / name).lstrip("/"), content)
+        else:
+            places.put(source / name, content)
+    places.storages.give(places.a)
+    sites = {**SITES, **{("s3", at): number for at, number in S3_SITES.items()}}
+    submitted = service.submit(
+        "alice",
+        "copy",
+        src_siteid=sites[pair[0], "A"],
+        src_filepath=str(source),
+        protocol=pair[0],
+        dst_siteid=sites[pair[1], "B"],
+        dst_filepath=str(destination),
+    )
+    copied = service.wait_for("alice", submitted["id"], timeout_s=150.0)
+    assert copied["status"] == "DONE", service.call("alice", "GET", f"/jobs/{copied['id']}/elements")
+    arrived = {
+        str(Path("/", name.decode()).relative_to(destination)): content
+        for name, (content, _) in bucket.objects.items()
+        # Those that end in a slash stand for directories.
+        if name.startswith(bytes(destination).lstrip(b"/")) and not name.endswith(b"/")
+    }
+    assert (arrived if pair[1] == "s3" else tree(destination)) == contents
 
 
 def test_a_users_own_key_is_used_in_place_of_the_services(
@@ -367,7 +424,7 @@ def test_pairs_that_do_not_work_are_named(service: TestService, places: Places) 
     assert status == 400
     assert problem["detail"] == (
         "site nothing offers DUMMY; by SSH this service can copy SSH to GRIDFTP, SSH to SSH, SSH to FILE, SSH to HTTPS,"
-        " SSH to XROOT"
+        " SSH to XROOT, SSH to S3"
     )
 
 

@@ -11,6 +11,12 @@ from urllib.parse import quote, quote_from_bytes
 import pytest
 
 from pdm.testgrid.identities import GridCredentials, make_credentials
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
+from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers import credentials as helpers_credentials
+from pdm.workqueue.helpers.backends import s3, s3_uploads
+from pdm.workqueue.helpers.backends.http_client import known_server
+from pdm.workqueue.helpers.storage import Timeouts
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import LIMITS, HelperProcess, adler, copy_item, entries, outcomes
 from tests.protocols.places import judged
@@ -231,6 +237,88 @@ def test_what_a_killed_helper_has_uploaded_is_continued_or_aborted(
         assert server.objects.keys() == {b"d/", b"d/large"}
         server.seen.clear()
         del server.objects[b"d/large"]
+
+
+# -- copies within a server
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_the_server_copies_by_itself(
+    credentials: GridCredentials,
+    helper: HelperProcess,
+    server: SmallS3Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_large: bool,
+) -> None:
+    server.put("source +é", b"content" * 1000)
+    asked = (_url(server, "source +é"), _url(server, "d/copy"), 7000)
+    if is_large:
+        # In this process, where an object of a few bytes can be a very large one.
+        for name, value in _environment(credentials, server, tmp_path).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(s3, "LARGEST_COPY", 1000)
+        monkeypatch.setattr(s3_uploads, "_COPIED_PART", 3000)
+        monkeypatch.setattr(helpers_credentials, "_DEFAULT_TRUST", str(credentials.trust))
+        backend = s3.S3Backend()
+        backend.timeouts = Timeouts.within(30.0)
+        source, temporary, destination = map(StorageUrl, (asked[0], _url(server, "d/.pdm-1.part"), asked[1]))
+        backend.expect_rename(temporary, destination, (), ChecksumAlgorithm.ADLER32)
+        backend.transfer(source, temporary, 7000, None, lambda _: None)
+        assert backend.checksum(temporary, ChecksumAlgorithm.ADLER32) == adler(b"content" * 1000).partition(":")[2]
+        backend.rename(temporary, destination, replace=False)
+        for client in (backend._client, *backend._workers.clients):
+            client.close_idle(known_server(source))
+        assert server.whats(b"d/copy").count("PUT uploadId partNumber") == 3
+    else:
+        assert isinstance(_copy(helper, *asked, overwrite="never"), wire.DoneEvent)
+    assert server.objects[b"d/copy"][0] == b"content" * 1000
+    assert (b"d/.pdm-1.part" in server.objects, server.uploads) == (False, {})
+
+
+# -- servers of other habits
+
+
+def test_the_region_of_a_bucket_is_learnt(credentials: GridCredentials, server: SmallS3Server, tmp_path: Path) -> None:
+    server.region = "eu-west-7"
+    server.put("a")
+    with HelperProcess(RELAY, _environment(credentials, server, tmp_path)) as helper:
+        assert set(entries(helper.list(server.endpoint))) == {"a"}
+        assert len(server.seen) > len(
+            [request for request in server.seen if "eu-west-7" in request.headers["authorization"]]
+        )
+        server.seen.clear()
+        assert isinstance(_copy(helper, _file(tmp_path, b"x"), _url(server, "b"), 1), wire.DoneEvent)
+        assert all("eu-west-7" in request.headers["authorization"] for request in server.seen)
+
+
+def test_a_server_without_conditions_is_asked_before(
+    helper: HelperProcess, server: SmallS3Server, tmp_path: Path
+) -> None:
+    server.rules.append(lambda request: s3_error(501, "NotImplemented") if "if-none-match" in request.headers else None)
+    source = _file(tmp_path, b"content")
+    assert isinstance(_copy(helper, source, _url(server, "a"), 7, overwrite="never"), wire.DoneEvent)
+    server.put("a", b"another")
+    assert judged("s3", _copy(helper, source, _url(server, "a"), 7, overwrite="never")) == "destination EXISTS"
+    assert server.objects[b"a"][0] == b"another"
+
+
+def test_bytes_that_a_server_changes_are_found(helper: HelperProcess, server: SmallS3Server, tmp_path: Path) -> None:
+    source = _file(tmp_path, b"content")
+    put = server.put
+
+    def damaged(key: str | bytes, data: bytes = b"") -> None:
+        put(key, data[::-1])
+
+    server.put = damaged  # type: ignore[method-assign]
+    try:
+        assert judged("s3", _copy(helper, source, _url(server, "a"), 7)) == "transfer CHECKSUM_MISMATCH"
+        # The tag is no MD5: what the server has is read.
+        server.tag_of = lambda data: f"{len(data)}-of-no-digest"
+        assert judged("s3", _copy(helper, source, _url(server, "b"), 7)) == "transfer CHECKSUM_MISMATCH"
+    finally:
+        del server.put
+    assert isinstance(_copy(helper, source, _url(server, "c"), 7), wire.DoneEvent)
 
 
 # -- faults

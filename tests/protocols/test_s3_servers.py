@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -63,7 +65,16 @@ def test_the_everyday_session_works_with_each(
     wanted = {"src_siteid": _NUMBERS["moto"], "src_filepath": "~", "protocol": "S3"}
     refused = service.call("alice", "POST", "/list", wanted)
     assert (refused[0], "pdm s3-key SITE" in refused[1]["detail"]) == (409, True)
-    asked = {"kind": "s3-key", "access_key": ACCESS_KEY, "secret": SECRET_KEY}
+    given = subprocess.run(
+        [sys.executable, "-m", "pdm.workqueue.cli", "s3-key", "moto"],
+        input=f"{ACCESS_KEY}\n{SECRET_KEY}\n",
+        env=dict(service.environment("alice")),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (given.stdout, given.stderr) == (f"stored: {ACCESS_KEY}\n", "")
+    asked = {"kind": "s3-key", "access_key": ACCESS_KEY, "secret": SECRET_KEY, "site": _NUMBERS["rclone"]}
     assert service.call("alice", "POST", "/credentials", asked)[0] == 201
     for make in servers:
         (tmp_path / make).mkdir()

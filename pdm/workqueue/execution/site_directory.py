@@ -168,7 +168,8 @@ class SiteDirectory:
             drained = self.restriction(RestrictionKind.SITE, site.id)
             if drained is not None:
                 found.append(f"site {site.name} ({site.id}) is drained: {drained.message}")
-            sentence = self.health.sentence(site, reached_by(job, site, by_tools=by_tools) or job.protocol, now)
+            reached = reached_by(job, site, by_tools=by_tools)
+            sentence = self.health.sentence(site, job.protocol if reached is None else reached, now)
             if sentence is not None:
                 found.append(sentence)
         return [*found, *self.other_waits(job)]

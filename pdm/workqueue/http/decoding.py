@@ -422,7 +422,7 @@ def credential_needs(api: ApiContext, new: NewJob | JobRecord) -> dict[int, Cred
         found = destination_protocol(
             destination.endpoints, new.protocol, _relays_to(api, new.protocol, by_tools=by_tools)
         )
-        ends.append((destination, found or new.protocol))
+        ends.append((destination, new.protocol if found is None else found))
     needs = [
         (site, TOOL_MOVERS[protocol].need if by_tools else api.credential_need(protocol)) for site, protocol in ends
     ]

@@ -63,6 +63,7 @@ ERROR_PATTERNS = (
         r"|Error while searching for end of reply|not in the proper state|the operation was aborted",
         FailureCode.CONNECTION,
     ),
+    ErrorPattern.of(r"^53[46][ -][^\n]*Encryption is required", FailureCode.UNSUPPORTED),
     ErrorPattern.of(
         r"^50[0-4][ -][^\n]*(?:[Uu]nrecognized|[Nn]ot implemented|[Uu]nknown command)", FailureCode.UNSUPPORTED
     ),

@@ -86,7 +86,9 @@ class RelayedMover:
         return {name: str(value) for name, value in values.items() if value is not None}
 
     def classify(self, fault: Fault) -> AttemptFailure:
-        failed = self.protocol if fault.scope != FailureScope.DESTINATION else self.destination or self.protocol
+        failed = self.protocol
+        if fault.scope == FailureScope.DESTINATION and self.destination is not None:
+            failed = self.destination
         if failed is JobProtocol.GRIDFTP:
             return classify_reply(fault, (*GRIDFTP_ERROR_PATTERNS, *ERROR_PATTERNS))
         return classify(fault, ERROR_PATTERNS)

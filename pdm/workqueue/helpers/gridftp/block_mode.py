@@ -45,7 +45,6 @@ class BlockFile:
     """A file that arrives in blocks, given out in order.
 
     Attributes:
-        ready: bytes in order, which the reader removes by `pop`.
         arrived: number of bytes that have arrived.
         announced: number of connections whose ends were announced; None until then.
         ends: number of ends that have arrived.
@@ -68,9 +67,9 @@ class BlockFile:
         return self.announced == self.ends
 
     @property
-    def is_waiting_for_gap(self) -> bool:
-        """Whether blocks have arrived, and none of them is the next one."""
-        return bool(self._later) and not self._ready
+    def has_ready(self) -> bool:
+        """Whether the next bytes have arrived."""
+        return bool(self._ready)
 
     def room(self, offset: int) -> int:
         """Number of bytes at an offset that may be received now."""

@@ -1,7 +1,7 @@
 """Data connections of our own to GridFTP servers, for listings and for the bytes of files.
 
 If the control channel is authenticated, both ends of a data connection authenticate with the user's proxy (DCAU A of
-GFD.20). What follows is neither encrypted nor protected, as between servers, unless the server requires it (PROT P).
+GFD.20). What follows is neither encrypted nor protected, as between servers.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ _MOST_BUFFERS = 64
 _REASON_S = 1.0
 #: TLS record header: its type, two bytes of version, two of length.
 _RECORD_HEADER = 5
-#: Bytes that are protected at once: a TLS record holds less than 16 KiB.
-_PROTECTED_SIZE = 256 * 1024
 
 
 class DataSink(Protocol):
@@ -120,12 +118,9 @@ class DataConnection:
         # Of the login, and of the file.
         self._tokens = b""
         self._context: SecurityContext | None = None
-        self._protects = channel.data_port.protects
         self._out: collections.deque[bytes | memoryview] = collections.deque()
         self._ends_after_sending = False
         self._record = bytearray()
-        # Received and unprotected, for a sink that could not take it.
-        self._plain = b""
         try:
             if channel.data_port.authenticates and channel.gsi is not None:
                 self._context = SecurityContext(channel.gsi, None, accepts=accepted)
@@ -207,20 +202,11 @@ class DataConnection:
     # -- sending
 
     def send(self, *buffers: bytes | memoryview) -> None:
-        """Queue bytes; raises `ChannelError`."""
-        if self._context is None or not self._protects:
-            self._out.extend(buffers)
-            return
-        try:
-            for buffer in buffers:
-                for start in range(0, len(buffer), _PROTECTED_SIZE):
-                    part = bytes(buffer[start : start + _PROTECTED_SIZE])
-                    self._out.append(self._context.wrap(part, encrypts=True))
-        except GsiError as error:
-            raise ChannelError(f"{self.address}: the data connection: {error}", self.address) from error
+        """Queue bytes."""
+        self._out.extend(buffers)
 
     def flush(self) -> None:
-        """Send what the connection takes without blocking, and pass on what its sink could not take before."""
+        """Send what the connection takes without blocking."""
         try:
             if self._is_connecting and not self._is_connected():
                 return
@@ -237,8 +223,6 @@ class DataConnection:
             pass
         except OSError as error:
             self._broke(error)
-        if self._plain:
-            self._pass_on()
 
     def _is_connected(self) -> bool:
         result = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -280,41 +264,28 @@ class DataConnection:
             self._broke(error)
 
     def _read_some(self) -> int:
-        has_records = self._context is not None and (not self.is_open or self._protects)
-        piece = self._socket.recv(self._record_wants() if has_records else self.sink.wanted)
+        piece = self._socket.recv(self.sink.wanted if self.is_open else self._record_wants())
         self.heard_at = time.monotonic()
         if not piece:
             self.ended = True
             if not self.is_open:
                 raise ConnectionError("it was closed during the login")
             self.sink.end()
-        elif has_records:
+        elif self.is_open:
+            self.sink.feed(piece)
+        else:
             self._record += piece
             if self._record_wants() == 0:
                 record = bytes(self._record)
                 self._record.clear()
-                self._take(record)
-        else:
-            self.sink.feed(piece)
+                self._step(record)
         return len(piece) or 1
 
     def _record_wants(self) -> int:
+        """Number of bytes up to the end of the record; what follows the last one is not of the login."""
         if len(self._record) < _RECORD_HEADER:
             return _RECORD_HEADER - len(self._record)
         return _RECORD_HEADER + int.from_bytes(self._record[3:5], "big") - len(self._record)
-
-    def _take(self, record: bytes) -> None:
-        assert self._context is not None
-        if self.is_open:
-            self._plain += self._context.unwrap(record)
-            self._pass_on()
-        else:
-            self._step(record)
-
-    def _pass_on(self) -> None:
-        while self._plain and (wanted := self.sink.wanted):
-            piece, self._plain = self._plain[:wanted], self._plain[wanted:]
-            self.sink.feed(piece)
 
     def _step(self, token: bytes | None) -> None:
         """Continue the login."""

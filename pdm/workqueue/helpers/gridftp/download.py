@@ -84,7 +84,7 @@ class _Receiver:
 
     def _check_order(self) -> None:
         file = next(file for file in self._files if not file.is_complete)
-        if not file.is_waiting_for_gap:
+        if file.has_ready:
             return
         sinks = [_sink(each) for each in self.connections if each.is_open and not each.ended]
         if len(sinks) >= (file.announced or self.streams) and all(each.is_paused or each.has_ended for each in sinks):

@@ -223,12 +223,10 @@ class SecurityContext:
         if not same.value:
             raise GsiError("the other end of the data connection has another identity")
 
-    def wrap(self, data: bytes, *, encrypts: bool = False) -> bytes:
-        """Protect the integrity of a message to be sent, and encrypt it if requested; raises `GsiError`."""
+    def wrap(self, data: bytes) -> bytes:
+        """Protect the integrity of a message to be sent; raises `GsiError`."""
         self._given.length, self._given.value = len(data), data
-        status = self._gsi._quick.gss_wrap(
-            self._by_minor, self._context, int(encrypts), 0, self._by_given, None, self._by_answer
-        )
+        status = self._gsi._quick.gss_wrap(self._by_minor, self._context, 0, 0, self._by_given, None, self._by_answer)
         if status & _ERROR_MASK:
             self._gsi._check(status, self._minor, "a command cannot be wrapped")
         return self._taken()
