@@ -103,7 +103,7 @@ class TapeApis:
         urls = {**site.alternatives, protocol: tuple(site.endpoint_urls(protocol))}
         here = evolve(site, endpoints={**site.endpoints, protocol: server}, alternatives=urls)
         try:
-            kind = await preparation.agent_kind(user_id, MOVERS[protocol], [(here, protocol)], by_tools=False)
+            kind = await preparation.agent_kind(user_id, MOVERS[protocol], [(here, protocol)], MOVERS)
         except CredentialUnusableError as error:
             raise UnansweredError(error.failure) from error
         try:
