@@ -337,9 +337,9 @@ def test_two_daemons(storages: TestStorages, tape: TapeServer, places: Places, t
         first, second = cluster.nodes
         first.delegate("alice")
         files = files_on_tape(tape, places, 20)
-        tape.recall_s = 3.0
+        tape.recall_s = 8.0
         job = copy(first, places.a / "tree", places.b / "new", stage=True)
-        until(lambda: tape.count("status") > 3, first)
+        until(lambda: tape.count("status"), first)
         first.kill()
         assert second.wait_for("alice", job["id"])["status"] == "DONE", elements(second, job)
         assert tape.recalls == dict.fromkeys(map(str, files), 1)

@@ -21,7 +21,7 @@ from pdm.workqueue.domain.lifecycle import duration_s
 from pdm.workqueue.domain.paths import InvalidPathError, StorageUrl
 from pdm.workqueue.domain.waits import HOLDS, Wait, WaitingElement, WaitKind, WaitPhase, WaitPolicy
 from pdm.workqueue.execution.tape import Action, TapeApis
-from pdm.workqueue.execution.waits import UnansweredError
+from pdm.workqueue.execution.waits import SiteUnansweredError
 from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.sites.storage_urls import storage_url
 from pdm.workqueue.store import wait_visits
@@ -82,7 +82,7 @@ class TapeVisits:
         """Visit a wait.
 
         Raises:
-            UnansweredError: the site has said nothing about any of its elements.
+            SiteUnansweredError: the site has said nothing about any of its elements.
         """
         site = self.sites.by_id(wait.site_id)
         found = _Findings(wait=wait)
@@ -101,7 +101,7 @@ class TapeVisits:
         elif waiting:
             try:
                 await self._ask_about(found, job, site, waiting)
-            except UnansweredError as error:
+            except SiteUnansweredError as error:
                 self._judge(found, waiting, error)
         return self._visit(found, len(waiting) - len(found.resumed) - len(found.failed) - len(found.done))
 
@@ -113,7 +113,7 @@ class TapeVisits:
         found.left = {one.id for one in ended}
         return self._visit(found, 0)
 
-    def _judge(self, found: _Findings, waiting: Sequence[WaitingElement], error: UnansweredError) -> None:
+    def _judge(self, found: _Findings, waiting: Sequence[WaitingElement], error: SiteUnansweredError) -> None:
         """A refusal of the whole request ends the elements; anything else is asked again."""
         failure, kind = error.failure, found.wait.kind
         if failure.code is FailureCode.NOT_FOUND:
@@ -129,7 +129,7 @@ class TapeVisits:
     def _visit(self, found: _Findings, left: int) -> WaitVisit:
         wait, now, error = found.wait, self.clock(), found.error
         if error is not None and not found.has_changed:
-            raise UnansweredError(error, wait=wait)
+            raise SiteUnansweredError(error, wait=wait)
         # What is in no request is not withdrawn at the site.
         found.left |= found.failed.keys() & found.located
         polls = 0 if found.has_changed else wait.polls + 1
@@ -178,14 +178,14 @@ class TapeVisits:
 
     async def _request(self, found: _Findings, job: JobRecord, site: Site, wanted: dict[int, str]) -> None:
         if not await self.database.run("announce a stage request", wait_visits.begin_request, found.wait):
-            raise UnansweredError(
+            raise SiteUnansweredError(
                 AttemptFailure(FailureScope.SERVICE, FailureCode.INTERNAL, "another daemon has taken the turn")
             )
         asked = job.options.get("stage_lifetime")
         lifetime_s = self.policy.lifetime_s if asked is None else duration_s(asked)
         try:
             answer = await self.apis.ask(job.user_id, site, "stage", list(wanted.values()), lifetime_s=lifetime_s)
-        except UnansweredError as error:
+        except SiteUnansweredError as error:
             found.wait = evolve(found.wait, phase=WaitPhase.UNSURE if error.is_unsure else WaitPhase.ASK)
             raise
         found.wait = evolve(found.wait, phase=WaitPhase.POLL, request=answer.request)
@@ -204,7 +204,7 @@ class TapeVisits:
         numbers, request = list(paths), found.wait.request or ""
         try:
             answer = await self.apis.ask(job.user_id, site, "status", list(paths.values()), request=request)
-        except UnansweredError as error:
+        except SiteUnansweredError as error:
             if error.failure.code is FailureCode.NOT_FOUND:
                 return False
             raise
@@ -263,7 +263,7 @@ class TapeVisits:
                 await self._tell(job, site, "cancel", wait.request, self._known_paths(job, site, others))
             if ready:
                 await self._tell(job, site, "release", wait.request, self._known_paths(job, site, ready))
-        except UnansweredError as error:
+        except SiteUnansweredError as error:
             found.error = error.failure
             if wait.errors < _MOST_RELEASES:
                 return
@@ -281,7 +281,7 @@ class TapeVisits:
     async def _tell(self, job: JobRecord, site: Site, action: Action, request: str, paths: Sequence[str]) -> None:
         try:
             await self.apis.ask(job.user_id, site, action, paths, request=request)
-        except UnansweredError as error:
+        except SiteUnansweredError as error:
             # It is forgotten already, or never had these files.
             if error.failure.remedy in _TEMPORARY and error.failure.code is not FailureCode.UNKNOWN:
                 raise

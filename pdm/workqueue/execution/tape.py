@@ -14,7 +14,7 @@ from pdm.workqueue.domain.failures import OUTCOME_UNKNOWN, AttemptFailure, Failu
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.execution.credentials import CredentialUnusableError
 from pdm.workqueue.execution.preparing import Preparation
-from pdm.workqueue.execution.waits import UnansweredError
+from pdm.workqueue.execution.waits import SiteUnansweredError
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.wire.agent_messages import TapeEvent, TapeRequest, TimeLimits
@@ -55,14 +55,14 @@ class TapeApis:
         """Send one request to the tape API of a site; ``paths`` are percent-encoded.
 
         Raises:
-            UnansweredError: there was none, or the request was refused.
+            SiteUnansweredError: there was none, or the request was refused.
         """
         api = site.tape or await self._discover(user_id, site)
         try:
             return await self._ask(
                 user_id, site, api, action, list(paths), request=request, lifetime_s=round(lifetime_s)
             )
-        except UnansweredError as error:
+        except SiteUnansweredError as error:
             if error.failure.unreachable or error.failure.code is FailureCode.NOT_FOUND:
                 self._discovered.pop(site.endpoints.get(JobProtocol.HTTPS, ""), None)
             raise
@@ -70,7 +70,7 @@ class TapeApis:
     async def _discover(self, user_id: int, site: Site) -> str:
         endpoint = site.endpoints.get(JobProtocol.HTTPS)
         if endpoint is None:
-            raise UnansweredError(_no_api(f"site {site.name} has no tape API: its definition names none (tape = URL)"))
+            raise SiteUnansweredError(_no_api(f"site {site.name} has no tape API: its definition names none (tape = URL)"))
         now = self.preparation.context.reactor.seconds()
         api, until = self._discovered.get(endpoint, ("", 0.0))
         if now >= until:
@@ -79,7 +79,7 @@ class TapeApis:
                 message = (
                     f"site {site.name} has no tape API: {endpoint} names none, nor does its definition (tape = URL)"
                 )
-                raise UnansweredError(_no_api(message))
+                raise SiteUnansweredError(_no_api(message))
             while len(self._discovered) >= _MOST_DISCOVERED:
                 del self._discovered[next(iter(self._discovered))]
             self._discovered[endpoint] = api, now + _DISCOVERED_S
@@ -105,7 +105,7 @@ class TapeApis:
         try:
             kind = await preparation.agent_kind(user_id, MOVERS[protocol], [(here, protocol)], MOVERS)
         except CredentialUnusableError as error:
-            raise UnansweredError(error.failure) from error
+            raise SiteUnansweredError(error.failure) from error
         try:
             agent = await self.pool.acquire(kind, alone=True)
             try:
@@ -116,7 +116,7 @@ class TapeApis:
                 self.pool.release(agent, kind)
         except (AgentStartError, LeaseOverError) as error:
             failure = AttemptFailure(FailureScope.SERVICE, FailureCode.CRASHED, str(error) or "the lease is over")
-            raise UnansweredError(failure) from error
+            raise SiteUnansweredError(failure) from error
         finally:
             preparation.release_credential(kind)
         return _event_of(answer)
@@ -126,11 +126,11 @@ def _event_of(answer: Answer) -> TapeEvent:
     if answer.faults:
         fault = answer.faults[0]
         if fault is None:
-            raise UnansweredError(_unknown("it was cancelled"), is_unsure=True)
+            raise SiteUnansweredError(_unknown("it was cancelled"), is_unsure=True)
         failure = MOVERS[JobProtocol.HTTPS].classify(fault)
-        raise UnansweredError(failure, is_unsure=failure.code in OUTCOME_UNKNOWN and not failure.unreachable)
+        raise SiteUnansweredError(failure, is_unsure=failure.code in OUTCOME_UNKNOWN and not failure.unreachable)
     if answer.error is not None or answer.tape is None:
-        raise UnansweredError(_unknown(answer.error or "the helper gave no answer"), is_unsure=True)
+        raise SiteUnansweredError(_unknown(answer.error or "the helper gave no answer"), is_unsure=True)
     return answer.tape
 
 

@@ -34,7 +34,7 @@ _AT_ONCE, _AT_SITE = 4, 2
 _LONGEST_REST_S = 120.0
 
 
-class UnansweredError(Exception):
+class SiteUnansweredError(Exception):
     """A site has not answered, or has refused the request as a whole.
 
     Attributes:
@@ -54,7 +54,7 @@ class WaitPoller:
     """Visits waits, several at once.
 
     Attributes:
-        look: visits one with its elements, and returns what it has found; `UnansweredError` if nothing.
+        look: visits one with its elements, and returns what it has found; `SiteUnansweredError` if nothing.
         incarnation: of this daemon.
         lease_s: seconds after which another daemon may visit a wait that this one has taken; no visit takes longer.
         on_work: called when elements may be claimed.
@@ -149,7 +149,7 @@ class WaitPoller:
         """What a visit has found; without an answer, when the next one is."""
         try:
             visit = await self.look(wait, job, members)
-        except UnansweredError as error:
+        except SiteUnansweredError as error:
             failure, wait = error.failure, error.wait or wait
         except Exception:
             self._log.failure("wait {wait} of job {job} could not be visited", wait=wait.id, job=wait.job_id)
