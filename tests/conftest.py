@@ -40,30 +40,46 @@ _GRID_TIMEOUT_S = 180
 _GRACE_S = 15
 #: Directories of tests that start the daemon, its HTTP side, or servers of a grid.
 _WITH_SERVERS = frozenset({"cli", "client", "http", "protocols", "reference", "security", "system", "testgrid", "web"})
-#: Long-running modules, the longest first (script/test --slowest): started late, one would occupy a single worker at
-#: the end.
+#: Long-running modules of a full run, the longest first (script/test full --slowest): started late, one would occupy a
+#: single worker at the end.
 _LONGEST = (
-    "grid/test_credentials",
+    "packaging/test_debian_package",
+    "protocols/test_jobs",
+    "system/test_nodes",
+    "system/test_outages",
     "protocols/test_matrix",
-    "system/test_faults_of_the_machine",
-    "cli/test_commands",
-    "grid/test_jobs",
+    "protocols/test_torn_copies",
     "protocols/test_webdav_servers",
+    "web/test_views",
+    "tools/test_tools_jobs",
+    "packaging/test_files",
+    "system/test_faults_of_the_machine",
+    "system/test_sync",
+    "system/test_cluster_faults",
+    "protocols/test_sftp_servers",
+    "grid/test_credentials",
+    "grid/test_silent_servers",
+    "web/test_files_in_browser",
+    "cli/test_commands",
+    "system/test_daemon",
+    "tools/test_tools_helper",
+    "grid/test_jobs",
     "grid/test_gridftp_agent",
     "grid/test_torn_copies",
     "grid/test_crashes",
     "grid/test_sites",
+    "grid/test_pipelining",
+    "protocols/test_webdav_quirks",
     "protocols/test_faults",
-    "packaging/test_files",
-    "protocols/test_sftp_servers",
-    "grid/test_silent_servers",
+    "protocols/test_groups",
+    "protocols/test_own_faults",
+    "protocols/test_starving",
+    "system/test_shares",
     "system/test_own_faults",
     "system/test_lease",
     "system/test_limits",
-    "protocols/test_jobs",
-    "protocols/test_own_faults",
-    "protocols/test_starving",
-    "system/test_daemon",
+    "security/test_fuzz",
+    "security/test_connections",
 )
 
 

@@ -79,6 +79,7 @@ class SubmitOptions(TypedDict, total=False):
         after_any: whether it begins when those have ended in whatever state.
         deadline: when it is cancelled unless it has ended: a time with a time zone, a duration from now, or a text of
             the API.
+        notify: what is mailed of it: ``ended``, ``failed``, ``held``; default: as the user has chosen.
         options: further members of ``extra_opts``.
         idempotency_key: submissions with the same key make one job; default: a new key.
         wait: whether to wait for the end of the job; one that ends FAILED or CANCELLED raises a `JobFailedError`.
@@ -91,6 +92,7 @@ class SubmitOptions(TypedDict, total=False):
     after: Sequence[int]
     after_any: bool
     deadline: datetime | timedelta | str
+    notify: Sequence[str]
     options: Mapping[str, Any]
     idempotency_key: str
     wait: bool
@@ -866,6 +868,10 @@ class WorkqueueClient:
         """The caller's logins at the token issuers of sites."""
         return self._fetch(tuple[LoginView, ...], "GET", "/logins")
 
+    def login_state(self, site: int | str) -> Deferred[LoginView | None]:
+        """How far a login at the token issuer of a site is, or None; the issuer is not asked."""
+        return self._at_site(LoginView | None, "GET", site, "/login")  # type: ignore[arg-type]  # a union
+
     def begin_login(self, site: int | str) -> Deferred[LoginView]:
         """Begin a login at the token issuer of a site; the caller approves it at its ``verification_uri``."""
         return self._at_site(LoginView, "POST", site, "/login", key=_new_key())
@@ -893,6 +899,8 @@ class WorkqueueClient:
         extra = {**more.get("options", {}), **given}
         if "deadline" in more:
             extra["deadline"] = _deadline_text(more["deadline"])
+        if "notify" in more:
+            extra["notify"] = list(more["notify"])
         full = dict(body)
         if extra:
             full["extra_opts"] = extra

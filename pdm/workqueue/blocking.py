@@ -235,6 +235,7 @@ class BlockingWorkqueueClient:
     session = _blocking(WorkqueueClient.session)
     logins = _blocking(WorkqueueClient.logins)
     begin_login = _blocking(WorkqueueClient.begin_login)
+    login_state = _blocking(WorkqueueClient.login_state)
     continue_login = _blocking(WorkqueueClient.continue_login)
     log_out = _blocking(WorkqueueClient.log_out)
     log_on = _blocking(WorkqueueClient.log_on)

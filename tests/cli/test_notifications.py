@@ -1,19 +1,25 @@
-"""``pdm webhook`` against a real daemon and a receiver of its messages."""
+"""``pdm webhook`` and ``pdm mail`` against a real daemon, a receiver of its messages and a mail server."""
 
 from __future__ import annotations
 
+import email
+import email.policy
 import json
+import re
 import threading
 from collections.abc import Iterator
+from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import pytest
+from aiosmtpd.controller import Controller
 from standardwebhooks import Webhook
 
 from pdm.testgrid.service import TestService
+from pdm.testgrid.storage_servers import free_port
 from tests.support.commands import pdm
 
 pytestmark = pytest.mark.full
@@ -45,15 +51,38 @@ def receiver(received: Queue[Any]) -> Iterator[str]:
     server.server_close()
 
 
+class Mailbox:
+    """Puts each mail into a queue: its recipients and its text."""
+
+    def __init__(self) -> None:
+        self.mails: Queue[tuple[list[str], str]] = Queue()
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        message = email.message_from_bytes(envelope.content, policy=email.policy.default)
+        assert isinstance(message, EmailMessage)
+        self.mails.put((envelope.rcpt_tos, f"{message['Subject']}\n{message.get_content()}"))
+        return "250 OK"
+
+
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, receiver: str) -> Iterator[TestService]:
-    """A daemon that may send to this machine."""
+def mailbox() -> Mailbox:
+    return Mailbox()
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, receiver: str, mailbox: Mailbox) -> Iterator[TestService]:
+    """A daemon that may send to this machine, and mail through it."""
     service = TestService(Path(tmp_path_factory.mktemp("told")) / "instance")
+    port = free_port()
     service.init(
         webhooks={"plain_http": "yes", "allowed": "127.0.0.1"},
+        mail={"smarthost": "127.0.0.1", "port": str(port), "sender": "pdm@example.org", "tls": "none"},
     )
+    smarthost = Controller(mailbox, hostname="127.0.0.1", port=port)
+    smarthost.start()
     with service.running():
         yield service
+    smarthost.stop()
 
 
 def test_a_webhook_is_added_listed_shown_tested_and_removed(
@@ -75,3 +104,17 @@ def test_a_webhook_is_added_listed_shown_tested_and_removed(
     assert "webhook 1 removed" in pdm(told, "webhook", "remove", "1").stderr
     assert json.loads(pdm(told, "webhook", "list", "-F", "json").stdout) == []
     pdm(told, "webhook", "show", "1", code=3)
+
+
+def test_mail_is_set_confirmed_shown_and_stopped(told: TestService, mailbox: Mailbox) -> None:
+    assert "no mail: 'pdm mail set ADDRESS'" in pdm(told, "mail", "show").stdout
+    asked = pdm(told, "mail", "set", "me@example.org", "--notify", "ended")
+    assert "a code was sent to me@example.org: 'pdm mail confirm CODE'" in asked.stderr
+    recipients, text = mailbox.mails.get(timeout=20)
+    code = re.search(r"pdm mail confirm (\w+)", text)
+    assert recipients == ["me@example.org"] and code is not None
+    pdm(told, "mail", "confirm", "0" * 10, code=2)
+    confirmed = pdm(told, "mail", "confirm", code[1]).stdout
+    assert "me@example.org" in confirmed and "notify   ended, a mail each job" in confirmed
+    assert "no more mail is sent" in pdm(told, "mail", "stop").stderr
+    assert "no mail" in pdm(told, "mail", "show").stdout

@@ -92,11 +92,17 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "undelegate": (),
     "credentials": (),
     "remove_credential": (1,),
+    "s3_key": ("AKIAEXAMPLE", "a secret key", 1),
     "ssh_key": (1,),
     "token": ("abc",),
     "session": (1,),
     "log_on": (1, "alice", "a password"),
     "log_off": (1,),
+    "logins": (),
+    "login_state": (1,),
+    "begin_login": (1,),
+    "continue_login": (1,),
+    "log_out": (1,),
 }
 #: Methods that call others, or nothing.
 HELPERS = {

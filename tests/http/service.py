@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import urlencode
 
 import msgspec
@@ -24,6 +25,7 @@ from twisted.web.http_headers import Headers
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentProcess, AgentStartError
 from pdm.workqueue.assembly import Assembly
+from pdm.workqueue.certificates import authority
 from pdm.workqueue.certificates.authority import Authority, Credential
 from pdm.workqueue.certificates.tls_client import client_policy
 from pdm.workqueue.config.reader import read_settings
@@ -100,9 +102,10 @@ trust_dir = trust
 
 
 class Certificates:
-    """A test authority and the users of all tests: RSA keys are slow to make."""
+    """A test authority and the users of all tests, who have one RSA key: to make many takes longer than the tests."""
 
     def __init__(self) -> None:
+        self._key = authority.new_key()
         self.authority = Authority.create("/DC=org/DC=test/CN=Test CA")
         self.host = self.authority.host(["localhost"], ["127.0.0.1"])
         self.users: dict[str, Credential] = {}
@@ -110,7 +113,8 @@ class Certificates:
     def of(self, name: str) -> Credential:
         """The certificate of a user, made at first use."""
         if name not in self.users:
-            self.users[name] = self.authority.user(name)
+            with mock.patch.object(authority, "new_key", return_value=self._key):
+                self.users[name] = self.authority.user(name)
         return self.users[name]
 
 

@@ -202,7 +202,7 @@ async def test_bad_options(service: Service, path: str) -> None:
 async def test_an_unknown_option_lists_the_known_ones(service: Service) -> None:
     answer = await service.call("bad", "POST", "/copy", _GOOD["/copy"] | {"extra_opts": {"overwrit": "always"}})
     assert answer.json["detail"].startswith(
-        "unknown key 'overwrit'; known are dummy, mover, deadline, overwrite, verify"
+        "unknown key 'overwrit'; known are dummy, mover, deadline, notify, overwrite, verify"
     )
     answer = await service.call("bad", "POST", "/list", _GOOD["/list"] | {"src_site": 1})
     known = "protocol, extra_opts, priority, max_tries, label, after, after_any, src_siteid, src_filepath"

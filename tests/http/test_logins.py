@@ -266,7 +266,13 @@ _FAULTS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", _FAULTS)
+#: The others take the same way through the code as one of these.
+_USUAL = ("500", "redirect", "garbage", "huge", "hang", "unknown client")
+
+
+@pytest.mark.parametrize(
+    "fault", [each if each in _USUAL else pytest.param(each, marks=pytest.mark.full) for each in _FAULTS]
+)
 @ensure
 async def test_a_bad_answer_never_ends_a_login(service: Service, issuer: Issuer, fault: str) -> None:
     answer, words = _FAULTS[fault]
@@ -302,6 +308,7 @@ async def test_metadata_lead_to_no_other_place(
     assert words in answer.json["detail"]
 
 
+@pytest.mark.full
 @ensure
 async def test_an_issuer_of_this_machine_must_be_allowed(own_service: Service, issuer: Issuer) -> None:
     login = await made(own_service, issuer, "local")

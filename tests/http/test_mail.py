@@ -157,6 +157,26 @@ async def test_many_jobs_are_one_mail(service: Service, mailbox: Mailbox) -> Non
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_job_may_choose_what_is_mailed_of_it(service: Service, mailbox: Mailbox) -> None:
+    await subscribed(service, mailbox, "nora", "failed")
+    told = {}
+    for options in ({}, {"notify": ["ended", "held"]}):
+        told = await service.submit("nora", extra_opts=options)
+        assert told["extra_opts"] == options
+        (token,) = await service.claim(told["id"])
+        await service.settle(token, JobStatus.DONE)
+    await entered(service, "nora", 1)
+    skip(service, 400)
+    (message,) = await mailed(service, mailbox, 1)
+    assert message["Subject"] == f"PDM Workqueue: job {told['id']} DONE"
+    # Without a confirmed address nothing could be sent.
+    body = {"src_siteid": 1, "src_filepath": "/d", "protocol": "DUMMY", "extra_opts": {"notify": ["failed"]}}
+    refused = await service.call("otto", "POST", "/mkdir", body)
+    assert (refused.status, refused.problem) == (400, "invalid-input $.extra_opts.notify")
+    assert "pdm mail set ADDRESS" in refused.json["detail"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_is_refused_for_now_is_sent_later(service: Service, mailbox: Mailbox) -> None:
     await subscribed(service, mailbox, "cleo", "ended")
     mailbox.refusal = "451 come back later"

@@ -296,6 +296,7 @@ async def test_sites(service: Service) -> None:
         "mover": "native",
         "tape": None,
         "oidc": None,
+        "fts": None,
         "state": "ok",
         "reason": None,
     }

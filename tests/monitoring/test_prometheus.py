@@ -83,7 +83,8 @@ def test_each_alert_leads_to_its_runbook() -> None:
     page = (_ROOT / "docs" / "monitoring.rst").read_text()
     text = _ALERTS.read_text()
     for alert in rules():
-        assert f"runbook_url: monitoring.html#{alert.lower()}\n" in text
+        url = f"{{{{ $externalLabels.documentation }}}}/monitoring.html#{alert.lower()}"
+        assert f'runbook_url: "{url}"\n' in text
         assert f".. _{alert.lower()}:\n\n{alert}\n{'~' * len(alert)}\n" in page
 
 
@@ -125,7 +126,8 @@ def prometheus(tmp_path: Path, port: int) -> Iterator[Prometheus]:
     (tmp_path / "alerts.yml").write_text(re.sub(r"for: \d+[mh]", "for: 0s", _ALERTS.read_text()))
     scrape = _SCRAPE.read_text().replace("127.0.0.1:9464", f"127.0.0.1:{port}")
     scrape = re.sub(r"scrape_(interval|timeout): \d+s", rf"scrape_\1: {_INTERVAL_S}s", scrape)
-    (tmp_path / "prometheus.yml").write_text(f"global:\n  evaluation_interval: {_INTERVAL_S}s\n{scrape}")
+    scrape = scrape.replace("global:\n", f"global:\n  evaluation_interval: {_INTERVAL_S}s\n")
+    (tmp_path / "prometheus.yml").write_text(scrape)
     listens = f"127.0.0.1:{free_port()}"
     with (tmp_path / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(

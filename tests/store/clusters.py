@@ -15,6 +15,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from pdm.testgrid.storage_servers import descendants
+
 _START_TIMEOUT_S = 30
 #: A test run that is killed leaves no server behind.
 _DIES_WITH_US = ["setpriv", "--pdeathsig", "QUIT"] if shutil.which("setpriv") else []
@@ -76,11 +78,16 @@ class PostgresqlServer:
         _wait_for(self.url, self._process, log_path)
 
     def stop(self, number: int = signal.SIGINT) -> None:
-        """End it: SIGINT ends its sessions, SIGQUIT leaves it as after a crash."""
+        """End it: SIGINT ends its sessions, SIGQUIT leaves it as after a crash, SIGKILL leaves its sessions, too."""
         process, self._process = self._process, None
         if process is not None:
+            sessions = descendants(process.pid)
             process.send_signal(number)
             process.wait(30)
+            # They end once they notice; until then it cannot be started again.
+            give_up_at = time.monotonic() + 30
+            while any(Path("/proc", str(pid)).exists() for pid in sessions) and time.monotonic() < give_up_at:
+                time.sleep(0.05)
 
     def remove(self) -> None:
         """End it without writing anything, and remove its directory."""

@@ -105,18 +105,19 @@ def cluster_of(
     grid: Mapping[str, Any] | None = None,
     grid_directory: Path | None = None,
     start: bool = True,
+    durable: bool = False,
     **settings: Mapping[str, str],
 ) -> Iterator[Cluster]:
     """So many running daemons on a PostgreSQL of their own; ``settings`` are sections of all their configurations.
 
-    ``start``: whether they are started.
+    ``start``: whether they are started. ``durable``: whether PostgreSQL flushes to the disk, as it does by default.
 
     Skips the test where PostgreSQL is not installed.
     """
     found = programs()
     if found is None:
         pytest.skip("PostgreSQL is not installed")
-    postgresql = PostgresqlServer(found, "max_connections=100", "fsync=off")
+    postgresql = PostgresqlServer(found, "max_connections=100", *(() if durable else ("fsync=off",)))
     try:
         postgresql.start()
         cluster = Cluster(directory, postgresql, number, grid=grid, grid_directory=grid_directory, settings=settings)

@@ -7,6 +7,7 @@ a process with its own arguments, environment, streams, signals and exit status.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -19,7 +20,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 _PDM = [sys.executable, "-m", "pdm.workqueue.cli"]
 _TWISTD = [str(Path(sys.executable).parent / "twistd")]
@@ -214,6 +215,28 @@ def _become(request: bytes, fds: list[int]) -> Callable[[], object]:
     return run
 
 
+def _run(program: Callable[[], object]) -> NoReturn:
+    """As an interpreter does, but without freeing each object: that would copy all memory that is shared."""
+    status = 1
+    try:
+        program()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            status = 120
+    os._exit(status)
+
+
 if __name__ == "__main__":
     _preload()
-    _serve(socket.socket(fileno=int(sys.argv[1])))()
+    _run(_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from attrs import field, frozen
@@ -19,7 +19,8 @@ from pdm.testgrid.service import TestService, service_environment
 
 CHROMIUM = Path("/usr/bin/chromium")
 WIDTHS = (360, 1440)
-SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+#: Those of axe whose results depend on colours.
+_RULES_OF_COLOURS = ("color-contrast", "link-in-text-block")
 #: Names that a page must show as text.
 HOSTILE_NAMES = (
     "<img src=x onerror=alert(1)>",
@@ -86,7 +87,8 @@ class Site:
 def running_site(directory: Path) -> Iterator[Site]:
     """A daemon with two sites, the users alice and bob, and the operator ``admin``."""
     service = TestService(directory / "instance")
-    service.init(queue={"first_pause": "50ms", "longest_pause": "50ms"})
+    # More than the streams of the jobs that never end, which grow with time.
+    service.init(queue={"first_pause": "50ms", "longest_pause": "50ms"}, agents={"max_agents": "24"})
     for user in ("alice", "bob"):
         command = [sys.executable, "-m", "pdm.workqueue.cli", "admin", "user", str(service.directory), user]
         subprocess.run(command, env=service_environment(), check=True, capture_output=True)
@@ -130,7 +132,6 @@ class Chromium:
         user: str | None = "alice",
         *,
         width: int = 1440,
-        scheme: Literal["light", "dark"] = "light",
         javascript: bool = True,
     ) -> Page:
         """A new page at an address of the daemon, which must have no error in the browser's console."""
@@ -143,7 +144,6 @@ class Chromium:
             # The authority of the instance is not the browser's.
             ignore_https_errors=True,
             client_certificates=certificates,
-            color_scheme=scheme,
             java_script_enabled=javascript,
             viewport={"width": width, "height": 900},
             accept_downloads=True,
@@ -177,6 +177,10 @@ def running_chromium(site: Site) -> Iterator[Chromium]:
 
 
 def violations(page: Page) -> list[str]:
-    """What axe finds wrong with a page."""
+    """What axe finds wrong with a page in light and in dark colours."""
+    page.emulate_media(color_scheme="light")
     found = Axe().run(page).response["violations"]
+    page.emulate_media(color_scheme="dark")
+    options = {"resultTypes": ["violations"], "runOnly": {"type": "rule", "values": list(_RULES_OF_COLOURS)}}
+    found += Axe().run(page, options=options).response["violations"]
     return [f"{each['id']}: {node['html']}: {node['failureSummary']}" for each in found for node in each["nodes"]]

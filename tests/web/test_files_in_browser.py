@@ -167,11 +167,9 @@ def test_hostile_names_are_text(site: Site, chromium: Chromium) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_steps_of_an_act_are_accessible(site: Site, chromium: Chromium, width: int, scheme: str) -> None:
+def test_the_steps_of_an_act_are_accessible(site: Site, chromium: Chromium, width: int) -> None:
     view = f"/web/files?site=1:FILE&path=/data&job={site.jobs['list']}&to_site=2:FILE&to_path=/"
-    dark = scheme == "dark"
-    page = chromium.open(view, width=width, scheme="dark" if dark else "light")
+    page = chromium.open(view, width=width)
     for button in ("Rename", "Remove…", "Copy to the right"):
         page.goto(view)
         page.locator("#left input[name=name]").first.check()

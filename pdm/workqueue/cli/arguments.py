@@ -209,6 +209,7 @@ def submit_options(command: _Command) -> _Command:
             help="Begin when job N is DONE; cancelled if it fails. May be repeated.",
         ),
         click.option("--after-any", is_flag=True, help="With --after: begin however those jobs end."),
+        click.option("--notify", metavar="WHAT,...", help="Mail me of this job: ended, failed, held."),
         click.option("--deadline", help="Cancel the job unless it has ended by then (12h, 2026-03-02T11:04Z)."),
         click.option(
             "--option",

@@ -51,6 +51,7 @@ TYPED_NAMES: Mapping[str, str] = MappingProxyType(
         "stage_timeout": "--stage-timeout",
         "archive": "--archive",
         "archive_timeout": "--archive-timeout",
+        "notify": "--notify",
         "items": "--batch",
         "check": "--at",
         "recursive": "-r",

@@ -60,6 +60,7 @@ class SubmissionRequest:
         after: tuple[int, ...],
         after_any: bool,
         deadline: str | None,
+        notify: str | None,
         options: tuple[tuple[str, Any], ...],
         no_wait: bool,
         timeout: float | None,
@@ -87,6 +88,8 @@ class SubmissionRequest:
             submission["after_any"] = True
         if deadline is not None:
             submission["deadline"] = deadline
+        if notify is not None:
+            submission["notify"] = [each.strip() for each in notify.split(",")]
         extra = merged_options(options)
         if mover is not None:
             extra["mover"] = mover

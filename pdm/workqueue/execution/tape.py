@@ -70,7 +70,9 @@ class TapeApis:
     async def _discover(self, user_id: int, site: Site) -> str:
         endpoint = site.endpoints.get(JobProtocol.HTTPS)
         if endpoint is None:
-            raise SiteUnansweredError(_no_api(f"site {site.name} has no tape API: its definition names none (tape = URL)"))
+            raise SiteUnansweredError(
+                _no_api(f"site {site.name} has no tape API: its definition names none (tape = URL)")
+            )
         now = self.preparation.context.reactor.seconds()
         api, until = self._discovered.get(endpoint, ("", 0.0))
         if now >= until:

@@ -20,7 +20,8 @@ from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Counters, JobRecord, NewElement
 from pdm.workqueue.store.events import note_changes
 from pdm.workqueue.store.jobs import note_written
-from pdm.workqueue.store.records import IS_THERE, JOB_COLUMNS, job_record, jobs
+from pdm.workqueue.store.records import IS_THERE, JOB_COLUMNS, columns_of, job_record, jobs
+from pdm.workqueue.store.row_statements import RowStatement
 from pdm.workqueue.WorkqueueDB import AT_ONCE, MAX_BYTES, NEVER
 
 _COLUMNS = (*JOB_COLUMNS, jobs.c.list_due_at, jobs.c.work_due_at)
@@ -219,38 +220,54 @@ def _locked(session: Session, statement: sa.Select[Any], parameters: dict[str, A
     return [LockedJob(job_record(row), row.list_due_at, row.work_due_at) for row in rows]
 
 
-_SAVE = sa.update(jobs).where(jobs.c.id == bindparam("job_id"))
+#: In the order of `_saved`.
+_SAVED = columns_of(
+    jobs,
+    *("id", "status", "started_at", "finished_at", "cancel_requested", "bytes_total", "bytes_done", "skipped"),
+    *("already_there", "bytes_already_there", "list_due_at", "work_due_at", "num_elements", "num_submitted"),
+    *("num_running", "num_done", "num_failed", "num_cancelled", "num_held"),
+)
+_CHANGED = [column.name for column in _SAVED[1:]]
+#: Many jobs of one element change together.
+_SAVE = RowStatement(
+    f"""
+    WITH saved (job_id, {", ".join(_CHANGED)}) AS (VALUES {{rows}})
+    UPDATE jobs SET {", ".join(f"{name} = saved.{name}" for name in _CHANGED)}
+    FROM saved WHERE jobs.id = saved.job_id
+    """,  # noqa: S608 - names of columns
+    _SAVED,
+)
 
 
 def save_jobs(session: Session, locked: Collection[LockedJob]) -> None:
     """Write locked jobs, and note their events."""
     if locked:
-        session.execute(_SAVE, [_saved(job) for job in locked])
+        _SAVE.execute(session, [_saved(job) for job in locked])
         for job in locked:
             note_written(session, job.record)
             job.note_events(session)
 
 
-def _saved(job: LockedJob) -> dict[str, Any]:
+def _saved(job: LockedJob) -> tuple[Any, ...]:
     record, counters = job.record, job.record.counters
-    return {
-        "job_id": record.id,
-        "status": record.status,
-        "started_at": job.started_at,
-        "finished_at": record.finished_at,
-        "cancel_requested": record.cancel_requested,
-        "bytes_total": record.bytes_total,
-        "bytes_done": record.bytes_done,
-        "skipped": record.skipped,
-        "already_there": record.already_there,
-        "bytes_already_there": record.bytes_already_there,
-        "list_due_at": job.list_due_at,
-        "work_due_at": job.work_due_at,
-        "num_elements": counters.elements,
-        "num_submitted": counters.submitted,
-        "num_running": counters.running,
-        "num_done": counters.done,
-        "num_failed": counters.failed,
-        "num_cancelled": counters.cancelled,
-        "num_held": counters.held,
-    }
+    return (
+        record.id,
+        record.status,
+        job.started_at,
+        record.finished_at,
+        record.cancel_requested,
+        record.bytes_total,
+        record.bytes_done,
+        record.skipped,
+        record.already_there,
+        record.bytes_already_there,
+        job.list_due_at,
+        job.work_due_at,
+        counters.elements,
+        counters.submitted,
+        counters.running,
+        counters.done,
+        counters.failed,
+        counters.cancelled,
+        counters.held,
+    )

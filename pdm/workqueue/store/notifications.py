@@ -28,6 +28,7 @@ from pdm.workqueue.store.records import (
     FINAL,
     deliveries,
     events,
+    jobs,
     mail_notices,
     mail_subscriptions,
     notified,
@@ -218,11 +219,19 @@ def _for_mail(session: Session, found: Sequence[Event]) -> Iterator[dict[str, An
         )
     )
     subscribed = {row.user_id: row for row in rows}
+    if not subscribed:
+        return
+    numbers = {event.job for event, _ in concerned if event.owner in subscribed}
+    asked = {
+        row.id: row.extra_opts.get("notify")
+        for row in session.execute(sa.select(jobs.c.id, jobs.c.extra_opts).where(jobs.c.id.in_(numbers)))
+    }
     for event, what in concerned:
         row = subscribed.get(event.owner)
         if row is None or _number(event) <= row.after_event:
             continue
-        chosen = next((each for each in what if each.value in row.notify), None)
+        wanted = asked.get(event.job) or row.notify
+        chosen = next((each for each in what if each.value in wanted), None)
         if chosen is not None:
             details = json.dumps(dict(event.data), separators=(",", ":"))
             yield {

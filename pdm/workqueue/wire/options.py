@@ -89,12 +89,21 @@ Deadline = Annotated[
 
 
 Duration = Annotated[str, Meta(min_length=2, max_length=10)]
+Notified = Annotated[
+    list[Literal["ended", "failed", "held"]],
+    Meta(
+        min_length=1,
+        max_length=3,
+        description="What is mailed of this job, instead of what ``PUT /mail`` has chosen; needs a confirmed address.",
+    ),
+]
 
 
 class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     dummy: DummyOptions | None = None
     mover: Mover | None = None
     deadline: Deadline | None = None
+    notify: Notified | None = None
 
 
 class ListOptions(_Options, frozen=True):

@@ -31,7 +31,7 @@ from pdm.workqueue.http.problems import (
 )
 from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
 from pdm.workqueue.http.waiting import waiting_reasons, with_progress
-from pdm.workqueue.store import selected_retries, users
+from pdm.workqueue.store import mail, selected_retries, users
 from pdm.workqueue.store.chains import NoPredecessorError
 from pdm.workqueue.store.idempotency import IdempotencyConflictError, IdempotencyKey
 from pdm.workqueue.store.jobs import JobFilter
@@ -296,6 +296,19 @@ async def _retry_selected(api: ApiContext, caller: Caller, job_id: int, selectio
     return RetriedJobView(**msgspec.structs.asdict(view), retried=retried.count, left=dict(retried.left))
 
 
+async def _require_address(api: ApiContext, caller: Caller) -> None:
+    """Refuse mail that would never be sent.
+
+    Raises:
+        InvalidInputError: the caller has no confirmed address.
+    """
+    found = await api.database.read("find a mail subscription", mail.fetch, caller.user_id)
+    if found is None or found.confirmed_at is None:
+        raise InvalidInputError(
+            "mail needs a confirmed address: 'pdm mail set ADDRESS' and 'pdm mail confirm CODE'", "$.extra_opts.notify"
+        )
+
+
 _SUBMISSION_ERRORS = (InvalidInputError, DelegationNeededError, IdempotencyKeyReusedError)
 
 
@@ -306,6 +319,8 @@ async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: I
         new = await api.in_thread(job_from_request, api, caller.user_id, submission)
     else:
         new = job_from_request(api, caller.user_id, submission)
+    if new.options.get("notify"):
+        await _require_address(api, caller)
     needs = credential_needs(api, new)
     needed = CredentialNeeds(needs, api.lifetimes) if needs else None
 
