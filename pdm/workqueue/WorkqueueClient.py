@@ -194,6 +194,7 @@ class SiteOptions(TypedDict, total=False):
         limit_out: maximum concurrent streams out of the site.
         authorities: PEM of authorities that are trusted for this site only.
         myproxy: ``HOST:PORT`` of the site's MyProxy server; None for none.
+        tape: URL of its tape API; None where its HTTPS endpoint names it, or where it has none.
         mover: ``native`` (default), or ``tools``: globus-url-copy and gfal carry out its jobs.
         fts: ``https://HOST:PORT`` of the FTS3 that carries out copies from and to it; None for none.
         oidc: the issuer of its tokens and the client for logins, as the keys of the REST API; None for nothing.
@@ -206,6 +207,7 @@ class SiteOptions(TypedDict, total=False):
     limit_out: int | None
     authorities: str
     myproxy: str | None
+    tape: str | None
     mover: Literal["native", "tools"]
     fts: str | None
     oidc: Mapping[str, Any] | None

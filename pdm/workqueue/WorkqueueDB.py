@@ -53,6 +53,8 @@ __all__ = [
     "PurgedJobRow",
     "KeptReceiptRow",
     "RetentionRow",
+    "WaitRow",
+    "WaitElementRow",
 ]
 
 #: ``due_at`` of an element that was never postponed: it sorts before all that were.
@@ -625,6 +627,7 @@ class SiteRow(Base):
         authorities: PEM, or empty.
         myproxy: ``HOST:PORT`` of its MyProxy server.
         mover: ``native`` or ``tools``.
+        tape: URL of its tape API; null where its HTTPS endpoint names it, or where it has none.
         fts: URL of the FTS3 that carries out copies.
         unlisted: whether the service has made it of a URL.
         oidc: what it says about tokens; see `pdm.workqueue.domain.oidc.OidcSettings`.
@@ -645,6 +648,7 @@ class SiteRow(Base):
     authorities: Mapped[str]
     myproxy: Mapped[str | None]
     mover: Mapped[str] = mapped_column(String(8), server_default="native")
+    tape: Mapped[str | None]
     fts: Mapped[str | None]
     unlisted: Mapped[bool] = mapped_column(server_default=sa.false())
     oidc: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
@@ -1017,3 +1021,48 @@ class RetentionRow(Base):
     leased_by: Mapped[str | None] = mapped_column(String(64))
     leased_until: Mapped[datetime | None]
     receipt_of: Mapped[int | None]
+
+
+class WaitRow(Base):
+    """Elements of a job that are HELD while a site is polled; see `pdm.workqueue.domain.waits.Wait`.
+
+    Attributes:
+        began_at: when its elements were set aside.
+        due_at: when it is visited next.
+        leased_by: incarnation of the daemon that visits it; null for none.
+        message: why the last visit got no answer; null if it got one.
+    """
+
+    __tablename__ = "waits"
+    __table_args__ = (
+        Index("ix_waits_due", "due_at"),
+        Index("ix_waits_job", "job_id", "kind", "phase"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    kind: Mapped[str] = mapped_column(String(16))
+    phase: Mapped[str] = mapped_column(String(16))
+    site_id: Mapped[int]
+    request: Mapped[str | None] = mapped_column(UntrustedText)
+    began_at: Mapped[datetime]
+    deadline: Mapped[datetime]
+    due_at: Mapped[datetime]
+    leased_by: Mapped[str | None] = mapped_column(String(64))
+    leased_until: Mapped[datetime | None]
+    turn: Mapped[int] = mapped_column(server_default="0")
+    polls: Mapped[int] = mapped_column(Integer, server_default="0")
+    errors: Mapped[int] = mapped_column(Integer, server_default="0")
+    message: Mapped[str | None] = mapped_column(UntrustedText)
+
+
+class WaitElementRow(Base):
+    """An element that a wait concerns; ``ready``: whether its request has brought the file to disk."""
+
+    __tablename__ = "wait_elements"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    wait_id: Mapped[int] = mapped_column(ForeignKey("waits.id"), primary_key=True)
+    element_id: Mapped[int] = mapped_column(primary_key=True)
+    ready: Mapped[bool] = mapped_column(server_default=sa.false())

@@ -85,6 +85,7 @@ from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnusableError
+from pdm.workqueue.tape_assembly import wait_poller
 from pdm.workqueue.telemetry.background import Periodic, run_in_thread, start_background
 from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag, utc_now
 from pdm.workqueue.web import page_routes
@@ -278,6 +279,15 @@ class Assembly:
             restricted=self.site_directory.restricted,
             find_missing=self._find_missing,
         )
+        self.waits = wait_poller(
+            reactor=reactor,
+            settings=settings,
+            database=self.database,
+            clock=clock,
+            preparation=preparation,
+            incarnation=incarnation,
+            on_work=self._work_added,
+        )
         site_check = make_site_check(preparation=preparation, pool=self.pool)
         self.probes = EndpointProbes(
             reactor=reactor, clock=clock, sites=self.sites, health=health, check=site_check.check_endpoint
@@ -389,6 +399,7 @@ class Assembly:
                 self.claimer.clock_was_set,
                 self.deadlines.timer.wake,
                 self.scheduler.timer.wake,
+                self.waits.timer.wake,
             ),
         )
         self._tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
@@ -429,6 +440,7 @@ class Assembly:
         services.add("executor", start=self.executor.start, stop=self.executor.stop)
         services.add("chains", start=self.chains.start, stop=self.chains.stop)
         services.add("deadlines", start=self.deadlines.timer.start, stop=self.deadlines.timer.stop)
+        services.add("waits for tape", start=self.waits.timer.start, stop=self.waits.stop)
         services.add("schedules", start=self.scheduler.timer.start, stop=self.scheduler.timer.stop)
         services.add("peers", stop=self.nodes.peers.stop)
         services.add("drain", start=self.nodes.drain.start, stop=self.nodes.drain.stop)

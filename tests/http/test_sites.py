@@ -413,6 +413,19 @@ def _wrong(key: str) -> list[tuple[str, Any]]:
         return [("", value) for value in (*every, 7, True, *urls, "https://h\0:1", "https://" + "x" * 300 + ":1")]
     if key == "mover":
         return [("", value) for value in (*every, 7, True, "", "Tools", "fts")]
+    if key == "tape":
+        urls_refused = [
+            "",
+            "h",
+            "http://h",
+            "https://",
+            "https://u@h",
+            "https://h:0",
+            "https://h/?x",
+            "https://h/\n",
+            "x" * 501,
+        ]
+        return [("", value) for value in (*every, 7, True, *urls_refused)]
     if key == "myproxy":
         return [("", value) for value in (*every, 7, True, "", "h", "h:", "h:0", "h:65536", "-h:1", "h h:1", "a\n:1")]
     urls = [

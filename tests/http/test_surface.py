@@ -294,6 +294,7 @@ async def test_sites(service: Service) -> None:
         "authorities": [],
         "myproxy": None,
         "mover": "native",
+        "tape": None,
         "oidc": None,
         "fts": None,
         "state": "ok",

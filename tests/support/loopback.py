@@ -72,19 +72,30 @@ def tls_server(
     return server
 
 
-def service_of(storages: TestStorages, directory: Path, sites: str, **settings: Mapping[str, str]) -> TestService:
-    """A daemon, not started, for alice: it trusts the storages' authority, and has the given sites."""
+def grid_of(storages: TestStorages) -> dict[str, Any]:
+    """What a daemon needs to know of the storages: their authority, and alice."""
     credentials = storages.credentials
     assert credentials is not None
     alice = credentials.users["alice"]
-    grid: dict[str, Any] = {
+    return {
         "ca_dir": str(credentials.trust),
         "users": {"alice": {"cert": str(alice.certificate), "key": str(alice.key)}},
     }
-    service = TestService(directory, grid)
-    service.init(credentials={"trust_dir": str(credentials.trust)}, **settings)
+
+
+def trust_storages(service: TestService, storages: TestStorages) -> None:
+    """Have a daemon trust the users of the storages' authority."""
+    assert storages.credentials is not None
     trust = service.directory / "certificates" / "trust"
-    for file in credentials.trust.iterdir():
+    for file in storages.credentials.trust.iterdir():
         (trust / file.name).write_bytes(file.read_bytes())
+
+
+def service_of(storages: TestStorages, directory: Path, sites: str, **settings: Mapping[str, str]) -> TestService:
+    """A daemon, not started, for alice: it trusts the storages' authority, and has the given sites."""
+    grid = grid_of(storages)
+    service = TestService(directory, grid)
+    service.init(credentials={"trust_dir": grid["ca_dir"]}, **settings)
+    trust_storages(service, storages)
     (service.directory / "sites.d" / "sites.conf").write_text(sites)
     return service

@@ -26,6 +26,8 @@ from pdm.workqueue.wire.agent_messages import (
     FailedEvent,
     Fault,
     FinishedEvent,
+    TapeEvent,
+    TapeRequest,
     UnreadableEvent,
     WorkRequest,
 )
@@ -39,14 +41,18 @@ class Answer:
         faults: item key → its first fault; `None` where the agent cancelled the item. Items that succeeded are absent.
         error: why the agent died before it finished the request; None if it finished.
         timed_out: it was killed because it sent no event in time.
+        tape: what a tape API has answered; None for other requests.
     """
 
     faults: Mapping[int, Fault | None] = field(factory=dict)
     error: str | None = None
     timed_out: bool = False
+    tape: TapeEvent | None = None
 
 
-async def ask(agent: AgentProcess, request: WorkRequest, reactor: IReactorTime, silence_s: float) -> Answer:
+async def ask(
+    agent: AgentProcess, request: WorkRequest | TapeRequest, reactor: IReactorTime, silence_s: float
+) -> Answer:
     """Have an agent carry out a request. An agent that does not finish it is killed, also if the caller is cancelled.
 
     ``agent``: acquired from the pool; the caller releases it. ``request``: its events are reduced to the faults of its
@@ -54,10 +60,11 @@ async def ask(agent: AgentProcess, request: WorkRequest, reactor: IReactorTime, 
     """
     over: Deferred[str | None] = Deferred()
     faults: dict[int, Fault | None] = {}
+    tape: TapeEvent | None = None
     finished = timed_out = False
 
     def on_events(events: Sequence[AgentEvent]) -> None:
-        nonlocal finished
+        nonlocal finished, tape
         timer.reset(silence_s)
         for event in events:
             if isinstance(event, FinishedEvent):
@@ -67,6 +74,8 @@ async def ask(agent: AgentProcess, request: WorkRequest, reactor: IReactorTime, 
                 faults.setdefault(event.key, event.fault)
             elif isinstance(event, CancelledEvent):
                 faults.setdefault(event.key, None)
+            elif isinstance(event, TapeEvent):
+                tape = event
 
     def on_end(reason: str) -> None:
         if not over.called:
@@ -88,7 +97,7 @@ async def ask(agent: AgentProcess, request: WorkRequest, reactor: IReactorTime, 
             # The caller may have been cancelled: no other work may queue behind this request.
             agent.kill("its request was cancelled")
         agent.detach(request.id)
-    return Answer(faults, error, timed_out)
+    return Answer(faults, error, timed_out, tape)
 
 
 #: Agents stop this fraction of the remaining lease before its end.

@@ -30,6 +30,7 @@ from pdm.workqueue.wire.agent_messages import (
     LeaseRequest,
     ProceedRequest,
     ReadyEvent,
+    TapeRequest,
     WorkRequest,
 )
 
@@ -144,7 +145,7 @@ class AgentProcess(ProcessProtocol):
         self.alive = True
         self._log.debug("agent {name} started, pid {pid}", name=self.command.name, pid=self.pid)
 
-    def submit(self, request: WorkRequest, listener: BatchListener) -> None:
+    def submit(self, request: WorkRequest | TapeRequest, listener: BatchListener) -> None:
         """Send a request; it is queued behind the running one."""
         if not self.alive:
             listener.on_end("the helper process ended before it was given the work")
@@ -180,7 +181,7 @@ class AgentProcess(ProcessProtocol):
         """Tell the agent the end of the lease, by CLOCK_BOOTTIME; it exits then."""
         self._send(LeaseRequest(until))
 
-    def _send(self, request: WorkRequest | CancelRequest | LeaseRequest | ProceedRequest) -> None:
+    def _send(self, request: WorkRequest | TapeRequest | CancelRequest | LeaseRequest | ProceedRequest) -> None:
         # Dropped if the agent is dead: listeners learn of its end anyway.
         if self.alive and self._transport is not None:
             self._transport.writeToChild(_REQUESTS, _encoder.encode(request) + b"\n")

@@ -46,6 +46,11 @@ TYPED_NAMES: Mapping[str, str] = MappingProxyType(
         "dry_run": "--dry-run",
         "move": "--move",
         "deadline": "--deadline",
+        "stage": "--stage",
+        "stage_lifetime": "--stage-lifetime",
+        "stage_timeout": "--stage-timeout",
+        "archive": "--archive",
+        "archive_timeout": "--archive-timeout",
         "notify": "--notify",
         "items": "--batch",
         "check": "--at",
@@ -159,6 +164,11 @@ def copy_options(command: _Command) -> _Command:
             help="Checksum by which copies are verified (default ADLER32).",
         ),
         click.option("--verify", type=click.Choice(["checksum", "size"]), help="How copies are verified."),
+        click.option("--stage", is_flag=True, help="First have files brought to disk that SOURCE has only on tape."),
+        click.option("--stage-lifetime", metavar="TIME", help="How long they shall stay on disk (12h; default 1d)."),
+        click.option("--stage-timeout", metavar="TIME", help="Files not on disk by then fail (default 2d)."),
+        click.option("--archive", is_flag=True, help="Wait until the destination has each file on tape."),
+        click.option("--archive-timeout", metavar="TIME", help="Files not on tape by then fail (default 2d)."),
     ]
     for decorator in reversed(decorators):
         command = decorator(command)
@@ -176,9 +186,12 @@ def copy_settings(given: dict[str, Any], *, move: bool) -> dict[str, Any]:
     )
     settings = {
         name: given.pop(name)
-        for name in ("overwrite", "sync", "max_delete", "min_size", "max_size", "newer_than", "older_than", "verify")
+        for name in (
+            *("overwrite", "sync", "max_delete", "min_size", "max_size", "newer_than", "older_than", "verify"),
+            *("stage_lifetime", "stage_timeout", "archive_timeout"),
+        )
     }
-    settings.update({name: given.pop(name) or None for name in ("delete_extra", "dry_run")})
+    settings.update({name: given.pop(name) or None for name in ("delete_extra", "dry_run", "stage", "archive")})
     settings["checksum"] = given.pop("checksum")
     settings["preserve"] = ["mtime", "mode"] if given.pop("preserve") else None
     settings["filters"] = filters or None

@@ -103,6 +103,7 @@ def _content_options(command: _Command) -> _Command:
         ),
         click.option("--myproxy", metavar="HOST:PORT", help="MyProxy server of the site; '' removes it."),
         click.option("--mover", type=click.Choice([kind.value for kind in MoverKind]), help=MOVER_HELP),
+        click.option("--tape", metavar="URL", help="Its WLCG tape REST API, if HTTPS does not name it; '' removes it."),
         click.option("--fts", metavar="URL", help="FTS3 that carries out copies from and to it; '' removes it."),
         oidc_options,
     ]
@@ -133,6 +134,8 @@ def _site_options(given: dict[str, Any]) -> SiteOptions:
         content["myproxy"] = given["myproxy"] or None
     if given["mover"] is not None:
         content["mover"] = given["mover"]
+    if given["tape"] is not None:
+        content["tape"] = given["tape"] or None
     if given["fts"] is not None:
         content["fts"] = given["fts"] or None
     return content
@@ -304,6 +307,8 @@ def _print_site(found: SiteView, form: str) -> None:
         click.echo(f"logon     at {found.myproxy}")
     if found.mover == MoverKind.TOOLS:
         click.echo("mover     tools: globus-url-copy and gfal carry out its jobs")
+    if found.tape is not None:
+        click.echo(f"tape      {found.tape}")
     if found.fts is not None:
         click.echo(f"copies    by the FTS3 at {found.fts}")
     if found.oidc is not None:

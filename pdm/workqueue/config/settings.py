@@ -390,6 +390,26 @@ class MailSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password_file: OptionalPath = None
 
 
+class TapeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the tape APIs of sites are polled.
+
+    Attributes:
+        poll_s: until the first poll of a request; each poll without a change lengthens it by half.
+        longest_poll_s: upper bound of that.
+        timeout_s: for one request to an API.
+        stage_timeout_s: files of a copy that are not on disk by then fail, where the copy says nothing else.
+        archive_timeout_s: copies that are not on tape by then fail, likewise.
+        lifetime_s: for which staged files are to stay on disk, likewise.
+    """
+
+    poll_s: Annotated[float, kind("duration", ge=0.1, le=DAY_S)] = field(default=10.0, name="poll")
+    longest_poll_s: Annotated[float, kind("duration", ge=0.1, le=DAY_S)] = field(default=300.0, name="longest_poll")
+    timeout_s: Annotated[float, kind("duration", ge=0.1, le=600)] = field(default=60.0, name="timeout")
+    stage_timeout_s: Duration = field(default=2 * DAY_S, name="stage_timeout")
+    archive_timeout_s: Duration = field(default=2 * DAY_S, name="archive_timeout")
+    lifetime_s: Duration = field(default=DAY_S, name="lifetime")
+
+
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """This daemon among others that use its database.
 
@@ -430,6 +450,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retention: RetentionSettings = RetentionSettings()
     webhooks: WebhookSettings = WebhookSettings()
     mail: MailSettings = MailSettings()
+    tape: TapeSettings = TapeSettings()
     oidc: IssuerSettings = IssuerSettings()
     node: NodeSettings = NodeSettings()
 
@@ -453,6 +474,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "retention": RetentionSettings,
     "webhooks": WebhookSettings,
     "mail": MailSettings,
+    "tape": TapeSettings,
     "oidc": IssuerSettings,
     "node": NodeSettings,
 }

@@ -69,6 +69,13 @@ class FailureCode(enum.StrEnum):
     INCOMPLETE_LISTING = "INCOMPLETE_LISTING"
     TOO_MANY_DELETIONS = "TOO_MANY_DELETIONS"
     SAME_PLACE = "SAME_PLACE"
+    STAGING = "STAGING"
+    ARCHIVING = "ARCHIVING"
+    ON_TAPE = "ON_TAPE"
+    LOST = "LOST"
+    UNAVAILABLE = "UNAVAILABLE"
+    TAPE_ERROR = "TAPE_ERROR"
+    TAPE_TIMEOUT = "TAPE_TIMEOUT"
     DEPENDENCY_MISSING = "DEPENDENCY_MISSING"
     INTERNAL = "INTERNAL"
     UNKNOWN = "UNKNOWN"
@@ -174,6 +181,27 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
             "Nothing was removed: check the paths, then allow more.",
         ),
         FailureCode.SAME_PLACE: _Meaning(_GIVE_UP, "One path leads into the other: choose another one."),
+        FailureCode.STAGING: _Meaning(
+            _HOLD, "The tape system brings the file to disk: its copy begins by itself once it is there."
+        ),
+        FailureCode.ARCHIVING: _Meaning(
+            _HOLD, "Nothing needs to be done: the file is copied, and is DONE once the tape system has it."
+        ),
+        FailureCode.ON_TAPE: _Meaning(
+            _GIVE_UP, "The file is only on tape: copy with {stage}, which has it brought to disk first."
+        ),
+        FailureCode.LOST: _Meaning(
+            _GIVE_UP, "The site has lost the file: ask it, and take another copy of the file if there is one."
+        ),
+        FailureCode.UNAVAILABLE: _Meaning(
+            _RETRY, "The tape system cannot reach the file now: ask the site when it will, then {retry}."
+        ),
+        FailureCode.TAPE_ERROR: _Meaning(
+            _RETRY, "The tape system could not bring the file: ask the site with this message, then {retry}."
+        ),
+        FailureCode.TAPE_TIMEOUT: _Meaning(
+            _RETRY, "The tape system did not finish in time: ask the site, then {retry}, or allow more time."
+        ),
         FailureCode.DEPENDENCY_MISSING: _Meaning(
             _HOLD,
             "The service lacks a program or library: tell an operator; once it is installed the job resumes by itself.",
@@ -223,6 +251,7 @@ API_WORDS: Mapping[str, str] = MappingProxyType(
         "verify": "verify=size",
         "retry": "retry the job",
         "max_delete": "max_delete=N",
+        "stage": "stage=true",
     }
 )
 

@@ -209,6 +209,16 @@ class JobRecord:
         return self.type is JobType.COPY and bool(options.get("sync") or options.get("dry_run") or options.get("move"))
 
     @property
+    def stages(self) -> bool:
+        """Whether its sources are brought from tape to disk first."""
+        return self.type is JobType.COPY and bool(self.options.get("stage")) and not self.options.get("dry_run")
+
+    @property
+    def archives(self) -> bool:
+        """Whether a copy is DONE only once the destination has it on tape."""
+        return self.type is JobType.COPY and bool(self.options.get("archive")) and not self.options.get("dry_run")
+
+    @property
     def has_phases(self) -> bool:
         """Whether some of its elements wait for others."""
         return self.type is JobType.REMOVE or self.moves or self.deletes_extra

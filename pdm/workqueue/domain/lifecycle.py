@@ -20,12 +20,12 @@ _S = JobStatus
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
     {
         _S.NEW: frozenset({_S.SUBMITTED}),
-        # Claimed; or cancelled while it waits.
-        _S.SUBMITTED: frozenset({_S.RUNNING, _S.CANCELLED}),
+        # Claimed; cancelled while it waits; or set aside because its file is not on disk.
+        _S.SUBMITTED: frozenset({_S.RUNNING, _S.CANCELLED, _S.HELD}),
         # Settled; SUBMITTED is a retry, or what a dead daemon leaves.
         _S.RUNNING: frozenset({_S.DONE, _S.FAILED, _S.CANCELLED, _S.SUBMITTED, _S.HELD}),
-        # What was missing is there again; or cancelled while it waits.
-        _S.HELD: frozenset({_S.SUBMITTED, _S.CANCELLED}),
+        # What was missing is there again; cancelled while it waits; or the result of what it was polled for.
+        _S.HELD: frozenset({_S.SUBMITTED, _S.CANCELLED, _S.DONE, _S.FAILED}),
         # The user asks for a retry of the job.
         _S.FAILED: frozenset({_S.SUBMITTED}),
         _S.CANCELLED: frozenset({_S.SUBMITTED}),
@@ -91,6 +91,18 @@ def job_status(counters: Counters, *, started: bool, cancel_requested: bool) -> 
 
 _DURATION = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def duration_s(text: str) -> float:
+    """Seconds of a number and a unit: ``90s``, ``5m``, ``12h``, ``7d``, ``2w``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None or not int(found[1]):
+        raise ValueError("a duration such as 90s, 30m, 12h, 7d or 2w is expected")
+    return float(int(found[1]) * _UNITS_S[found[2]])
 
 
 def deadline_from_text(text: str, now: datetime) -> datetime:

@@ -27,6 +27,7 @@ class NewSite:
         authorities: PEM of the authorities that are trusted for this site only, besides the usual ones; may be empty.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
         mover: who carries out the elements of its jobs.
+        tape: URL of its tape API; None where its HTTPS endpoint names it, or where it has none.
         fts: ``https://HOST:PORT`` of the FTS3 that carries out copies from and to it; None where there is none.
         unlisted: whether the service has made it of a URL: lists of sites leave it out.
         oidc: the issuer of its tokens, and the client that users log in with; None where it says nothing of them.
@@ -43,6 +44,7 @@ class NewSite:
     authorities: str
     myproxy: str | None = None
     mover: MoverKind = MoverKind.NATIVE
+    tape: str | None = None
     fts: str | None = None
     unlisted: bool = False
     oidc: OidcSettings | None = None

@@ -192,6 +192,7 @@ def site_of(record: SiteRecord) -> Site:
         authorities=content.authorities,
         myproxy=content.myproxy,
         mover=content.mover,
+        tape=content.tape,
         fts=content.fts,
         unlisted=content.unlisted,
         oidc=content.oidc,

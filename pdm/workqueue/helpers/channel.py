@@ -92,12 +92,20 @@ class EventWriter:
 
 
 class ActiveBatch:
-    """A running request: reports exactly one outcome for each key."""
+    """A running request: reports exactly one outcome for each key.
 
-    def __init__(self, request: wire.WorkRequest, events: EventWriter) -> None:
-        self.request = request
+    Attributes:
+        tape: the request, if it is one of a tape API.
+    """
+
+    def __init__(self, request: wire.WorkRequest | wire.TapeRequest, events: EventWriter) -> None:
+        self.tape = request if isinstance(request, wire.TapeRequest) else None
+        self._request = request
         self.id = request.id
-        keys = [request.key] if isinstance(request, wire.ListRequest) else [item.key for item in request.items]
+        if isinstance(request, (wire.ListRequest, wire.TapeRequest)):
+            keys = [request.key]
+        else:
+            keys = [item.key for item in request.items]
         self._open: set[int] = set(keys)
         self._events = events
         self._lock = threading.Lock()
@@ -115,6 +123,17 @@ class ActiveBatch:
         self.keeps_handed = False
         #: Bytes of the listed source files so far.
         self.listed_bytes = 0
+
+    @property
+    def request(self) -> wire.WorkRequest:
+        """The request, if it is one about a storage.
+
+        Raises:
+            TypeError: it is one of a tape API.
+        """
+        if isinstance(self._request, wire.TapeRequest):
+            raise TypeError("this helper speaks to no tape API")
+        return self._request
 
     @property
     def stopped(self) -> bool:
@@ -175,9 +194,9 @@ class ActiveBatch:
     def leave_out(self, keys: Iterable[int]) -> None:
         """Remove items that have an outcome before the batch begins."""
         gone = set(keys)
-        if not isinstance(self.request, wire.ListRequest):
-            items = [item for item in self.request.items if item.key not in gone]
-            self.request = msgspec.structs.replace(self.request, items=items)
+        if not isinstance(self._request, (wire.ListRequest, wire.TapeRequest)):
+            items = [item for item in self._request.items if item.key not in gone]
+            self._request = msgspec.structs.replace(self._request, items=items)
 
     def on_stop(self, callback: Callable[[], None]) -> None:
         """Register a function to be called when the batch is cancelled; called at once if it already is."""
@@ -284,6 +303,11 @@ class ActiveBatch:
 
     def unnamed(self, key: int, path: str, count: int) -> None:
         self._events.write(wire.UnnamedEvent(self.id, key, path, count, self._is_at_destination))
+
+    def answer(self, event: wire.TapeEvent) -> None:
+        """Report the answer of a tape API, which is the outcome of its request."""
+        self._events.write(event)
+        self.done(event.key)
 
     def done(
         self,

@@ -19,7 +19,7 @@ if not __package__:
 from pdm.workqueue.domain.enums import RELAYED, ChecksumAlgorithm, JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers import backends, grouped_copy, listing, operations
+from pdm.workqueue.helpers import backends, grouped_copy, listing, operations, tape
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.group_backend import GroupBackend, GroupStorage
 from pdm.workqueue.helpers.storage import (
@@ -183,8 +183,12 @@ def _list_one(batch: ActiveBatch, workers: WorkerThreads, request: ListRequest) 
 def main() -> None:
     """Serve until the requests end."""
     workers = WorkerThreads(RelayStorage, _MAX_WORKERS)
+    tape_client = tape.TapeClient()
 
     def carry_out(batch: ActiveBatch) -> None:
+        if batch.tape is not None:
+            tape_client.carry_out(batch, batch.tape)
+            return
         request = batch.request
         if isinstance(request, ListRequest):
             work = partial(listing.list_both_ends, batch, request, workers, partial(_list_one, batch, workers))

@@ -9,6 +9,7 @@ from typing import Any
 from pdm.workqueue.domain.filters import InvalidPatternError
 from pdm.workqueue.domain.paths import StorageUrl, decoded, is_inside
 from pdm.workqueue.http.problems import InvalidInputError
+from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.wire.options import CopyOptions
 
 
@@ -31,6 +32,24 @@ def check_filters(options: CopyOptions) -> None:
         raise InvalidInputError(
             "newer_than and older_than contradict each other: no file is that new and that old", "$.extra_opts"
         )
+
+
+def check_tape(options: Mapping[str, Any], source: Site, destination: Site) -> None:
+    """Refuse to stage from a site, or to archive at one, that can have no tape API.
+
+    Args:
+        options: of the COPY, as sent.
+
+    Raises:
+        InvalidInputError: it is asked for that.
+    """
+    for name, site in (("stage", source), ("archive", destination)):
+        if options.get(name) and not site.may_have_tape:
+            raise InvalidInputError(
+                f"{name} needs a tape API, and site {site.name} has none: its definition names none (tape = URL), nor"
+                " an HTTPS endpoint that could",
+                f"$.extra_opts.{name}",
+            )
 
 
 def check_not_removed(options: Mapping[str, Any], source_url: str, destination_url: str) -> None:

@@ -26,7 +26,7 @@ from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord
 from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.copy_checks import check_filters, check_not_removed
+from pdm.workqueue.http.copy_checks import check_filters, check_not_removed, check_tape
 from pdm.workqueue.http.items import planned_items, refuse_paths
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
@@ -227,6 +227,8 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
     source = _site(api, user_id, submission.src_siteid, "$.src_siteid")
     destination = _destination(api, user_id, type_, source, submission)
     _check_supported(api, protocol, type_)
+    if destination is not None and type_ is JobType.COPY:
+        check_tape(options, source, destination)
     by_tools = _by_tools(protocol, options, source, source if destination is None else destination)
     planned = None
     if items is not None and destination is not None:

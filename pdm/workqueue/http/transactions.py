@@ -38,6 +38,7 @@ from pdm.workqueue.store import (
     selected_retries,
     sites,
     users,
+    waits,
     webhooks,
 )
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
@@ -139,7 +140,7 @@ def register(
         for number in sites.missing(session, stored):
             raise InvalidInputError(f"there is no site {number}; GET /sites lists all", "$")
     if job.log_uid == new.log_uid:
-        job = chains.begin_waiting(session, job, now)
+        job = waits.hold_items(session, chains.begin_waiting(session, job, now), new, now)
     # A repeated request gets the same answer as the first one, even if the credential has expired since.
     if needed is not None and job.log_uid == new.log_uid:
         return job, check_credential(session, new, needed, now)
@@ -163,7 +164,7 @@ def register_and_claim(
     registered = register(session, new, key, now, needed, stored)
     job, _ = registered
     # An element is claimed alone only if nothing else of its job is due.
-    if claim is None or job.log_uid != new.log_uid or new.more:
+    if claim is None or job.log_uid != new.log_uid or new.more or job.status is JobStatus.HELD:
         return registered, None
     return registered, first_claims.claim_first_element(session, job, claim)
 

@@ -296,6 +296,7 @@ def site_view(api: ApiContext, site: Site, *, with_health: bool = False) -> Site
         authorities=list(_authority_subjects(site.authorities)),
         myproxy=site.myproxy,
         mover=site.mover.value,
+        tape=site.tape,
         fts=site.fts,
         oidc=None if site.oidc is None else _oidc_view(site.oidc),
         state=state,

@@ -10,6 +10,7 @@
     https = https://dav.example.org:443
     myproxy = myproxy.example.org:7512
     mover = tools
+    tape = https://tape.example.org:8444/api/v1
     fts = https://fts3.example.org:8446
 
 A protocol may have several endpoints of one storage: a URL a line, those after the first indented. Sites that
@@ -44,6 +45,7 @@ class Site:
         mover: who carries out the elements of its jobs, unless a job says so itself.
         fts: ``https://HOST:PORT`` of the FTS3 that carries out copies from and to it; None where there is none.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
+        tape: URL of its tape API; None where its HTTPS endpoint names it, or where it has none.
         endpoints: protocol → URL without path (FILE: with the root directory), percent-encoded, no slash at its end.
         alternatives: protocol → further URLs of the same storage.
         owner_id: user that registered it; None for a site of the files.
@@ -68,9 +70,15 @@ class Site:
     authorities: str = ""
     myproxy: str | None = None
     mover: MoverKind = MoverKind.NATIVE
+    tape: str | None = None
     fts: str | None = None
     unlisted: bool = False
     oidc: OidcSettings | None = None
+
+    @property
+    def may_have_tape(self) -> bool:
+        """Whether it has a tape API, or an endpoint that may name one."""
+        return self.tape is not None or JobProtocol.HTTPS in self.endpoints
 
     def endpoint_urls(self, protocol: JobProtocol) -> Sequence[str]:
         """All URLs of a protocol, the preferred one first; empty where it is not offered."""
@@ -99,7 +107,18 @@ def moved_by_tools(protocol: JobProtocol, asked: object, sites: Iterable[Site]) 
 
 #: Key → protocol.
 ENDPOINT_KEYS = {member.name.lower(): member for member in JobProtocol}
-_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy", "mover", "fts", *OIDC_KEYS)
+_OTHER_KEYS = (
+    "id",
+    "description",
+    "default_folder",
+    "limit_in",
+    "limit_out",
+    "myproxy",
+    "mover",
+    "tape",
+    "fts",
+    *OIDC_KEYS,
+)
 #: Schemes of servers that only the tools can reach, with the user's proxy; they are GRIDFTP by their name in jobs.
 TOOL_SCHEMES = ("srm", "dcap", "gsidcap")
 #: Where the web service of an SRM stands, and what comes before the path.
@@ -252,6 +271,7 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
         limit_out=int(checked_by("limit_out", _limit, "1")) if "limit_out" in keys else None,
         myproxy=checked_by("myproxy", check_host_and_port, "") if "myproxy" in keys else None,
         mover=mover,
+        tape=checked_by("tape", check_tape, "") if "tape" in keys else None,
         fts=checked_by("fts", check_fts, "") if "fts" in keys else None,
         oidc=oidc,
     )
@@ -324,6 +344,17 @@ def check_host_and_port(text: str) -> str:
     if not colon or not _HOST.fullmatch(host) or not _DIGITS.fullmatch(port) or not 1 <= int(port) <= 65535:
         raise ValueError("HOST:PORT is expected")
     return text
+
+
+def check_tape(text: str) -> str:
+    """The URL of a tape API, without a slash at its end.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not text.startswith("https://"):
+        raise ValueError("a URL that begins with https:// is expected, such as https://tape.example.org:8444/api/v1")
+    return check_endpoint(JobProtocol.HTTPS, text)
 
 
 def check_fts(text: str) -> str:

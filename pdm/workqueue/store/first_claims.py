@@ -63,7 +63,7 @@ def add_and_claim(
     job = extend_job(session, worker, token, new)
     if job is None:
         return False, None
-    batch = _claim(session, job, job.counters.elements - 1, claim)
+    batch = None if job.record.stages else _claim(session, job, job.counters.elements - 1, claim)
     save_jobs(session, [job])
     return True, batch
 

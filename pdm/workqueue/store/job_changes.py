@@ -20,7 +20,8 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import CancelCode, CancelReason, JobRecord
 from pdm.workqueue.domain.signals import SignalKind
-from pdm.workqueue.store import signals
+from pdm.workqueue.domain.waits import POLLED_CODES
+from pdm.workqueue.store import signals, waits
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
 from pdm.workqueue.store.records import UPDATE_ELEMENT, credentials, elements, jobs, matched, predecessors
 from pdm.workqueue.WorkqueueDB import (
@@ -182,6 +183,7 @@ _WAITING, _HELD = (
 
 def _cancel_part(session: Session, job: LockedJob, now: datetime) -> None:
     signals.note(session, SignalKind.CANCEL, job.id)
+    waits.visit_soon(session, job.record, now)
     left = CHANGED_AT_ONCE
     if job.counters.submitted:
         listings = matched(session, _CANCEL_LISTING, {"of_job": job.id})
@@ -252,16 +254,17 @@ def _retry_part(session: Session, job: LockedJob, now: datetime) -> bool:
     for status in (JobStatus.FAILED, JobStatus.CANCELLED):
         if left and (job.counters.failed if status is JobStatus.FAILED else job.counters.cancelled):
             numbers = session.scalars(ELEMENTS_SET_ASIDE, {"of_job": job.id, "in_status": status, "most": left}).all()
-            requeue(session, job, numbers, status)
+            requeue(session, job, numbers, status, now)
             left -= len(numbers)
     more = not left and job.counters.failed + job.counters.cancelled > 0
     end_retry_part(session, job, now, more=more)
     return more
 
 
-def requeue(session: Session, job: LockedJob, numbers: Sequence[int], status: JobStatus) -> None:
+def requeue(session: Session, job: LockedJob, numbers: Sequence[int], status: JobStatus, now: datetime) -> None:
     """Put elements that are FAILED or CANCELLED back into the queue, with all their tries again."""
     move_elements(session, _RETRY, job, numbers, status, JobStatus.SUBMITTED)
+    waits.hold_again(session, job, numbers, now)
 
 
 _IS_WAITING = sa.select(sa.exists().where(predecessors.c.job_id == bindparam("waiting")))
@@ -289,9 +292,16 @@ _HELD_JOBS = (
     .limit(_HELD_JOBS_AT_ONCE)
 )
 _RESUME = UPDATE_ELEMENT.values(status=JobStatus.SUBMITTED, due_at=AT_ONCE)
+#: Not by a wait, which puts them back by itself.
+_IS_FOR_CREDENTIAL = sa.func.coalesce(elements.c.failure_code, "").not_in([code.value for code in POLLED_CODES])
 _HELD_AFTER = (
     sa.select(elements.c.id)
-    .where(elements.c.job_id == bindparam("of_job"), sa.text(IS_HELD), elements.c.id > bindparam("after"))
+    .where(
+        elements.c.job_id == bindparam("of_job"),
+        sa.text(IS_HELD),
+        _IS_FOR_CREDENTIAL,
+        elements.c.id > bindparam("after"),
+    )
     .order_by(elements.c.id)
     .limit(bindparam("most"))
 )
@@ -359,7 +369,7 @@ def resume_held(
 
 _FIRST_HELD = (
     sa.select(elements.c.claimed_at)
-    .where(elements.c.job_id == jobs.c.id, sa.text(IS_HELD))
+    .where(elements.c.job_id == jobs.c.id, sa.text(IS_HELD), _IS_FOR_CREDENTIAL)
     .order_by(elements.c.id)
     .limit(1)
     .correlate(jobs)

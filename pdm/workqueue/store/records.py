@@ -63,6 +63,8 @@ from pdm.workqueue.WorkqueueDB import (
     SiteRow,
     SiteVersionRow,
     User,
+    WaitElementRow,
+    WaitRow,
     WebhookRow,
     Worker,
 )
@@ -106,6 +108,8 @@ fts_bans = _table(FtsBanRow)
 purged_jobs = _table(PurgedJobRow)
 kept_receipts = _table(KeptReceiptRow)
 retention = _table(RetentionRow)
+waits = _table(WaitRow)
+wait_elements = _table(WaitElementRow)
 
 
 #: The row of the daemon that claims under an incarnation. The parameter has no column's name: UPDATE would set that.

@@ -16,6 +16,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
 from pdm.workqueue.domain.jobs import AttemptRecord, ClaimToken, ElementRecord, JobRecord, NewElement, Verdict
 from pdm.workqueue.domain.lifecycle import settled_status
 from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.domain.waits import HOLDS, WaitKind
 from pdm.workqueue.store.credentials import last_stored
 from pdm.workqueue.store.events import note_failures
 from pdm.workqueue.store.job_changes import cancel_later_phases
@@ -43,6 +44,7 @@ from pdm.workqueue.store.records import (
 )
 from pdm.workqueue.store.row_statements import RowStatement
 from pdm.workqueue.store.signals import note
+from pdm.workqueue.store.waits import hold_new, join
 from pdm.workqueue.WorkqueueDB import AT_ONCE, CLOCK_SKEW, HAS_LEFTOVER, MAX_BYTES
 
 
@@ -118,6 +120,8 @@ def settle(
     others: list[dict[str, Any]] = []
     ended: list[dict[str, Any]] = []
     moved: dict[int, list[int]] = {}
+    archiving = {job.id for job in locked.values() if job.record.archives}
+    archived: dict[int, list[int]] = {}
     renewed: dict[int, datetime] = {}
     failed: dict[tuple[int, FailureCode], list[tuple[int, AttemptFailure]]] = {}
     for given in verdicts:
@@ -140,12 +144,22 @@ def settle(
         status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)
         outcome = _outcome(verdict)
         if status is JobStatus.DONE and outcome is JobStatus.DONE:
-            done.append(_done_change(verdict, row))
+            if archiving and job.id in archiving and row.type is JobType.COPY:
+                # It is proven, and DONE only once it is on tape.
+                status = settled_status(JobStatus.HELD, cancel_requested=job.record.cancel_requested)
+                archived.setdefault(job.id, []).append(row.element_id)
+                others.append(_archived_change(verdict, status, row))
+                ended.append(_attempt_row(verdict, JobStatus.DONE, row))
+                job.hold = job.hold or HOLDS[WaitKind.ARCHIVE]
+            else:
+                done.append(_done_change(verdict, row))
             if not row.size and verdict.transferred and job.record.has_items:
                 job.grow_bytes(_clamped(verdict.transferred))
                 measured.append({"of_job": job.id, "number": token.element_id, "size": _clamped(verdict.transferred)})
-            if row.type is JobType.COPY and is_moved(
-                job.record, already_there=verdict.already_there, attempt=row.attempt, planned=row.planned
+            if (
+                status is JobStatus.DONE
+                and row.type is JobType.COPY
+                and is_moved(job.record, already_there=verdict.already_there, attempt=row.attempt, planned=row.planned)
             ):
                 moved.setdefault(job.id, []).append(row.element_id)
         else:
@@ -167,6 +181,9 @@ def settle(
     if others:
         session.execute(UPDATE_ELEMENT, others)
         session.execute(INSERT_ATTEMPTS, ended)
+    for job_id, copied in archived.items():
+        if not locked[job_id].record.cancel_requested:
+            join(session, locked[job_id].record, WaitKind.ARCHIVE, copied, now)
     for job_id, copied in moved.items():
         add_source_removals(session, locked[job_id], copied, now)
     for job in locked.values():
@@ -301,6 +318,17 @@ def _element_change(verdict: Verdict, status: JobStatus, row: _ClaimedElement) -
     }
 
 
+def _archived_change(verdict: Verdict, status: JobStatus, row: _ClaimedElement) -> dict[str, Any]:
+    """The change of a copy that is proven and not on tape yet: it is not transferred again."""
+    hold = HOLDS[WaitKind.ARCHIVE]
+    return {
+        **_element_change(verdict, status, row),
+        "residue": verdict.leftover,
+        "already_there": verdict.already_there,
+        **failure_columns(hold if status is JobStatus.HELD else None),
+    }
+
+
 def _count(job: LockedJob, verdict: Verdict, status: JobStatus, type_: JobType) -> None:
     job.move(JobStatus.RUNNING, status)
     if status is JobStatus.SUBMITTED:
@@ -343,8 +371,10 @@ def extend_job(session: Session, worker: str, token: ClaimToken, new: Sequence[N
     if listing is None or listing.attempt != token.attempt:
         return None
     if new:
-        insert_elements(session, job.id, job.counters.elements, new, job.record.max_tries, listing.claimed_at)
+        first = job.counters.elements
+        insert_elements(session, job.id, first, new, job.record.max_tries, listing.claimed_at)
         job.grow(new)
+        hold_new(session, job, first, new, listing.claimed_at)
         job.schedule_work()
         job.roll_up(listing.claimed_at)
     return job

@@ -40,6 +40,8 @@ from pdm.workqueue.store.records import (
     purged_jobs,
     retention,
     schedule_runs,
+    wait_elements,
+    waits,
     webhooks,
 )
 from pdm.workqueue.WorkqueueDB import HAS_ENDED, HAS_LEFTOVER, IS_PURGED
@@ -274,6 +276,7 @@ def delete_some(table: sa.Table, key: Sequence[str], condition: sa.ColumnElement
     return sa.delete(table).where(place.in_(chosen))
 
 
+_WAITS = sa.select(waits.c.id).where(of_jobs(waits.c.job_id))
 #: Tables that may have many rows for one job, and how many rows of elements one of theirs counts for.
 _BULKY = tuple(
     (delete_some(table, key, condition), weight)
@@ -281,6 +284,7 @@ _BULKY = tuple(
         (listing_chunks, ("job_id", "element_id", "sequence"), of_jobs(listing_chunks.c.job_id), ROWS_FOR_CHUNK),
         (listing_notes, ("job_id", "element_id", "sequence"), of_jobs(listing_notes.c.job_id), ROWS_FOR_CHUNK),
         (attempts, ("job_id", "element_id", "attempt"), of_jobs(attempts.c.job_id), 1),
+        (wait_elements, ("wait_id", "element_id"), wait_elements.c.wait_id.in_(_WAITS), 1),
         (events, ("id",), of_jobs(events.c.job_id), 1),
         (fts_files, ("job_id", "element_id"), of_jobs(fts_files.c.job_id), 1),
         (deliveries, ("id",), sa.and_(of_jobs(deliveries.c.job_id), deliveries.c.due_at.is_(None)), 1),
@@ -298,6 +302,7 @@ _THE_REST = (
     sa.delete(failure_counts).where(of_jobs(failure_counts.c.job_id)),
     sa.delete(idempotent_requests).where(of_jobs(idempotent_requests.c.job_id)),
     sa.delete(predecessors).where(of_jobs(predecessors.c.job_id)),
+    sa.delete(waits).where(of_jobs(waits.c.job_id)),
     sa.delete(jobs).where(of_jobs(jobs.c.id), jobs.c.purged_at.is_not(None)),
 )
 

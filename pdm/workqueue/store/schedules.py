@@ -22,7 +22,7 @@ from pdm.workqueue.domain.schedules import (
     ScheduleRun,
 )
 from pdm.workqueue.store import jobs as job_store
-from pdm.workqueue.store import sites
+from pdm.workqueue.store import sites, waits
 from pdm.workqueue.store.idempotency import IdempotencyKey, earlier_row
 from pdm.workqueue.store.records import FINAL, columns_of, jobs, schedule_runs, schedules
 from pdm.workqueue.WorkqueueDB import IS_DUE
@@ -223,7 +223,7 @@ def make_run(
     elif missing is not None:
         values = {"message": f"there is no site {missing}"}
     elif planned.job is not None:
-        job = job_store.submit(session, planned.job, None, now)
+        job = waits.hold_items(session, job_store.submit(session, planned.job, None, now), planned.job, now)
         values = {"outcome": RunOutcome.SUBMITTED, "job_id": job.id, "job_status": job.status}
     made = evolve(run, **values)
     session.execute(

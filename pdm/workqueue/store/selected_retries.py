@@ -120,12 +120,12 @@ def _retry_part(session: Session, job: LockedJob, now: datetime, selection: Retr
     codes = [code.value for code in selection.takes]
     chosen = {"of_job": job.id, "codes": codes, "most": CHANGED_AT_ONCE}
     numbers = session.scalars(_SELECTED, chosen).all() if codes else []
-    requeue(session, job, numbers, JobStatus.FAILED)
+    requeue(session, job, numbers, JobStatus.FAILED, now)
     left = CHANGED_AT_ONCE - len(numbers)
     if left and not selection.codes:
         cancelled = {"of_job": job.id, "in_status": JobStatus.CANCELLED, "most": left}
         numbers = session.scalars(ELEMENTS_SET_ASIDE, cancelled).all()
-        requeue(session, job, numbers, JobStatus.CANCELLED)
+        requeue(session, job, numbers, JobStatus.CANCELLED, now)
         left -= len(numbers)
     end_retry_part(session, job, now, more=not left)
     return not left

@@ -98,7 +98,7 @@ _COLUMNS = tuple(
     sites.c[name]
     for name in (
         *("id", "owner_id", "public", "name", "description", "default_folder"),
-        *("endpoints", "limit_in", "limit_out", "authorities", "myproxy", "mover", "fts"),
+        *("endpoints", "limit_in", "limit_out", "authorities", "myproxy", "mover", "tape", "fts"),
         *("unlisted", "oidc", "oidc_secret"),
     )
 )
@@ -250,6 +250,7 @@ def _values(content: NewSite) -> dict[str, Any]:
         "authorities": content.authorities,
         "myproxy": content.myproxy,
         "mover": content.mover.value,
+        "tape": content.tape,
         "fts": content.fts,
         "unlisted": content.unlisted,
         "oidc": None if content.oidc is None else _oidc_values(content.oidc),
@@ -279,9 +280,10 @@ def _audit_details(content: NewSite) -> str:
     own = " with authorities of its own" if content.authorities else ""
     logon = f", logon at {content.myproxy}" if content.myproxy else ""
     mover = f", moved by {content.mover}" if content.mover is not MoverKind.NATIVE else ""
+    tape = f", tape API {content.tape}" if content.tape else ""
     fts = f", copies by {content.fts}" if content.fts else ""
     issuer = f", tokens of {content.oidc.issuer}" if content.oidc is not None and content.oidc.issuer else ""
-    return f"{content.name}, {'public' if content.public else 'private'}{own}{logon}{mover}{fts}{issuer}: {urls}"
+    return f"{content.name}, {'public' if content.public else 'private'}{own}{logon}{mover}{tape}{fts}{issuer}: {urls}"
 
 
 def _record(row: sa.Row[Any]) -> SiteRecord:
@@ -300,6 +302,7 @@ def _record(row: sa.Row[Any]) -> SiteRecord:
             authorities=row.authorities,
             myproxy=row.myproxy,
             mover=MoverKind(row.mover),
+            tape=row.tape,
             fts=row.fts,
             unlisted=row.unlisted,
             oidc=_oidc_of(row),

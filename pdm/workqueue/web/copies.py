@@ -71,6 +71,9 @@ class CopyForm(FilesForm, frozen=True, kw_only=True, forbid_unknown_fields=True)
     max_delete: Number | None = None
     preserve: tuple[Literal["mtime", "mode"], ...] = ()
     move: bool = False
+    stage: bool = False
+    stage_lifetime: str | None = None
+    archive: bool = False
     label: str | None = None
     priority: Number | None = None
     max_tries: Number | None = None
@@ -115,6 +118,9 @@ def _options(form: CopyForm, names: Sequence[str]) -> dict[str, Any]:
         "max_delete": form.max_delete,
         "preserve": list(form.preserve),
         "move": form.move,
+        "stage": form.stage,
+        "stage_lifetime": form.stage_lifetime,
+        "archive": form.archive,
         "dry_run": not form.now,
     }
     defaults = {"overwrite": "never", "verify": "checksum"}

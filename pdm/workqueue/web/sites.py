@@ -48,6 +48,7 @@ class SiteForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     authorities: str = ""
     myproxy: str | None = None
     mover: str = MoverKind.NATIVE.value
+    tape: str | None = None
     fts: str | None = None
 
     @classmethod
@@ -68,6 +69,7 @@ class SiteForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             limit_out=site.limit_out,
             myproxy=site.myproxy,
             mover=site.mover,
+            tape=site.tape,
             fts=site.fts,
         )
 

@@ -240,6 +240,26 @@ class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True)
     service: TransferService | None = None
 
 
+class TapeRequest(msgspec.Struct, tag="tape", tag_field="op", frozen=True):
+    """One request of the WLCG tape REST API; its answer is a `TapeEvent`, then ``done``. Only the relay carries it out.
+
+    Attributes:
+        api: URL of the API, without a slash at its end; of ``discover``: of an HTTPS endpoint of the site.
+        paths: percent-encoded, at the site; empty for ``discover`` and ``delete``.
+        request: the site's name for a stage request; empty for ``discover``, ``archiveinfo`` and ``stage``.
+        lifetime_s: of ``stage``: seconds for which the files are to stay on disk.
+    """
+
+    id: int
+    key: int
+    action: Literal["discover", "archiveinfo", "stage", "status", "cancel", "release", "delete"]
+    api: str
+    limits: TimeLimits
+    paths: list[str] = []
+    request: str = ""
+    lifetime_s: int = 0
+
+
 class LeaseRequest(msgspec.Struct, tag="lease", tag_field="op", frozen=True):
     """The end of the daemon's lease, in seconds of this machine's CLOCK_BOOTTIME, before the first work and renewed.
 
@@ -278,6 +298,7 @@ AgentRequest = (
     | RenameRequest
     | MkdirRequest
     | DiscardRequest
+    | TapeRequest
     | CancelRequest
     | ProceedRequest
     | LeaseRequest
@@ -467,6 +488,36 @@ class CancelledEvent(msgspec.Struct, tag="cancelled", tag_field="event", frozen=
     residue: bool = False
 
 
+class TapeFile(msgspec.Struct, array_like=True, frozen=True, omit_defaults=True):
+    """What a tape API says of one path.
+
+    Attributes:
+        path: its place in the request.
+        locality: as the API names it; of ``status``: ``DISK`` where the file is on disk, else empty.
+        error: why it has failed; empty if it has not.
+    """
+
+    path: int
+    locality: str = ""
+    error: str = ""
+
+
+class TapeEvent(msgspec.Struct, tag="tape", tag_field="event", frozen=True, omit_defaults=True):
+    """The answer to a `TapeRequest`.
+
+    Attributes:
+        api: of ``discover``: URL of the API; empty if the endpoint names none.
+        request: of ``stage``: the site's name for the request.
+        files: of ``archiveinfo`` and ``status``: those of the paths that the answer has, once each.
+    """
+
+    id: int
+    key: int
+    api: str = ""
+    request: str = ""
+    files: list[TapeFile] = []
+
+
 class FinishedEvent(msgspec.Struct, tag="finished", tag_field="event", frozen=True, omit_defaults=True):
     """Every key of the batch has been reported; the agent is free."""
 
@@ -487,5 +538,6 @@ AgentEvent = (
     | DoneEvent
     | FailedEvent
     | CancelledEvent
+    | TapeEvent
     | FinishedEvent
 )

@@ -20,6 +20,7 @@ from pdm.workqueue.domain.filters import (
     PatternList,
     time_from_text,
 )
+from pdm.workqueue.domain.lifecycle import duration_s
 from pdm.workqueue.domain.paths import LONGEST_PATH
 from pdm.workqueue.domain.planning import LARGEST_SIZE
 
@@ -87,6 +88,7 @@ Deadline = Annotated[
 ]
 
 
+Duration = Annotated[str, Meta(min_length=2, max_length=10)]
 Notified = Annotated[
     list[Literal["ended", "failed", "held"]],
     Meta(
@@ -191,6 +193,21 @@ class CopyOptions(_Options, frozen=True):
         Literal["source", "destination"] | None,
         Meta(description="Copy nothing: compare the items with the files that are at this end."),
     ] = None
+    stage: Annotated[
+        bool, Meta(description="Have files that are only on tape brought to disk first, by the site's tape API.")
+    ] = False
+    stage_lifetime: Annotated[
+        Duration | None, Meta(description="With stage: how long they shall stay on disk, such as 12h; default 1d.")
+    ] = None
+    stage_timeout: Annotated[
+        Duration | None, Meta(description="With stage: files that are not on disk by then fail; default 2d.")
+    ] = None
+    archive: Annotated[
+        bool, Meta(description="A file is DONE only once the destination's tape API says that it is on tape.")
+    ] = False
+    archive_timeout: Annotated[
+        Duration | None, Meta(description="With archive: files that are not on tape by then fail; default 2d.")
+    ] = None
     items: Annotated[
         Annotated[tuple[CopyPair, ...], Meta(min_length=1, max_length=MOST_ITEMS)] | int | None,
         Meta(description="The files to copy, instead of the two paths; in the answer, their number."),
@@ -207,6 +224,11 @@ class CopyOptions(_Options, frozen=True):
             (("check", "items"), self.check and self.items is None, "a check needs items, with what they must be"),
             (("check", "overwrite"), self.check and self.overwrite, "a check writes nothing"),
             (("check", "preserve"), self.check and self.preserve, "a check writes nothing"),
+            (("check", "stage"), self.check and self.stage, "a check reads what is on disk"),
+            (("check", "archive"), self.check and self.archive, "a check writes nothing"),
+            (("stage_lifetime", "stage"), self.stage_lifetime and not self.stage, "stage_lifetime needs stage"),
+            (("stage_timeout", "stage"), self.stage_timeout and not self.stage, "stage_timeout needs stage"),
+            (("archive_timeout", "archive"), self._is_needless_timeout, "archive_timeout needs archive"),
             (("min_size", "max_size"), self._is_no_size, "no file is that large and that small"),
         ):
             if contradict:
@@ -217,6 +239,15 @@ class CopyOptions(_Options, frozen=True):
                 _time(text, 0.0)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
+        for name in ("stage_lifetime", "stage_timeout", "archive_timeout"):
+            try:
+                duration_s(getattr(self, name) or "1s")
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+
+    @property
+    def _is_needless_timeout(self) -> bool:
+        return self.archive_timeout is not None and not self.archive
 
     @property
     def _is_needless_bound(self) -> bool:

@@ -59,6 +59,15 @@ SiteMover = Annotated[
 ]
 
 
+TapeUrl = Annotated[
+    Annotated[str, Meta(min_length=1, max_length=500)] | None,
+    Meta(
+        description="URL of its WLCG tape REST API, such as https://tape.example.org:8444/api/v1; null where its HTTPS"
+        " endpoint names it, or where it has none."
+    ),
+]
+
+
 class OidcBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The issuer of a site's tokens, and the client that the service is registered as."""
 
@@ -125,6 +134,7 @@ class SiteBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     authorities: Authorities | None = None
     myproxy: MyProxy = None
     mover: SiteMover | None = None
+    tape: TapeUrl = None
     fts: FtsUrl = None
     oidc: SiteOidc = None
 
@@ -142,6 +152,7 @@ class SiteChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     authorities: Authorities | UnsetType = UNSET
     myproxy: MyProxy | UnsetType = UNSET
     mover: SiteMover | UnsetType = UNSET
+    tape: TapeUrl | UnsetType = UNSET
     fts: FtsUrl | UnsetType = UNSET
     oidc: SiteOidc | UnsetType = UNSET
 
@@ -206,6 +217,7 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
             extra_json_schema={"enum": ["native", "tools"]},
         ),
     ] = "native"
+    tape: Annotated[str | None, Meta(description="URL of its tape API; null where its HTTPS endpoint names it.")] = None
     fts: Annotated[str | None, Meta(description="FTS3 that carries out copies from and to it.")] = None
     oidc: OidcView | None = None
     state: Annotated[

@@ -32,7 +32,7 @@ from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, 
 _MAX_ERROR_TEXT = 4000
 _MIN_TIMEOUT_S = 0.05
 #: Not repeated after a lost connection: the server may have executed them.
-_NOT_REPEATABLE = frozenset({"COPY", "MOVE", "DELETE", "MKCOL"})
+_NOT_REPEATABLE = frozenset({"COPY", "MOVE", "DELETE", "MKCOL", "POST"})
 #: Methods whose redirects are followed: servers of dCache, EOS and XRootD redirect the transfer of bytes.
 _REDIRECTED = frozenset({"GET", "HEAD", "PUT", "COPY"})
 REDIRECTS, _MAX_REDIRECTS = (301, 302, 303, 307, 308), 5

@@ -8,13 +8,14 @@ from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import hint_for
 from pdm.workqueue.domain.formatting import display_duration
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
+from pdm.workqueue.domain.waits import WaitKind
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext, endpoint
 from pdm.workqueue.http.problems import ElementNotFoundError, InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.views import hold_view
 from pdm.workqueue.http.waiting import queue_sentences, with_progress
-from pdm.workqueue.store import nodes, queue
+from pdm.workqueue.store import nodes, queue, wait_visits
 from pdm.workqueue.store.nodes import NodeRecord
 from pdm.workqueue.store.queue import RunningClaims
 from pdm.workqueue.wire.activity import ReasonView, WhyQuery, WhyView
@@ -119,12 +120,28 @@ async def _job_reasons(api: ApiContext, job: JobRecord) -> list[ReasonView]:
                     code="HELD", reason=f"{hold.count} elements are held: {hold.code}: {hold.reason}", hint=hold.hint
                 )
             )
+        found += await _tape_reasons(api, job)
     job, _, waits = await with_progress(api, job)
     found += [ReasonView(code="WAITS", reason=sentence) for sentence in waits]
     if job.counters.submitted and not job.cancel_requested:
         due, place = await queue_sentences(api, job, api.clock())
         found += [ReasonView(code="WAITS", reason=sentence) for sentence in due]
         found += [ReasonView(code="QUEUE", reason=sentence) for sentence in place]
+    return found
+
+
+async def _tape_reasons(api: ApiContext, job: JobRecord) -> list[ReasonView]:
+    """What the tape systems have said last, and when they are asked again."""
+    if not (job.stages or job.archives):
+        return []
+    found = []
+    for one in await api.database.read("why a job waits for tape", wait_visits.summaries, job.id):
+        what = "staging from tape" if one.kind is WaitKind.STAGE else "archiving on tape"
+        requests = f"{one.requests} requests are accepted, " if one.requests else ""
+        text = f"{what}: {requests}the site is asked again at {one.next_due:%Y-%m-%dT%H:%M:%SZ}"
+        if one.message is not None:
+            text += f"; it gave no answer: {' '.join(one.message.split())[:300]}"
+        found.append(ReasonView(code="WAITS", reason=text))
     return found
 
 

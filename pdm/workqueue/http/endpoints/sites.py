@@ -31,6 +31,7 @@ from pdm.workqueue.sites.registry import (
     check_fts,
     check_host_and_port,
     check_name,
+    check_tape,
 )
 from pdm.workqueue.store import sites
 from pdm.workqueue.store.idempotency import IdempotencyKey
@@ -58,6 +59,7 @@ def site_from_body(caller: Caller, body: SiteBody, *, local: bool) -> NewSite:
         authorities=_authorities(body.authorities or ""),
         myproxy=_myproxy(body.myproxy, local=local),
         mover=MoverKind(body.mover or MoverKind.NATIVE),
+        tape=_tape(body.tape, local=local),
         fts=_fts(body.fts, local=local),
     )
 
@@ -85,6 +87,8 @@ def changed_site(caller: Caller, body: SiteChanges, content: NewSite, *, local: 
         content = evolve(content, myproxy=_myproxy(body.myproxy, local=local))
     if body.mover is not UNSET:
         content = evolve(content, mover=MoverKind(body.mover))
+    if body.tape is not UNSET:
+        content = evolve(content, tape=_tape(body.tape, local=local))
     if body.fts is not UNSET:
         content = evolve(content, fts=_fts(body.fts, local=local))
     return content
@@ -101,6 +105,10 @@ def _myproxy(server: str | None, *, local: bool) -> str | None:
     if server is None:
         return None
     return _check_not_local(_checked(check_host_and_port, server, "$.myproxy"), "$.myproxy", local=local)
+
+
+def _tape(url: str | None, *, local: bool) -> str | None:
+    return None if url is None else _check_not_local(_checked(check_tape, url, "$.tape"), "$.tape", local=local)
 
 
 def _fts(url: str | None, *, local: bool) -> str | None:
