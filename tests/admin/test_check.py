@@ -167,6 +167,8 @@ def test_software_that_is_missing_for_a_protocol_is_a_warning(
     python.chmod(0o755)
     scheme = protocol.info.schemes[0]
     url = f"{scheme}:///srv" if protocol is JobProtocol.FILE else f"{scheme}://x.example.org"
+    if protocol is JobProtocol.S3:
+        url += "/bucket"
     (instance / "sites.d" / "sites.conf").write_text(f"[X]\nid = 7\n{protocol.name.lower()} = {url}\n")
     (instance / "known_hosts").write_text("")
     set_keys(

@@ -310,6 +310,28 @@ async def test_garbage_in_the_middle_of_a_batch_ends_the_agent(pool: AgentPool, 
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_idle_agent_that_does_not_end_makes_room_all_the_same(
+    scripts: dict[str, str], unused: Unused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdm.workqueue.agents.pool._END_GRACE_S", 0.2)
+    scripts["deaf"] = READY + "time.sleep(60)\n"
+    pool = AgentPool(
+        spawner=reactor,
+        timer=reactor,
+        command_for=lambda kind: command(scripts[kind.helper]),
+        most=1,
+        idle_s=60,
+        unused=unused.append,
+        start_timeout_s=5,
+    )
+    deaf = await pool.acquire(kind("deaf"))
+    pool.release(deaf, kind("deaf"))
+    assert (await pool.acquire(kind())).alive
+    assert "it did not end when it had nothing more to do" in await following(deaf.ended)
+    await pool.stop()
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_an_agent_started_dies_with_it(pool: AgentPool, scripts: dict[str, str], tmp_path: Path) -> None:
     scripts["parent"] = (
         READY + "import subprocess\n"

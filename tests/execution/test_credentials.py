@@ -20,7 +20,7 @@ from pdm.workqueue.store import credentials, oidc_logins
 from pdm.workqueue.store.credentials import CredentialRecord
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
-PROXY, KEY, TOKEN = CredentialKind
+PROXY, KEY, TOKEN = CredentialKind.PROXY, CredentialKind.SSH_KEY, CredentialKind.TOKEN
 
 
 @define

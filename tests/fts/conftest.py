@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import os
-import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from attrs import frozen
@@ -20,6 +16,7 @@ from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storage_servers import free_port
 from tests.grid.conftest import sites  # noqa: F401 - a fixture
+from tests.support.fts_door import ask_door
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CLIENTS = _ROOT / ".venv-fts" / "bin"
@@ -59,14 +56,7 @@ class FtsClients:
 
     def call(self, user: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """One request by nothing but the standard library; its status and decoded body."""
-        parts = urlsplit(self.url)
-        context = ssl.create_default_context(cafile=str(self.service.directory / "certificates" / "ca.crt"))
-        context.load_cert_chain(*self.service.credentials(user))
-        connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=60, context=context)
-        with contextlib.closing(connection):
-            connection.request(method, path, None if body is None else json.dumps(body))
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read() or "null")
+        return ask_door(self.service, user, method, path, body)
 
     def _run(self, user: str, command: list[str], status: int) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -70,8 +69,7 @@ def test_the_account_of_the_unit_is_made(tmp_path: Path) -> None:
 def test_the_source_archive_passes_its_own_tests(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "build", "--sdist", "--outdir", tmp_path, _ROOT], check=True, timeout=100)
     (archive,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(archive) as packed:
-        packed.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "-xzf", archive, "-C", tmp_path], check=True, timeout=30)
     (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
     # Rooms whose tests need no server, those with data files among them.
     rooms = [f"tests/{room}" for room in ("certificates", "config", "domain", "movers", "sites")]

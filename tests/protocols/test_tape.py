@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from pdm.testgrid.service import TestService
+from pdm.testgrid.storage_servers import free_port
 from pdm.testgrid.storages import TestStorages
 from tests.protocols.places import Places
 from tests.support.cluster import cluster_of
+from tests.support.fts_door import ask_door
 from tests.support.loopback import grid_of, service_of, trust_storages
 from tests.support.tape_server import TapeServer
 
@@ -56,16 +58,18 @@ xroot = {storages.xrootd["A"].root_url}
 """
 
 
-def new_service(storages: TestStorages, tape: TapeServer, directory: Path) -> TestService:
+def new_service(storages: TestStorages, tape: TapeServer, directory: Path, **settings: dict[str, str]) -> TestService:
     queue = {"first_pause": "100ms", "longest_pause": "300ms"}
-    return service_of(storages, directory / "instance", sites_of(storages, tape), queue=queue, tape=_TAPE_SETTINGS)
+    sites = sites_of(storages, tape)
+    return service_of(storages, directory / "instance", sites, queue=queue, tape=_TAPE_SETTINGS, **settings)
 
 
 @pytest.fixture(scope="module")
 def service(
     storages: TestStorages, tape_server: TapeServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TestService]:
-    service = new_service(storages, tape_server, tmp_path_factory.mktemp("tape"))
+    door = {"port": str(free_port())}
+    service = new_service(storages, tape_server, tmp_path_factory.mktemp("tape"), fts=door)
     with service.running():
         service.delegate("alice")
         yield service
@@ -255,6 +259,31 @@ def test_a_cancelled_job_withdraws_its_request(service: TestService, tape: TapeS
     assert ended(service, job)["status"] == "CANCELLED"
     until(lambda: not tape.requests, service)
     assert tape.count("delete") == 1
+
+
+@pytest.mark.full
+def test_a_client_of_fts3_stages_and_archives(service: TestService, tape: TapeServer, places: Places) -> None:
+    source = tape.put_to_tape(places.put(places.a / "file", b"content"))
+    target = places.b / "copied"
+    tape.recall_s, tape.migrate_s = 3.0, 2.0
+    urls = (places.storages.url("https", "A", source), places.storages.url("https", "B", target))
+    params = {"bring_online": 3600, "copy_pin_lifetime": 7200, "archive_timeout": 3600}
+    body = {"files": [{"sources": urls[:1], "destinations": urls[1:]}], "params": params}
+    status, answer = ask_door(service, "alice", "POST", "/jobs", body)
+    assert status == 200, answer
+    door_job = f"/jobs/{answer['job_id']}"
+
+    def file_states() -> list[str]:
+        return [one["file_state"] for one in ask_door(service, "alice", "GET", f"{door_job}/files")[1]]
+
+    until(lambda: tape.requests and file_states() == ["STAGING"], service)
+    (request,) = tape.requests.values()
+    assert set(request.lifetimes) == {"PT7200S"}
+    until(lambda: file_states() == ["ARCHIVING"], service)
+    until(lambda: file_states() == ["FINISHED"], service)
+    assert target.read_bytes() == b"content"
+    _, job = ask_door(service, "alice", "GET", door_job)
+    assert {key: job[key] for key in params} == params
 
 
 @pytest.mark.full

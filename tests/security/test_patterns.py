@@ -17,7 +17,7 @@ import pytest
 
 import pdm.workqueue
 from pdm.workqueue.certificates import names
-from pdm.workqueue.domain import mail, subjects
+from pdm.workqueue.domain import mail, oidc, subjects
 from pdm.workqueue.helpers.gridftp.replies import _PASSIVE_ADDRESS
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
 from pdm.workqueue.http.openapi import openapi_document
@@ -32,6 +32,8 @@ _DELIMITED = {
     r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*",
     # The parts of a mail address are divided by dots, which none of them holds.
     mail._ADDRESS.pattern,
+    # The words of a scope are divided by spaces, which none of them holds.
+    oidc._WORDS.pattern,
     # The inner repetition looks ahead from a slash, and stops at the next one.
     *(each.pattern for each in (names._PART, subjects._PART)),
 }

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.full
 def test_a_site_is_added_checked_and_removed_with_the_keyboard(chromium: Chromium) -> None:
     page = chromium.open("/web/sites")
     page.get_by_role("link", name="Add a site").press("Enter")
-    page.get_by_label("Name").focus()
+    page.get_by_label("Name", exact=True).focus()
     page.keyboard.type("lab")
     page.keyboard.press("Tab")
     page.keyboard.type("GRIDFTP gsiftp://gridftp.example.org:2811")
@@ -29,11 +29,11 @@ def test_a_site_is_added_checked_and_removed_with_the_keyboard(chromium: Chromiu
 
 def test_a_wrong_site_is_shown_again_with_what_is_wrong(chromium: Chromium) -> None:
     page = chromium.open("/web/sites/add")
-    page.get_by_label("Name").fill("local")
+    page.get_by_label("Name", exact=True).fill("local")
     page.get_by_label("Endpoints").fill("FILE file:///etc")
     page.get_by_role("button", name="Add").click()
     assert "only operators" in page.get_by_role("alert").inner_text()
-    assert page.get_by_label("Name").input_value() == "local"
+    assert page.get_by_label("Name", exact=True).input_value() == "local"
     assert violations(page) == []
 
 

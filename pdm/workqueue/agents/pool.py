@@ -100,6 +100,8 @@ async def ask(
     return Answer(faults, error, timed_out, tape)
 
 
+#: Seconds within which an agent without work exits when its input is closed.
+_END_GRACE_S = 2.0
 #: Agents stop this fraction of the remaining lease before its end.
 _LEASE_MARGIN = 0.1
 
@@ -302,10 +304,22 @@ class AgentPool:
         # Reserve the place: a caller that is woken earlier must not take it.
         self._making_room += 1
         try:
-            agent.end()
+            self._end(agent)
             await following(agent.ended)
         finally:
             self._making_room -= 1
+
+    def _end(self, agent: AgentProcess) -> None:
+        """End an agent without work; kill it if it does not react, for others may wait for its place."""
+        agent.end()
+        killer = self._timer.callLater(_END_GRACE_S, agent.kill, "it did not end when it had nothing more to do")
+
+        def over(sentence: str) -> str:
+            if killer.active():
+                killer.cancel()
+            return sentence
+
+        agent.ended.addCallback(over)
 
     def _working(self) -> int:
         return sum(1 for living in self._living.values() if living.holders and not living.alone)
@@ -348,7 +362,7 @@ class AgentPool:
             self._retired.add(credential)
         for idle in [idle for idle in self._idle if idle.kind.credential == credential]:
             self._idle.remove(idle)
-            idle.agent.end()
+            self._end(idle.agent)
 
     def release(self, agent: AgentProcess, kind: AgentKind) -> None:
         """Return an agent after its batch."""
@@ -356,7 +370,7 @@ class AgentPool:
             living = self._living[agent]
             living.holders -= 1
             if not living.holders and kind.credential in self._retired:
-                agent.end()
+                self._end(agent)
             elif not living.holders:
                 self._idle.append(_Idle(agent, kind, self._timer.seconds()))
             self.wake_waiting()
@@ -385,7 +399,7 @@ class AgentPool:
         agent = AgentProcess(self._command_for(kind))
         agent.start(self._spawner)
         await watched_start(agent, self._timer, self._start_timeout_s)
-        agent.end()
+        self._end(agent)
         await following(agent.ended)
 
     def _gone(self, sentence: str, agent: AgentProcess) -> str:
@@ -404,4 +418,4 @@ class AgentPool:
         before = self._timer.seconds() - self._idle_s
         for idle in [idle for idle in self._idle if idle.since <= before]:
             self._idle.remove(idle)
-            idle.agent.end()
+            self._end(idle.agent)

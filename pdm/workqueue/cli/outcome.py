@@ -186,7 +186,6 @@ _HINT_WORDS: Mapping[str, str] = {
     "parents": "-p",
     "verify": "--verify size",
     "max_delete": "--max-delete N",
-    "stage": "--stage",
 }
 
 

@@ -71,7 +71,6 @@ class FailureCode(enum.StrEnum):
     SAME_PLACE = "SAME_PLACE"
     STAGING = "STAGING"
     ARCHIVING = "ARCHIVING"
-    ON_TAPE = "ON_TAPE"
     LOST = "LOST"
     UNAVAILABLE = "UNAVAILABLE"
     TAPE_ERROR = "TAPE_ERROR"
@@ -187,9 +186,6 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.ARCHIVING: _Meaning(
             _HOLD, "Nothing needs to be done: the file is copied, and is DONE once the tape system has it."
         ),
-        FailureCode.ON_TAPE: _Meaning(
-            _GIVE_UP, "The file is only on tape: copy with {stage}, which has it brought to disk first."
-        ),
         FailureCode.LOST: _Meaning(
             _GIVE_UP, "The site has lost the file: ask it, and take another copy of the file if there is one."
         ),
@@ -251,7 +247,6 @@ API_WORDS: Mapping[str, str] = MappingProxyType(
         "verify": "verify=size",
         "retry": "retry the job",
         "max_delete": "max_delete=N",
-        "stage": "stage=true",
     }
 )
 

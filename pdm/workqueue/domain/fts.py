@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, CancelCode, JobRecord
 
 #: From which FTS3 derives ids that its clients can compute themselves.
@@ -38,7 +39,7 @@ _FILE_STATES: Mapping[JobStatus, str] = MappingProxyType(
     {
         JobStatus.NEW: "SUBMITTED",
         JobStatus.SUBMITTED: "SUBMITTED",
-        # Clients know no state for this; the reason says what is missing.
+        # Clients know no state for this, except where a tape system works; the reason says what is missing.
         JobStatus.HELD: "SUBMITTED",
         JobStatus.RUNNING: "ACTIVE",
         JobStatus.DONE: "FINISHED",
@@ -46,6 +47,8 @@ _FILE_STATES: Mapping[JobStatus, str] = MappingProxyType(
         JobStatus.CANCELLED: "CANCELED",
     }
 )
+#: Why an element is HELD, where FTS3 has a state of the same name.
+_TAPE_STATES = frozenset({FailureCode.STAGING, FailureCode.ARCHIVING})
 
 
 def deterministic_id(vo_name: str, sid: str) -> str:
@@ -130,8 +133,15 @@ def seconds_in_queue(value: object) -> int | None:
     return int(found[1]) * _UNITS_S[found[2].lower()]
 
 
-def file_state(status: JobStatus) -> str:
-    """The state of a file whose element has a status."""
+def file_state(status: JobStatus, failure: AttemptFailure | None = None) -> str:
+    """The state of a file.
+
+    Args:
+        status: of its element.
+        failure: of its element; says what an element waits for that is HELD.
+    """
+    if status is JobStatus.HELD and failure is not None and failure.code in _TAPE_STATES:
+        return failure.code.value
     return _FILE_STATES[status]
 
 

@@ -13,7 +13,7 @@ _LONGEST_NUMBER = 5
 _REASON = re.compile(r"\s*(?:[A-Z]+\s+)?([A-Z]+)\s*\[\s*(\w{1,40})\s*\]:?\s*(.*)", re.DOTALL)
 #: An error of the FTS3's own process (AGENT) says nothing of either end.
 _SCOPES = {"SOURCE": FailureScope.SOURCE, "DESTINATION": FailureScope.DESTINATION}
-_CHECKSUM = re.compile(r"checksum\w*\s+(?:\w+\s+)*(?:mismatch|differ|do(?:es)? not match)", re.IGNORECASE)
+_CHECKSUM = re.compile(r"checksum\w*\s[\w\s]{0,80}?\b(?:mismatch|differ|do(?:es)? not match)", re.IGNORECASE)
 
 
 def error_of(file: HandedFile) -> StorageError:

@@ -28,9 +28,7 @@ _SHOWN = 100
 #: Parameters that ask for what the service does not have → what it says of them.
 _REFUSED_PARAMS: Mapping[str, str] = MappingProxyType(
     {
-        "bring_online": "this service stages nothing from tape",
-        "archive_timeout": "this service does not watch files go to tape",
-        "overwrite_when_only_on_disk": "this service does not know which files are on tape",
+        "overwrite_when_only_on_disk": "this service does not look on tape before it overwrites",
         "overwrite_hop": "this service copies without hops",
         "multihop": "this service copies without hops: submit a job for each hop",
         "target_qos": "this service changes no quality of service",
@@ -39,13 +37,13 @@ _REFUSED_PARAMS: Mapping[str, str] = MappingProxyType(
         "spacetoken": "space tokens belong to SRM, which this service does not speak",
         "credential": "this service has no credentials of cloud storages for FTS",
         "credentials": "this service has no credentials of cloud storages for FTS",
-        "fail_nearline": "this service does not know which files are on tape",
+        "fail_nearline": "this service stages what is on tape with bring_online, and does not look otherwise",
     }
 )
 #: Parameters that say how FTS3 is to work, where this service works in its own way: taken, without effect.
 HINTS = frozenset(
     {
-        *("account", "activity", "buffer_size", "checksum", "copy_pin_lifetime", "disable_cleanup", "dst_file_report"),
+        *("account", "activity", "buffer_size", "checksum", "disable_cleanup", "dst_file_report"),
         *("gridftp", "ipv4", "ipv6", "nostreams", "overwrite_on_retry", "retry_delay", "reuse"),
         *("scitag", "strict_copy", "timeout", "unmanaged_tokens"),
         *("archive_metadata", "file_metadata", "filesize", "staging_metadata"),
@@ -55,6 +53,7 @@ _MEANT = frozenset(
     {
         *("verify_checksum", "overwrite", "retry", "priority", "job_metadata"),
         *("max_time_in_queue", "id_generator", "sid", "s3alternate"),
+        *("bring_online", "copy_pin_lifetime", "archive_timeout"),
     }
 )
 _REFUSED_OF_FILES: Mapping[str, str] = MappingProxyType(
@@ -91,6 +90,10 @@ class FtsSubmission:
         compares: whether checksums are compared.
         details: the parameters that its questions are answered from.
         queue_s: seconds after which the job is cancelled unless it has ended; None for never.
+        stage_s: seconds within which sources have to come from tape to disk; 0 for the service's default; None to
+            stage nothing.
+        pin_s: seconds that staged sources stay on disk; None for the service's default.
+        archive_s: seconds within which destinations have to be on tape; None not to wait for it.
         sid: what its id is derived from; None for one by chance.
     """
 
@@ -100,6 +103,9 @@ class FtsSubmission:
     max_tries: int
     priority: int
     queue_s: int | None
+    stage_s: int | None
+    pin_s: int | None
+    archive_s: int | None
     sid: str | None
     details: Mapping[str, Any]
 
@@ -135,7 +141,7 @@ def read_submission(body: bytes) -> FtsSubmission:
     if document.get("delete") is not None:
         raise MethodNotAllowedError("Deletion jobs are no longer supported by FTS")
     if document.get("staging"):
-        raise InvalidInputError("staging: this service stages nothing from tape")
+        raise InvalidInputError("staging: submit the files as transfers with bring_online")
     for key in document:
         if key not in ("params", "files", "delete", "staging"):
             raise InvalidInputError(f"unknown key {key[:_SHOWN]!r}: params and files are known")
@@ -155,6 +161,9 @@ def read_submission(body: bytes) -> FtsSubmission:
     except ValueError as error:
         raise InvalidInputError(f"max_time_in_queue: {error}") from error
     overwrite = _flag(params.get("overwrite"), "overwrite")
+    bring_online, pin, archive = (
+        _integer(params, key, -1) for key in ("bring_online", "copy_pin_lifetime", "archive_timeout")
+    )
     metadata = _metadata(params.get("job_metadata"), "job_metadata")
     return FtsSubmission(
         transfers=transfers,
@@ -163,6 +172,10 @@ def read_submission(body: bytes) -> FtsSubmission:
         max_tries=DEFAULT_TRIES if retry == 0 else min(max(1 + retry, LEAST_TRIES), MOST_TRIES),
         priority=priority,
         queue_s=queue_s,
+        # As in FTS3, either of them has the sources staged.
+        stage_s=None if bring_online <= 0 and pin <= 0 else max(bring_online, 0),
+        pin_s=pin if pin > 0 else None,
+        archive_s=archive if archive > 0 else None,
         sid=_sid(params),
         details={
             "job_metadata": {**(metadata if isinstance(metadata, dict) else {}), "auth_method": "certificate"}
@@ -172,7 +185,9 @@ def read_submission(body: bytes) -> FtsSubmission:
             "overwrite_flag": "Y" if overwrite else None,
             "retry": retry,
             "retry_delay": _integer(params, "retry_delay", 0),
-            "copy_pin_lifetime": _integer(params, "copy_pin_lifetime", -1),
+            "copy_pin_lifetime": pin,
+            "bring_online": bring_online,
+            "archive_timeout": archive,
         },
     )
 

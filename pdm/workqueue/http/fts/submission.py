@@ -174,7 +174,12 @@ def _job_of_part(
         "overwrite": "always" if submission.overwrite else None,
         "verify": None if submission.compares else "size",
         "checksum": route.algorithm or None,
-        "deadline": None if submission.queue_s is None else f"{submission.queue_s}s",
+        "deadline": _duration(submission.queue_s),
+        "stage": submission.stage_s is not None or None,
+        "stage_timeout": _duration(submission.stage_s or None),
+        "stage_lifetime": _duration(submission.pin_s),
+        "archive": submission.archive_s is not None or None,
+        "archive_timeout": _duration(submission.archive_s),
     }
     body = SubmitJob(
         type=JobType.COPY.value,
@@ -187,3 +192,7 @@ def _job_of_part(
         label=fts_id,
     )
     return job_from_request(api, caller.user_id, body)
+
+
+def _duration(seconds: int | None) -> str | None:
+    return None if seconds is None else f"{seconds}s"

@@ -90,8 +90,8 @@ def job_object(job: FtsJob, service: str) -> dict[str, Any]:
         "job_finished": fts_time(max(finished, default=None)),
         "copy_pin_lifetime": details.get("copy_pin_lifetime", -1),
         "verify_checksum": details.get("verify_checksum", "n"),
-        "bring_online": -1,
-        "archive_timeout": -1,
+        "bring_online": details.get("bring_online", -1),
+        "archive_timeout": details.get("archive_timeout", -1),
         "target_qos": None,
         "job_metadata": details.get("job_metadata"),
         "retry": details.get("retry", 0),
@@ -111,7 +111,7 @@ def _job_reason(job: FtsJob, state: str) -> str | None:
 def file_object(job: FtsJob, found: FtsFile) -> dict[str, Any]:
     """A file, an element of a part of a job."""
     element, file, details = found.element, found.file, found.file.details
-    state = NOT_USED if is_unused(found.job) else file_state(element.status)
+    state = NOT_USED if is_unused(found.job) else file_state(element.status, element.failure)
     is_final = state in FINAL_STATES
     elapsed_s = element.elapsed_s if is_final else None
     moved = element.transferred if is_final else None
