@@ -90,8 +90,7 @@ class FtsSubmission:
         compares: whether checksums are compared.
         details: the parameters that its questions are answered from.
         queue_s: seconds after which the job is cancelled unless it has ended; None for never.
-        stage_s: seconds within which sources have to come from tape to disk; 0 for the service's default; None to
-            stage nothing.
+        stage_s: seconds within which sources have to come from tape to disk; None to stage nothing.
         pin_s: seconds that staged sources stay on disk; None for the service's default.
         archive_s: seconds within which destinations have to be on tape; None not to wait for it.
         sid: what its id is derived from; None for one by chance.
@@ -172,9 +171,9 @@ def read_submission(body: bytes) -> FtsSubmission:
         max_tries=DEFAULT_TRIES if retry == 0 else min(max(1 + retry, LEAST_TRIES), MOST_TRIES),
         priority=priority,
         queue_s=queue_s,
-        # As in FTS3, either of them has the sources staged.
-        stage_s=None if bring_online <= 0 and pin <= 0 else max(bring_online, 0),
-        pin_s=pin if pin > 0 else None,
+        stage_s=bring_online if bring_online > 0 else None,
+        # Rucio sends it with every job: alone it stages nothing.
+        pin_s=pin if pin > 0 and bring_online > 0 else None,
         archive_s=archive if archive > 0 else None,
         sid=_sid(params),
         details={

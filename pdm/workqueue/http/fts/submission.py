@@ -176,7 +176,7 @@ def _job_of_part(
         "checksum": route.algorithm or None,
         "deadline": _duration(submission.queue_s),
         "stage": submission.stage_s is not None or None,
-        "stage_timeout": _duration(submission.stage_s or None),
+        "stage_timeout": _duration(submission.stage_s),
         "stage_lifetime": _duration(submission.pin_s),
         "archive": submission.archive_s is not None or None,
         "archive_timeout": _duration(submission.archive_s),
