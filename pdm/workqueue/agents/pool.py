@@ -100,7 +100,7 @@ async def ask(
     return Answer(faults, error, timed_out, tape)
 
 
-#: Seconds within which an agent without work exits when its input is closed.
+#: Seconds within which an agent exits when its input is closed.
 _END_GRACE_S = 2.0
 #: Agents stop this fraction of the remaining lease before its end.
 _LEASE_MARGIN = 0.1
@@ -215,23 +215,15 @@ class AgentPool:
     def start(self) -> None:
         self._sweeper.start()
 
-    async def stop(self, grace_s: float = 2.0) -> None:
-        """End all agents: close their input, wait ``grace_s``, kill."""
+    async def stop(self) -> None:
+        """End all agents: close their input, wait, kill."""
         self._stopping = True
         await self._sweeper.stop()
         self.wake_waiting()
         living = list(self._living)
         for agent in living:
-            agent.end()
-
-        def kill_all() -> None:
-            for agent in living:
-                agent.kill("the service stops")
-
-        killer = self._timer.callLater(grace_s, kill_all)
+            self._end(agent, "the service stops")
         await DeferredList([following(agent.ended) for agent in living])
-        if killer.active():
-            killer.cancel()
 
     def hold_lease(self, until: float) -> None:
         """Tell all agents the end of the renewed lease; each exits shortly before it, unless a later one arrives.
@@ -309,10 +301,10 @@ class AgentPool:
         finally:
             self._making_room -= 1
 
-    def _end(self, agent: AgentProcess) -> None:
-        """End an agent without work; kill it if it does not react, for others may wait for its place."""
+    def _end(self, agent: AgentProcess, why: str = "it did not end when it had nothing more to do") -> None:
+        """End an agent; kill it if it does not react, for others may wait for its place."""
         agent.end()
-        killer = self._timer.callLater(_END_GRACE_S, agent.kill, "it did not end when it had nothing more to do")
+        killer = self._timer.callLater(_END_GRACE_S, agent.kill, why)
 
         def over(sentence: str) -> str:
             if killer.active():
