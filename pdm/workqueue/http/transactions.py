@@ -14,8 +14,17 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
-from pdm.workqueue.domain.jobs import AttemptRecord, Batch, ElementRecord, JobRecord, LogSpan, NewJob
+from pdm.workqueue.domain.holds import HoldBy, JobChanges, JobHold
+from pdm.workqueue.domain.jobs import (
+    AttemptRecord,
+    Batch,
+    ElementRecord,
+    JobRecord,
+    LogSpan,
+    NewJob,
+)
 from pdm.workqueue.domain.schedules import ScheduleEdit, ScheduleRecord, ScheduleRun
+from pdm.workqueue.domain.sites import Actor
 from pdm.workqueue.domain.webhooks import DeliveryRecord, WebhookRecord
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.credential_checks import CredentialNeeds, check_credential
@@ -30,7 +39,9 @@ from pdm.workqueue.store import (
     chains,
     credentials,
     first_claims,
+    holds,
     job_changes,
+    job_settings,
     jobs,
     outcomes,
     purged_jobs,
@@ -268,6 +279,24 @@ def failure_groups(session: Session, job_id: int, scope: int | None) -> tuple[Jo
 def cancel(session: Session, job_id: int, scope: int | None, now: datetime) -> JobRecord:
     fetch_job(session, job_id, scope)
     return job_changes.cancel(session, job_id, now)
+
+
+def hold(session: Session, job_id: int, scope: int | None, new: JobHold, by: Actor) -> JobRecord:
+    fetch_job(session, job_id, scope)
+    return holds.hold(session, job_id, new, by)
+
+
+def resume(
+    session: Session, job_id: int, scope: int | None, as_whom: HoldBy, by: Actor, now: datetime
+) -> tuple[JobRecord, bool]:
+    """End the hold of a job; returns the job, and whether it was held."""
+    fetch_job(session, job_id, scope)
+    return holds.resume(session, job_id, as_whom, by, now)
+
+
+def change_job(session: Session, job_id: int, scope: int | None, changes: JobChanges, now: datetime) -> JobRecord:
+    fetch_job(session, job_id, scope)
+    return job_settings.change(session, job_id, changes, now)
 
 
 def retry(session: Session, job_id: int, scope: int | None, now: datetime) -> tuple[JobRecord, int]:

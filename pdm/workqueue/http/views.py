@@ -13,6 +13,7 @@ from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, hint_for
+from pdm.workqueue.domain.holds import HOLD_CODE
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.oidc import OidcSettings
 from pdm.workqueue.domain.pacing import BreakerState
@@ -108,7 +109,8 @@ def job_view(
         bytes_done=job.bytes_done,
         progress=UNSET if progress is None else job_progress_view(progress),
         waiting=list(waiting) or UNSET,
-        hold=UNSET if hold is None else hold,
+        hold=_job_hold_view(job) if job.hold is not None else UNSET if hold is None else hold,
+        max_active=UNSET if job.max_active is None else job.max_active,
         queue=UNSET if place is None else _queue_view(place),
         next_try=UNSET if next_try is None else _next_try_view(job, next_try),
         owner=UNSET if owner is None else owner,
@@ -140,6 +142,23 @@ def _next_try_view(job: JobRecord, element: ElementRecord) -> NextTryView | Unse
         attempt=element.next_try,
         max_tries=element.max_tries,
         failure=failure_view(element.failure, job.type),
+    )
+
+
+def _job_hold_view(job: JobRecord) -> HoldView | UnsetType:
+    hold = job.hold
+    if hold is None:
+        return UNSET
+    return HoldView(
+        count=job.counters.submitted + job.counters.held,
+        code=HOLD_CODE,
+        reason=hold.sentence,
+        hint=hold.hint,
+        by=hold.by.value,
+        who=hold.subject,
+        message=hold.message,
+        since=hold.since.replace(microsecond=0),
+        until=whole_seconds(hold.until),
     )
 
 
