@@ -318,6 +318,8 @@ def test_logs(service: TestService, directory: Path) -> None:
     output = json.loads(pdm(service, "logs", f"{number}.1", "-a", "-1", "-F", "json").stdout)
     assert output["attempt"] == 1
     assert output["log"] in followed
+    assert output["process"]["ended"] is None
+    assert f" host={output['process']['host']} pid={output['process']['pid']} " in output["log"].splitlines()[0]
     assert pdm(service, "logs", f"{number}.1.1").stdout == output["log"]
     for which in (["-a", "7"], ["-a", "7", "-f"], ["-a", "-7", "-f"]):
         pdm(service, "logs", f"{number}.1", *which, code=3)

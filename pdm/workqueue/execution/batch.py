@@ -131,6 +131,8 @@ class RunningBatch:
         """Send the request to an agent, with the endpoint that it uses at each site; `finished` fires at the end."""
         self._endpoints = endpoints
         self._agent = agent
+        for attempt in self._open.values():
+            attempt.pid = agent.pid
         self._request_id = request.id
         self._intake = intake
         largest = self.batch.largest_size

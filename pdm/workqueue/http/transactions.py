@@ -86,6 +86,7 @@ class KnownAttempt:
         status: None if there is no such attempt.
         worker: the daemon that runs it or ran it; None if none does any more.
         log: where in the file of that daemon its log is; None if unknown.
+        failure: of one that has ended.
     """
 
     job: JobRecord
@@ -94,6 +95,7 @@ class KnownAttempt:
     status: JobStatus | None
     worker: str | None = None
     log: LogSpan | None = None
+    failure: AttemptFailure | None = None
 
 
 @frozen
@@ -228,7 +230,7 @@ def fetch_attempt(session: Session, job_id: int, element_id: int, scope: int | N
     record = jobs.fetch_attempt(session, job_id, element_id, number)
     if record is None:
         return KnownAttempt(owner, found, number, None)
-    return KnownAttempt(owner, found, number, record.status, record.worker, record.log)
+    return KnownAttempt(owner, found, number, record.status, record.worker, record.log, record.failure)
 
 
 def element_page(

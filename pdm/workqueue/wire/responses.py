@@ -297,6 +297,16 @@ class ElementView(msgspec.Struct, frozen=True, kw_only=True):
         return f"<ElementView {self.job_id}.{self.id} {self.status}: {what}>"
 
 
+class ProcessView(msgspec.Struct, frozen=True, kw_only=True):
+    """The helper process that carried out an attempt; it carries out those of other elements, too."""
+
+    host: str
+    pid: int
+    ended: Annotated[
+        str | None, Meta(description="How it ended if it died within the attempt: signal 9, exit status 1.")
+    ] = None
+
+
 class OutputView(msgspec.Struct, frozen=True, kw_only=True):
     """The output of one attempt that has ended, or with ``live`` a piece of its log, from its first line on.
 
@@ -314,6 +324,9 @@ class OutputView(msgspec.Struct, frozen=True, kw_only=True):
     end: Annotated[bool | UnsetType, Meta(description="With live: whether the log ends with this piece.")] = UNSET
     silent: Annotated[
         str | UnsetType, Meta(description="Where the log is, if it cannot be read: on node X, which does not answer.")
+    ] = UNSET
+    process: Annotated[
+        ProcessView | UnsetType, Meta(description="Where the begin of the log is there, and names it.")
     ] = UNSET
     listing: Names | UnsetType = UNSET
     entries: Entries | UnsetType = UNSET
