@@ -42,12 +42,13 @@ from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import ClockWrongError, Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import missing_software
-from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.node_shares import NodeShares
 from pdm.workqueue.execution.preparing import Preparation
+from pdm.workqueue.execution.progress_board import ProgressBoard
 from pdm.workqueue.execution.readiness import Readiness
 from pdm.workqueue.execution.retention import Retention
 from pdm.workqueue.execution.scheduler import Scheduler
+from pdm.workqueue.execution.service_health import ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams

@@ -19,8 +19,8 @@ from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.execution.cluster import ClusterLogs, ClusterProgress
 from pdm.workqueue.execution.draining import Drain
-from pdm.workqueue.execution.monitoring import ProgressBoard
 from pdm.workqueue.execution.peers import Peers
+from pdm.workqueue.execution.progress_board import ProgressBoard
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.http.endpoints import ROOT
 from pdm.workqueue.logstore.store import LogStore

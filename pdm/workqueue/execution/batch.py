@@ -21,7 +21,8 @@ from pdm.workqueue.domain.planning import BadListingError
 from pdm.workqueue.execution.attempts import AttemptContext, Instant, RunningAttempt
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, sites_of_element
 from pdm.workqueue.execution.listing import ClaimLostError, ListingIntake, bad_listing
-from pdm.workqueue.execution.monitoring import ReportedProgress, ServicePart, is_exhausted
+from pdm.workqueue.execution.progress_board import ReportedProgress
+from pdm.workqueue.execution.service_health import ServicePart, is_exhausted
 from pdm.workqueue.execution.transfer_services import TransferServices
 from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.store.errors import DatabaseUnavailableError

@@ -9,8 +9,8 @@ from attrs import define, field, frozen
 
 from pdm.workqueue.domain.jobs import JobRecord, LogSpan
 from pdm.workqueue.domain.progress import Moving
-from pdm.workqueue.execution.monitoring import ElementProgress, JobHistory, JobMotion, ProgressBoard
 from pdm.workqueue.execution.peers import Peers, PeerSilentError
+from pdm.workqueue.execution.progress_board import ElementProgress, JobHistory, JobMotion, ProgressBoard
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.reader import LogMissingError, LogPiece, LogTail
 from pdm.workqueue.logstore.store import LogStore

@@ -36,14 +36,14 @@ from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.execution.job_listings import JobListings
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.maintenance import LeftoverFiles, Prerequisites
-from pdm.workqueue.execution.monitoring import ServicePart, check_resources
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, missing_mover
+from pdm.workqueue.execution.service_health import ServicePart, check_resources
 from pdm.workqueue.execution.site_directory import blocked_sites, job_moved_by_tools, job_mover, protocols_reaching
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.execution.transfer_services import FTS_MOVERS
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.store import job_changes
+from pdm.workqueue.store import held_elements, job_changes
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
@@ -318,7 +318,7 @@ class Executor:
         """Resume jobs that are HELD although their user has stored a credential since."""
         for kind, protocols in protocols_reaching(self.preparation.access).items():
             for user_id in await self.database.read(
-                "find users with held jobs", job_changes.held_despite_credential, kind, protocols
+                "find users with held jobs", held_elements.held_despite_credential, kind, protocols
             ):
                 work = self._resume_at(user_id, ALL_SITES, protocols)
                 await start_background(f"resume held jobs of user {user_id}", work)
@@ -341,7 +341,7 @@ class Executor:
         while after is not None and not self._stopping:
             resumed = await self.database.run(
                 "resume held elements",
-                job_changes.resume_held,
+                held_elements.resume_held,
                 user_id,
                 self.context.clock(),
                 site_id,
@@ -352,7 +352,7 @@ class Executor:
             self.on_work()
         return count
 
-    async def token_stored(self, user_id: int, site_id: int, resumed: job_changes.Resumed) -> None:
+    async def token_stored(self, user_id: int, site_id: int, resumed: held_elements.Resumed) -> None:
         """A login has a new token: resume the rest of what is HELD for it, and let running batches use it."""
         await self._check_credentials()
         await self.resume(

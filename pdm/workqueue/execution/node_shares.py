@@ -22,7 +22,7 @@ from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
-from pdm.workqueue.execution.monitoring import ServiceHealth, ServicePart
+from pdm.workqueue.execution.service_health import ServiceHealth, ServicePart
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.store import claim_queries, node_reports

@@ -15,7 +15,7 @@ from attrs import Factory, define, field
 from pdm.workqueue.agents.pool import AgentKind
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
-from pdm.workqueue.execution.monitoring import ServicePart
+from pdm.workqueue.execution.service_health import ServicePart
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.store.database import check_schema
 from pdm.workqueue.store.leases import write_probe

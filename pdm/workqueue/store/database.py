@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.store import engines, events, jobs
+from pdm.workqueue.store import events, jobs, schema_revisions
 from pdm.workqueue.store.engines import DEFAULT_TIMEOUTS, DatabaseTimeouts, Engines, make_engines
 from pdm.workqueue.store.errors import (
     DatabaseClosedError,
@@ -442,7 +442,7 @@ def check_schema(session: Session) -> None:
     Raises:
         DatabaseUnusableError: it is older than this version needs, or there is none.
     """
-    outdated = engines.outdated_schema(session.connection())
+    outdated = schema_revisions.outdated_schema(session.connection())
     if outdated is not None:
         raise DatabaseUnusableError(f"the schema of the database is {outdated}, which is older than this version")
 
@@ -456,5 +456,5 @@ def _line(reason: object) -> str:
 
 
 def _migrate(session: Session) -> None:
-    engines.migrate(session.connection())
+    schema_revisions.migrate(session.connection())
     events.repair_order(session)
