@@ -82,7 +82,7 @@ class AddressPolicy:
         return is_local_address(address) or _is_own(found)
 
     def check_url(self, url: str) -> str:
-        """Validate the URL of a receiver, as far as it can be without resolving its name.
+        """Validate the URL of a receiver without resolving its name.
 
         Raises:
             ValueError: it is no URL that is accepted; the text says why.

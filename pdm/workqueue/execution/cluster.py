@@ -43,7 +43,7 @@ class ClusterMotion:
     """What moves of a job in all nodes.
 
     Attributes:
-        moving: None if nothing of it runs, or ran recently, as far as is known.
+        moving: None if nothing of it is known to run, or to have run recently.
         silent: where parts of it run that do not answer: ``on node X, which does not answer``; also on a node whose
             lease has ended, until its elements are released.
     """
