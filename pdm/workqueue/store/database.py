@@ -436,17 +436,6 @@ class Database:
             self._probing.discard(use)
 
 
-def check_schema(session: Session) -> None:
-    """Check that this version can work with the schema.
-
-    Raises:
-        DatabaseUnusableError: it is older than this version needs, or there is none.
-    """
-    outdated = schema_revisions.outdated_schema(session.connection())
-    if outdated is not None:
-        raise DatabaseUnusableError(f"the schema of the database is {outdated}, which is older than this version")
-
-
 def _call(function: Callable[..., _R], args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> _R:
     return function(session, *args, **kwargs)
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from pdm.workqueue.store.engines import make_engines
 from pdm.workqueue.store.errors import (
     DatabaseMissingError,
+    DatabaseUnusableError,
     ForeignSchemaError,
     SchemaTooNewError,
 )
@@ -53,6 +55,17 @@ def outdated_schema(connection: sa.Connection) -> str | None:
     present: str | None = connection.scalar(sa.select(_VERSIONS))
     known = known_revisions()
     return present if present is None or (present in known and present != max(known)) else None
+
+
+def check_schema(session: Session) -> None:
+    """Check that this version can work with the schema.
+
+    Raises:
+        DatabaseUnusableError: it is older than this version needs, or there is none.
+    """
+    outdated = outdated_schema(session.connection())
+    if outdated is not None:
+        raise DatabaseUnusableError(f"the schema of the database is {outdated}, which is older than this version")
 
 
 def check(url: str) -> None:
