@@ -116,7 +116,7 @@ def test_a_server_killed_in_mid_transfer(protocol: str, site: str, own: HelperPr
     outcome = own.rest(request.id)[-1]
     assert isinstance(outcome, wire.FailedEvent), outcome
     assert judged(protocol, outcome) == f"{'source' if site == 'A' else 'destination'} CONNECTION"
-    assert outcome.residue == (site == "B")
+    assert outcome.leftover == (site == "B")
     places.storages.server(protocol, site).start()
     assert isinstance(own.discard(item.temporary)[0], wire.DoneEvent)
     assert places.left() == []
@@ -132,7 +132,7 @@ def test_a_cancelled_copy_leaves_nothing(protocol: str, own: HelperProcess, plac
     wait_for_bytes(places.b)
     own.send(wire.CancelRequest(request.id))
     outcome = own.rest(request.id)[-1]
-    assert isinstance(outcome, wire.CancelledEvent) and not outcome.residue, outcome
+    assert isinstance(outcome, wire.CancelledEvent) and not outcome.leftover, outcome
     assert places.left() == []
 
 

@@ -192,4 +192,4 @@ def test_a_server_that_dies_under_a_group_leaves_each_file_whole_or_absent(
             assert arrived.read_bytes() == sources[key].read_bytes()
         else:
             assert isinstance(event, wire.FailedEvent), event
-            assert event.residue or not Path(arrived.parent, Path(items[key].temporary).name).exists()
+            assert event.leftover or not Path(arrived.parent, Path(items[key].temporary).name).exists()

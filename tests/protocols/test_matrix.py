@@ -305,7 +305,7 @@ def _killed(stand: Stand, job: str, ground: Ground, site: str) -> wire.AgentEven
         for path in ground.left():
             # It must have said so.
             assert isinstance(event, wire.FailedEvent)
-            assert event.residue
+            assert event.leftover
             path.unlink()
     return event
 

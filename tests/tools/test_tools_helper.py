@@ -176,7 +176,7 @@ def test_a_cancel_ends_the_tool_within_a_second(own: HelperProcess, sites: Sites
         assert time.monotonic() - asked_at < 1.0
         time.sleep(0.01)
     ended = outcomes(own.rest(number))[1]
-    assert isinstance(ended, wire.CancelledEvent) and not ended.residue
+    assert isinstance(ended, wire.CancelledEvent) and not ended.leftover
     assert tree(sites.b) == {}
 
 
