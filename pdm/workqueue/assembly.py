@@ -211,8 +211,8 @@ class Assembly:
             board=self.board,
             logs=self.logs,
             signals=self.signals,
-            give_back_waiting=lambda: self.executor.give_back(0.0),
-            give_back=self._give_back,
+            requeue_waiting=lambda: self.executor.requeue_waiting(0.0),
+            requeue_all=self._requeue_all,
             on_resume=self._work_added,
         )
         running = self.nodes.progress.running
@@ -514,7 +514,7 @@ class Assembly:
         if has_leftovers:
             self.executor.clean_up_soon()
 
-    async def _give_back(self) -> None:
+    async def _requeue_all(self) -> None:
         await self.claimer.claims_over()
         await self.executor.end_all(Ending.DRAINED)
 

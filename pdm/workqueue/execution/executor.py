@@ -292,7 +292,7 @@ class Executor:
             if job_id in running.batch.jobs:
                 running.cancel(job_id)
 
-    def give_back(self, waited_s: float) -> None:
+    def requeue_waiting(self, waited_s: float) -> None:
         """Return batches to the queue that have waited here for so many seconds, for nodes that are idle."""
         before = self.context.reactor.seconds() - waited_s
         for running, (slot, claimed_at) in list(self._slots.items()):
