@@ -231,7 +231,7 @@ def test_daemons_that_die(busy: Store, explained: Explained) -> None:
 
 
 def test_changes_of_sites_and_what_is_held(busy: Store, explained: Explained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_changes, "CHANGED_AT_ONCE", 100)
+    monkeypatch.setattr(held_elements, "CHANGED_AT_ONCE", 100)
     by = Actor(busy.user(), "/CN=owner")
     endpoints = {JobProtocol.DUMMY: ("dummy://a",)}
     site = busy.run(sites.create, NewSite(by.user_id, True, "S", "", "~", endpoints, None, None, ""), by, busy.now)

@@ -271,8 +271,8 @@ def test_held_elements_wait_for_their_user(store: Store) -> None:
 
 
 def test_many_held_elements_go_on_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_changes, "CHANGED_AT_ONCE", 4)
-    monkeypatch.setattr(job_changes, "_HELD_JOBS_AT_ONCE", 3)
+    monkeypatch.setattr(held_elements, "CHANGED_AT_ONCE", 4)
+    monkeypatch.setattr(held_elements, "_HELD_JOBS_AT_ONCE", 3)
     user = store.user()
     store.worker()
     held = [store.copy_job(user, [1] * count) for count in (6, 1, 5)] + [store.submit(user) for _ in range(4)]

@@ -141,7 +141,7 @@ class Executor:
             lambda self: JobChanges(
                 database=self.database,
                 clock=self.context.clock,
-                access=self.preparation.access,
+                preparation=self.preparation,
                 on_work=self.on_work,
             ),
             takes_self=True,

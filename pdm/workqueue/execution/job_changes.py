@@ -13,8 +13,8 @@ from attrs import define, field
 
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.site_directory import protocols_reaching
-from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.store import held_elements, job_changes
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Background, start_background
@@ -32,7 +32,7 @@ class JobChanges:
 
     database: Database
     clock: Callable[[], datetime]
-    access: Access
+    preparation: Preparation
     on_work: Callable[[], None]
     _changing: set[int] = field(factory=set)
     is_stopping: bool = False
@@ -73,7 +73,7 @@ class JobChanges:
 
     async def resume_held(self) -> None:
         """Resume jobs that are HELD although their user has stored a credential since."""
-        for kind, protocols in protocols_reaching(self.access).items():
+        for kind, protocols in protocols_reaching(self.preparation.access).items():
             for user_id in await self.database.read(
                 "find users with held jobs", held_elements.held_despite_credential, kind, protocols
             ):
