@@ -16,6 +16,7 @@ from pdm.workqueue.store import (
     chains,
     events,
     first_claims,
+    held_elements,
     holds,
     job_changes,
     job_settings,
@@ -213,7 +214,7 @@ def test_a_new_credential_does_not_resume_it(store: Store) -> None:
     one, two = store.claim(batches=2, batch_elements=1)
     store.settle(ended(JobStatus.HELD, one, two, failure=EXPIRED))
     hold(store, job.id)
-    assert store.run(job_changes.resume_held, user, store.now).count == 2
+    assert store.run(held_elements.resume_held, user, store.now).count == 2
     assert store.job(job.id).status is JobStatus.HELD
     assert claimed(store, job.id) == 0
     resume(store, job.id)
