@@ -908,6 +908,11 @@ class WorkqueueClient:
         """Let the service ask the issuer whether a login is approved; its state is ``waiting`` until then."""
         return self._at_site(LoginView, "PUT", site, "/login")
 
+    def put_refresh_token(self, site: int | str, refresh_token: str) -> Deferred[LoginView]:
+        """Log in at the token issuer of a site by a refresh token of the site's client."""
+        body = msgspec.json.encode({"refresh_token": refresh_token})
+        return self._at_site(LoginView, "PUT", site, "/login/refresh-token", body=body)
+
     def log_out(self, site: int | str) -> Deferred[None]:
         """Remove the tokens of a login from the service, and revoke the refresh token."""
         return self._remove_at_site(site, "/login")

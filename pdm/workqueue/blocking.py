@@ -240,6 +240,7 @@ class BlockingWorkqueueClient:
     begin_login = _blocking(WorkqueueClient.begin_login)
     login_state = _blocking(WorkqueueClient.login_state)
     continue_login = _blocking(WorkqueueClient.continue_login)
+    put_refresh_token = _blocking(WorkqueueClient.put_refresh_token)
     log_out = _blocking(WorkqueueClient.log_out)
     log_on = _blocking(WorkqueueClient.log_on)
     log_off = _blocking(WorkqueueClient.log_off)

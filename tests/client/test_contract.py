@@ -105,6 +105,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "login_state": (1,),
     "begin_login": (1,),
     "continue_login": (1,),
+    "put_refresh_token": (1, "a refresh token"),
     "log_out": (1,),
 }
 #: Methods that call others, or nothing.

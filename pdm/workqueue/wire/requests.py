@@ -208,6 +208,18 @@ class NewCredential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return f"NewCredential(kind={self.kind!r}, site={self.site!r})"
 
 
+class NewRefreshToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A refresh token that the user has from the issuer of a site."""
+
+    refresh_token: Annotated[
+        str,
+        Meta(min_length=1, max_length=16384, pattern=_ONE_LINE, description="Of the site's client; encrypted."),
+    ]
+
+    def __repr__(self) -> str:
+        return "NewRefreshToken()"
+
+
 _Limit = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 _After = Annotated[int, Meta(ge=0, le=LARGEST_ID)]
 #: Names out of an enumeration; the parameter may be repeated, and each may be a list with commas.
