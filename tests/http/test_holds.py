@@ -41,6 +41,7 @@ async def test_a_hold_says_who_why_and_until_when(service: Service) -> None:
     assert (hold["code"], hold["by"], hold["message"]) == ("ON_HOLD", "owner", "disk is full")
     assert hold["who"] == "/DC=org/DC=test/CN=holder"
     assert hold["reason"] == f"its owner holds it, since {hold['since']} and until {hold['until']}: disk is full"
+    assert (await service.call("holder", "GET", f"/jobs/{number}/status")).json["waiting"] == [hold["reason"]]
     why = await _why(service, "holder", number)
     assert why["HELD"]["reason"] == f"{hold['reason']}; 2 elements still run"
     assert {"LIMIT", "QUEUE"}.isdisjoint(why)

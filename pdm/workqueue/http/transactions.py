@@ -342,7 +342,8 @@ def fetch_schedule(session: Session, schedule_id: int, scope: int | None) -> Sch
     # Later runs are skipped while its job is held.
     last = next((run.job_id for run in runs if run.job_id is not None), None)
     job = None if last is None else jobs.fetch(session, last, None)
-    held = None if job is None or not job.counters.held else (job, first_held_element(session, job.id))
+    is_held = job is not None and (job.counters.held or job.hold is not None)
+    held = (job, first_held_element(session, job.id)) if job is not None and is_held else None
     return ScheduleHistory(found, runs, held)
 
 

@@ -13,7 +13,7 @@ from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext, endpoint
 from pdm.workqueue.http.problems import ElementNotFoundError, InvalidInputError, JobNotFoundError
-from pdm.workqueue.http.views import hold_view
+from pdm.workqueue.http.views import element_hold_view
 from pdm.workqueue.http.waiting import limit_sentences, queue_sentences, with_progress
 from pdm.workqueue.store import nodes, queue, wait_visits
 from pdm.workqueue.store.nodes import NodeRecord
@@ -117,7 +117,7 @@ async def _job_reasons(api: ApiContext, job: JobRecord) -> list[ReasonView]:
         found.append(ReasonView(code="HELD", reason=f"{job.hold.sentence}{running}", hint=job.hold.hint))
     if job.counters.held:
         first = await api.database.read("why elements are held", transactions.first_held_element, job.id)
-        hold = hold_view(job, first)
+        hold = element_hold_view(job, first)
         if hold is not None:
             found.append(
                 ReasonView(
