@@ -9,7 +9,7 @@ import pytest
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.events import EventKind
-from pdm.workqueue.domain.holds import HoldBy, JobChanges, JobHold
+from pdm.workqueue.domain.holds import HoldBy, JobEdit, JobHold
 from pdm.workqueue.domain.jobs import JobRecord, NewElement, Predecessors
 from pdm.workqueue.domain.sites import Actor
 from pdm.workqueue.store import (
@@ -277,7 +277,7 @@ def test_a_phase_that_has_ended_while_it_was_held_opens_the_next_one(store: Stor
 
 
 def change(store: Store, job_id: int, **changes: Any) -> JobRecord:
-    return store.run(job_settings.change, job_id, JobChanges(**changes), store.now)
+    return store.run(job_settings.change, job_id, JobEdit(**changes), store.now)
 
 
 def test_no_more_elements_run_at_once_than_the_job_allows(store: Store) -> None:

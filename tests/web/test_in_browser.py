@@ -82,7 +82,9 @@ def test_a_job_is_cancelled_by_the_keyboard_alone(site: Site, chromium: Chromium
 
 
 def test_a_job_is_held_and_resumed(site: Site, chromium: Chromium) -> None:
-    job = site.submit("copy", label="paused", src_siteid=3, dst_siteid=4, dummy={"files": 90, "size": 10, "delay": 0.3})
+    job = site.submit(
+        "copy", label="paused", src_siteid=3, dst_siteid=4, dummy={"files": 900, "size": 10, "delay": 2.0}
+    )
     page = chromium.open(f"/web/jobs/{job}")
     expect(page.locator("#element-1 .badge")).to_contain_text("DONE")
     page.locator("#change summary").press("Enter")

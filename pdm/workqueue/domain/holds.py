@@ -60,7 +60,7 @@ class Unchanged(enum.Enum):
 
 
 @frozen(kw_only=True)
-class JobChanges:
+class JobEdit:
     """What is changed of a job that exists; a value that is not given (`UNCHANGED`) stays.
 
     Attributes:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
-from pdm.workqueue.domain.holds import HoldBy, JobChanges, JobHold
+from pdm.workqueue.domain.holds import HoldBy, JobEdit, JobHold
 from pdm.workqueue.domain.jobs import (
     AttemptRecord,
     Batch,
@@ -297,7 +297,7 @@ def resume(
     return holds.resume(session, job_id, as_whom, by, now)
 
 
-def change_job(session: Session, job_id: int, scope: int | None, changes: JobChanges, now: datetime) -> JobRecord:
+def change_job(session: Session, job_id: int, scope: int | None, changes: JobEdit, now: datetime) -> JobRecord:
     fetch_job(session, job_id, scope)
     return job_settings.change(session, job_id, changes, now)
 

@@ -10,7 +10,7 @@ from attrs import evolve
 from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.holds import JobChanges, Unchanged
+from pdm.workqueue.domain.holds import JobEdit, Unchanged
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.store import chains, signals
@@ -21,7 +21,7 @@ from pdm.workqueue.store.records import jobs
 _CHANGE = sa.update(jobs).where(jobs.c.id == bindparam("number"))
 
 
-def change(session: Session, job_id: int, changes: JobChanges, now: datetime) -> JobRecord:
+def change(session: Session, job_id: int, changes: JobEdit, now: datetime) -> JobRecord:
     """Change a job from its next claim on; what runs goes on. A job that has ended is not changed.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
-from pdm.workqueue.domain.holds import HoldBy, JobChanges, JobHold, Unchanged
+from pdm.workqueue.domain.holds import HoldBy, JobEdit, JobHold, Unchanged
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.http import transactions
@@ -103,7 +103,7 @@ async def resume_job(api: ApiContext, caller: Caller, job_id: int, key: Idempote
 )
 async def change_job(api: ApiContext, caller: Caller, job_id: int, body: ChangeJob) -> JobView:
     """From the next claim on; what runs goes on. A job that has ended is returned unchanged."""
-    changes = JobChanges(
+    changes = JobEdit(
         priority=None if body.priority is UNSET else body.priority,
         max_active=Unchanged.UNCHANGED if body.max_active is UNSET else body.max_active,
     )
