@@ -11,16 +11,9 @@ import pytest
 from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService
 from tests.support.attempt_logs import job_logs
+from tests.support.fts_pair import name_fts
 from tests.support.fts_server import FakeFts, fake_fts
 from tests.support.instances import until
-
-
-def name_fts(service: TestService, url: str) -> None:
-    """Let site B name an FTS3."""
-    (file,) = (service.directory / "sites.d").glob("*.conf")
-    text = file.read_text()
-    assert "[B]" in text
-    file.write_text(text.replace("[B]", f"[B]\nfts = {url}"))
 
 
 @pytest.fixture(scope="module")
