@@ -305,9 +305,15 @@ def _time(text: str | None, submitted: float) -> float | None:
 
 
 class RemoveOptions(_Options, frozen=True):
-    """``recursive``: whether a directory may be removed with all that is in it."""
+    """What may be removed.
+
+    Attributes:
+        recursive: whether a directory may be removed with all that is in it.
+        only_empty: whether a directory is removed only if it is empty; then anything else is not removed.
+    """
 
     recursive: bool = True
+    only_empty: bool = False
 
 
 class RenameOptions(_Options, frozen=True):
