@@ -95,7 +95,8 @@ class HandedCopy:
     def carry_out(self) -> None:
         """Copy all items; each has its outcome afterwards."""
         self._batch.ends_items(lambda keys: self._patient.wake())
-        self._batch.on_stop(self._stop)
+        self._batch.on_stop(self._client.interrupt)
+        self._batch.on_stop(self._patient.wake)
         try:
             self._patient.log_in()
             fresh, again = self._take_up()
@@ -110,10 +111,6 @@ class HandedCopy:
             for key in self._batch.open_keys():
                 # What was handed over stays at the FTS3, for the next attempt.
                 self._batch.failed(key, error, leftover=True)
-
-    def _stop(self) -> None:
-        self._client.interrupt()
-        self._patient.wake()
 
     def _log_to(self, keys: Iterable[int], text: str) -> None:
         for key in keys:
