@@ -125,8 +125,10 @@ class FileGroups:
         left = [
             pending
             for pending in files
-            # Without checksums, a source that was written to lately needs one.
-            if pending.is_new and (self._algorithm is not None or not pending.doubted)
+            # Without checksums, a source that was written to lately needs one; other names may be those of other files.
+            if pending.is_new
+            and (self._algorithm is not None or not pending.doubted)
+            and pending.item.destination.name.isascii()
         ]
         sizes = at_destination(destination.group_sizes, [pending.item.temporary for pending in left]) if left else []
         left = [pending for pending, size in zip(left, sizes, strict=True) if size == pending.item.size]
