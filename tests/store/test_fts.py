@@ -138,6 +138,7 @@ _LATER = timedelta(seconds=1)
 
 @pytest.fixture
 def owner(store: Store) -> Actor:
+    store.worker()
     return Actor(store.user(), "/DC=test/CN=alice")
 
 
