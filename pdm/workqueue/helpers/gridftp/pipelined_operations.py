@@ -33,7 +33,7 @@ from pdm.workqueue.helpers.gridftp.replies import (
     file_stat_in,
     size_of_directory_in,
 )
-from pdm.workqueue.helpers.listing import DirectoryEntries, EntryReporter, directory_url, is_listed
+from pdm.workqueue.helpers.listing import DirectoryEntries, EntryReporter, directory_url, is_listed, report_alone
 from pdm.workqueue.helpers.operations import check_unchanged_since_listing, must_recheck
 from pdm.workqueue.helpers.storage import StoppedError, StorageError
 from pdm.workqueue.wire.agent_messages import ListRequest, MkdirRequest, PathItem, RemoveRequest
@@ -255,6 +255,10 @@ def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool
     except BaseException:
         connections.drop(channel)
         raise
+    if there is not None and there.kind == "file":
+        # Nothing else is to be found out about it.
+        report_alone(batch, request, there)
+        return []
     return tree.left if is_tree else None
 
 
