@@ -39,7 +39,7 @@ async def database(url: str) -> AsyncIterator[Database]:
     await database.stop()
 
 
-def executor_of(settler: Settler) -> Executor:
+def executor_of(settler: Settler, database: Database = UNUSED) -> Executor:
     context = AttemptContext(
         reactor=reactor,
         clock=lambda: START,
@@ -58,7 +58,7 @@ def executor_of(settler: Settler) -> Executor:
         clock=lambda: START,
     )
     return Executor(
-        database=UNUSED,
+        database=database,
         sites=UNUSED,
         pool=UNUSED,
         credentials=UNUSED,
@@ -168,8 +168,7 @@ async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
     settler = Settler(
         reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=lambda leftover, waiting: None
     )
-    executor = executor_of(settler)
-    executor.database = database
+    executor = executor_of(settler, database)
     executor.sites = cast(Any, SimpleNamespace(by_id=lambda number: None))
     executor.pool = cast(Any, SimpleNamespace(wake_waiting=lambda: None))
     services = SimpleNamespace(service_of_batch=lambda batch: None)
