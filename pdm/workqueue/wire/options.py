@@ -305,11 +305,9 @@ def _time(text: str | None, submitted: float) -> float | None:
 
 
 class RemoveOptions(_Options, frozen=True):
-    """What may be removed.
+    """``recursive``: whether a directory may be removed with all that is in it.
 
-    Attributes:
-        recursive: whether a directory may be removed with all that is in it.
-        only_empty: whether a directory is removed only if it is empty; then anything else is not removed.
+    ``only_empty``: a directory is removed only if it is empty, and anything else is not.
     """
 
     recursive: bool = True
