@@ -321,6 +321,86 @@ def test_bytes_that_a_server_changes_are_found(helper: HelperProcess, server: Sm
     assert isinstance(_copy(helper, source, _url(server, "c"), 7), wire.DoneEvent)
 
 
+# -- small files in groups
+
+
+def _small_files(directory: Path, count: int = 40) -> list[Path]:
+    files = [directory / f"f{number:02}" for number in range(count)]
+    for number, path in enumerate(files):
+        path.write_bytes(b"%d" % number * number)
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    return files
+
+
+def _copy_all(
+    helper: HelperProcess, pairs: list[tuple[str, str, int]], overwrite: str
+) -> tuple[dict[int, wire.AgentEvent], set[int]]:
+    """The outcomes, and the keys of the files that went in a group."""
+    items = [copy_item(key, *pair) for key, pair in enumerate(pairs)]
+    events = helper.run(wire.CopyRequest(helper.new_id(), items, overwrite, "checksum", LIMITS))  # type: ignore[arg-type]
+    together = {event.key for event in events if isinstance(event, wire.LogEvent) and "with others" in event.text}
+    return outcomes(events), together
+
+
+@pytest.mark.parametrize("page", [1000, 5])
+def test_local_files_go_in_groups_and_replace_nothing(
+    helper: HelperProcess, server: SmallS3Server, tmp_path: Path, page: int
+) -> None:
+    server.has_conditions, server.page = False, page
+    files = _small_files(tmp_path)
+    server.put("g/f07", b"another")
+
+    def writes_meanwhile(request: S3Request) -> None:
+        looks = request.method == "HEAD" or request.query.get("prefix", "").startswith("g/f")
+        if looks and b"g/f10" not in server.objects:
+            server.put("g/f09", b"another")
+
+    server.rules.append(writes_meanwhile)
+    pairs = [(f"file://{path}", _url(server, f"g/{path.name}"), path.stat().st_size) for path in files]
+    with files[5].open("ab") as longer:
+        longer.write(b"more")
+
+    ended, together = _copy_all(helper, pairs, "never")
+
+    failed = {key: judged("s3", event) for key, event in ended.items() if not isinstance(event, wire.DoneEvent)}
+    assert failed == {5: "source SIZE_CHANGED", 7: "destination EXISTS", 9: "destination EXISTS"}
+    assert server.objects[b"g/f09"][0] == server.objects[b"g/f07"][0] == b"another"
+    wanted = {f"g/{path.name}".encode(): path.read_bytes() for key, path in enumerate(files) if key not in failed}
+    assert {key: server.objects[key][0] for key in wanted} == wanted
+    assert together >= set(range(len(files))) - set(failed)
+    asked = {what for key in wanted for what in server.whats(key)}
+    assert asked == ({"PUT"} if page == 1000 else {"HEAD", "PUT"})
+
+
+def test_objects_come_to_local_directories_in_groups(
+    helper: HelperProcess, server: SmallS3Server, tmp_path: Path
+) -> None:
+    files = _small_files(tmp_path)
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back" / "f03").write_bytes(b"another")
+    for path in files:
+        server.put(f"g/{path.name}", path.read_bytes())
+    pairs = [
+        (_url(server, f"g/{path.name}"), f"file://{tmp_path}/back/{path.name}", path.stat().st_size) for path in files
+    ]
+
+    ended, together = _copy_all(helper, pairs, "never")
+
+    assert judged("s3", ended.pop(3)) == "destination EXISTS"
+    assert {type(event) for event in ended.values()} == {wire.DoneEvent}
+    assert together == set(ended)
+    there = {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()}
+    assert there == {path.name: path.read_bytes() for path in files} | {"f03": b"another"}
+
+
+def test_copies_between_local_directories_stay_in_the_kernel(helper: HelperProcess, tmp_path: Path) -> None:
+    files = _small_files(tmp_path)
+    (tmp_path / "back").mkdir()
+    pairs = [(f"file://{path}", f"file://{tmp_path}/back/{path.name}", path.stat().st_size) for path in files]
+    ended, together = _copy_all(helper, pairs, "never")
+    assert ({type(event) for event in ended.values()}, together) == ({wire.DoneEvent}, set())
+
+
 # -- faults
 
 

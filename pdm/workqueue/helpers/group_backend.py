@@ -29,6 +29,9 @@ class GroupBackend(StorageBackend):
     group, for example a lost connection.
     """
 
+    #: Whether its operations cost round trips; a copy between two places of a backend without any is not grouped.
+    has_round_trips: bool = True
+
     @abc.abstractmethod
     def renames_groups(self, url: StorageUrl, replace: bool) -> bool:
         """Whether `rename_group` is safe at the server of a URL."""

@@ -22,7 +22,7 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import Body, Headers, HttpClient, HttpResponse, known_server
 from pdm.workqueue.helpers.backends.http_connection import HttpStatusError, error_from_response
 from pdm.workqueue.helpers.backends.s3_documents import MAX_DOCUMENT, error_fields
-from pdm.workqueue.helpers.credentials import credential_below
+from pdm.workqueue.helpers.credentials import EndpointCredential, credential_below
 from pdm.workqueue.helpers.storage import StorageError, truncated
 
 #: Scheme of URLs whose host begins with the bucket's name; the others have it as the first part of their path.
@@ -140,6 +140,11 @@ def place_of(url: StorageUrl) -> S3Place:
     Raises:
         StorageError: EILSEQ, no key can have this name.
     """
+    return _place(url, credential_below(url))
+
+
+@functools.lru_cache(maxsize=512)
+def _place(url: StorageUrl, credential: EndpointCredential | None) -> S3Place:
     path = url.path.rstrip(b"/")
     bucket = b""
     if url.scheme != VIRTUAL_HOST_SCHEME:
@@ -150,7 +155,6 @@ def place_of(url: StorageUrl) -> S3Place:
     except UnicodeDecodeError:
         raise StorageError(f"{url}: a key is UTF-8, and this name is not", errno=errno.EILSEQ) from None
     bucket_url = StorageUrl(f"{url.server}/{urllib.parse.quote_from_bytes(bucket, safe='~')}".rstrip("/"))
-    credential = credential_below(url)
     return S3Place(bucket_url, key, credential and credential.file)
 
 

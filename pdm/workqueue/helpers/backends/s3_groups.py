@@ -7,6 +7,7 @@ under its final name, when the other steps have proven its bytes; until then it 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
@@ -19,6 +20,9 @@ from pdm.workqueue.helpers.backends.s3_client import S3Place, place_of
 from pdm.workqueue.helpers.backends.s3_uploads import KeptObject, confirmed, put_headers
 from pdm.workqueue.helpers.group_backend import FileContent, GroupBackend
 from pdm.workqueue.helpers.storage import FileVersion
+
+#: Names in one directory from which one listing is cheaper than a HEAD of each.
+_FEWEST_TO_LIST = 8
 
 
 class GroupedS3Backend(S3Backend, GroupBackend):
@@ -69,9 +73,33 @@ class GroupedS3Backend(S3Backend, GroupBackend):
         return [of_one(partial(self.size, url), None) for url in urls]
 
     def are_free(self, urls: Sequence[StorageUrl]) -> list[bool]:
-        requests = [GroupRequest("HEAD", place_of(url).url()) for url in urls]
-        answers = self._requests.answers(requests)
-        return [answer is not None and answer.response.status == HTTPStatus.NOT_FOUND for answer in answers]
+        by_directory: dict[StorageUrl, list[StorageUrl]] = {}
+        for url in urls:
+            by_directory.setdefault(url.parent, []).append(url)
+        free: dict[StorageUrl, bool] = {}
+        for alike in by_directory.values():
+            if len(alike) >= _FEWEST_TO_LIST:
+                free.update(self._free_in_listing(alike))
+        unknown = [url for url in urls if url not in free]
+        answers = self._requests.answers([GroupRequest("HEAD", place_of(url).url()) for url in unknown])
+        for url, answer in zip(unknown, answers, strict=True):
+            free[url] = answer is not None and answer.response.status == HTTPStatus.NOT_FOUND
+        return [free[url] for url in urls]
+
+    def _free_in_listing(self, urls: Sequence[StorageUrl]) -> dict[StorageUrl, bool]:
+        """Whether URLs of one directory are free, by one request; empty if their part of it is too long for one."""
+        places = [place_of(url) for url in urls]
+        # What the first and the last one have in common, all have; the keys may differ within a letter.
+        ends = min(place.key for place in places), max(place.key for place in places)
+        common = bytes(
+            first for first, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))
+        )
+        prefix = common.decode(errors="ignore").encode()
+        page = of_one(lambda: self._page(places[0], prefix, delimiter="/"), None)
+        if page is None or page.next_token:
+            return {}
+        taken = {key for key, _, _ in page.objects} | {key.removesuffix(b"/") for key in page.prefixes}
+        return {url: place.key not in taken for url, place in zip(urls, places, strict=True)}
 
     def renames_groups(self, url: StorageUrl, replace: bool) -> bool:
         return True
