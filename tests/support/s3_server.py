@@ -12,6 +12,7 @@ import re
 import ssl
 import threading
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, quote_from_bytes, unquote_to_bytes, urlsplit
@@ -175,10 +176,21 @@ class SmallS3Server(LoopbackServer):
     # -- signatures, computed here by the words of the specification
 
     def _refusal(self, request: S3Request, target: str) -> S3Reply | None:
+        asked, moment = request.headers.get("authorization", ""), request.headers.get("x-amz-date", "")
+        payload = request.headers.get("x-amz-content-sha256", "")
+        if "X-Amz-Signature" in request.query:
+            named = {name.removeprefix("X-Amz-"): value for name, value in request.query.items()}
+            asked = "{Algorithm} Credential={Credential}, SignedHeaders={SignedHeaders}, Signature={Signature}".format(
+                **named
+            )
+            moment, payload = named["Date"], "UNSIGNED-PAYLOAD"
+            until = datetime.strptime(moment, "%Y%m%dT%H%M%S%z") + timedelta(seconds=int(named["Expires"]))
+            if datetime.now(UTC) > until:
+                return s3_error(403, "AccessDenied")
         found = re.fullmatch(
             r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d+)/([^/]+)/s3/aws4_request, "
             r"SignedHeaders=([^,]+), Signature=([0-9a-f]+)",
-            request.headers.get("authorization", ""),
+            asked,
         )
         if found is None:
             return s3_error(403, "AccessDenied")
@@ -188,7 +200,7 @@ class SmallS3Server(LoopbackServer):
         if region != self.region:
             return s3_error(400, "AuthorizationHeaderMalformed", f"<Region>{self.region}</Region>")
         path, _, query = target.partition("?")
-        pairs = sorted(parse_qsl(query, keep_blank_values=True))
+        pairs = sorted(pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] != "X-Amz-Signature")
         canonical = "\n".join(
             [
                 request.method,
@@ -197,12 +209,12 @@ class SmallS3Server(LoopbackServer):
                 *(f"{name}:{request.headers[name].strip()}" for name in names.split(";")),
                 "",
                 names,
-                request.headers["x-amz-content-sha256"],
+                payload,
             ]
         )
         scope = f"{day}/{region}/s3/aws4_request"
         digest = hashlib.sha256(canonical.encode()).hexdigest()
-        text = f"AWS4-HMAC-SHA256\n{request.headers['x-amz-date']}\n{scope}\n{digest}"
+        text = f"AWS4-HMAC-SHA256\n{moment}\n{scope}\n{digest}"
         key = f"AWS4{self._secret}".encode()
         for part in (day, region, "s3", "aws4_request"):
             key = hmac.new(key, part.encode(), hashlib.sha256).digest()

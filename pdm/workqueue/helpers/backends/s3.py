@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import secrets
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -25,7 +27,7 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import HttpResponse
 from pdm.workqueue.helpers.backends.http_connection import exactly
 from pdm.workqueue.helpers.backends.propfind import byte_count, http_date
-from pdm.workqueue.helpers.backends.s3_client import S3Client, S3Place, may_copy, place_of
+from pdm.workqueue.helpers.backends.s3_client import S3Client, S3Place, may_copy, place_of, presigned
 from pdm.workqueue.helpers.backends.s3_copies import (
     LARGEST_COPY,
     DirectoryRename,
@@ -301,6 +303,9 @@ class S3Backend(StorageBackend):
             if not tag:
                 raise StorageError(f"{url}: the server shows no version", code=FailureCode.UNSUPPORTED)
             yield from self._rest(place, tag, at, size)
+
+    def link_to(self, url: StorageUrl) -> str | None:
+        return presigned(place_of(url), math.ceil(self.timeouts.until - time.monotonic()))
 
     def _rest(self, place: S3Place, tag: str, at: int, size: int) -> Iterator[bytes]:
         """The bytes of one version of an object from an offset on: several ranges at once, in their order."""

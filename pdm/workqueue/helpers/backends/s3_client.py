@@ -33,6 +33,8 @@ _USUAL_REGION = "us-east-1"
 _regions: dict[str, str] = {}
 _MAX_REGIONS = 1000
 _MAX_ERROR = 64 * 1024
+#: Seconds for which a link can be valid.
+_LONGEST_LINK_S = 7 * 24 * 3600
 _SIGNED = ("x-amz-", "content-md5")
 #: What stays as it is in the canonical path of a signature, besides letters, digits, dots, dashes and underscores.
 _SAFE = "/~"
@@ -176,6 +178,15 @@ def signer_for(place: S3Place) -> AwsRequestSigner:
         text = f"there are no S3 keys for {place.bucket}"
         raise StorageError(text, code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE)
     return _signer(place.keys_file, _regions.get(place.bucket, _USUAL_REGION))
+
+
+def presigned(place: S3Place, seconds: int) -> str:
+    """A link by which anybody can read an object for some seconds."""
+    url = place.url()
+    target = f"https://{url.authority.removesuffix(':443')}{url.encoded_path}"
+    expires = min(max(seconds, 1), _LONGEST_LINK_S)
+    link: str = signer_for(place).presign_url("GET", target, content_hash=UNSIGNED_PAYLOAD, expires=expires)
+    return link
 
 
 def may_copy(source: S3Place, destination: S3Place) -> bool:
