@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, quote_from_bytes, unquote_to_bytes, urlsplit
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 from tests.support.loopback import HttpHandler, LoopbackServer, tls_server
 
@@ -41,7 +43,7 @@ class S3Request(NamedTuple):
     @property
     def what(self) -> str:
         """The method, and what of the query tells its kind."""
-        kinds = [name for name in ("uploads", "uploadId", "partNumber", "list-type") if name in self.query]
+        kinds = [name for name in ("uploads", "uploadId", "partNumber", "list-type", "delete") if name in self.query]
         return " ".join([self.method, *kinds])
 
 
@@ -93,6 +95,7 @@ class SmallS3Server(LoopbackServer):
         has_conditions: whether it heeds ``If-None-Match``.
         region: that requests must be signed for.
         page: keys of a page of a listing, at most.
+        locked: keys that may not be removed.
         tag_of: makes the entity tag of bytes.
     """
 
@@ -122,6 +125,7 @@ class SmallS3Server(LoopbackServer):
         self.has_conditions = True
         self.region = "us-east-1"
         self.page = 1000
+        self.locked: set[bytes] = set()
         self.tag_of: Callable[[bytes], str] = lambda data: hashlib.md5(data, usedforsecurity=False).hexdigest()
 
     @property
@@ -240,6 +244,8 @@ class SmallS3Server(LoopbackServer):
                 return self._put_part(request)
             case "PUT":
                 return self._put(request, key)
+            case "POST" if "delete" in query:
+                return self._delete(request)
             case "POST" if "uploads" in query:
                 upload = f"upload{next(self._ids)}"
                 self.uploads[upload] = key, {}
@@ -250,6 +256,8 @@ class SmallS3Server(LoopbackServer):
                 if self.uploads.pop(query["uploadId"], None) is None:
                     return s3_error(404, "NoSuchUpload")
                 return S3Reply(204)
+            case "DELETE" if key in self.locked:
+                return s3_error(403, "AccessDenied")
             case "DELETE":
                 self.objects.pop(key, None)
                 return S3Reply(204)
@@ -329,6 +337,20 @@ class SmallS3Server(LoopbackServer):
         tag = f"{hashlib.md5(tags, usedforsecurity=False).hexdigest()}-{len(named)}"
         self.objects[key] = b"".join(parts[number] for number, _ in named), tag
         return _document("CompleteMultipartUploadResult", f"<ETag>&quot;{tag}&quot;</ETag>")
+
+    def _delete(self, request: S3Request) -> S3Reply:
+        md5 = hashlib.md5(request.body, usedforsecurity=False).digest()
+        if request.headers.get("content-md5") != base64.b64encode(md5).decode():
+            return s3_error(400, "InvalidRequest")
+        rows = ""
+        for each in ElementTree.fromstring(request.body).iterfind("{*}Object"):
+            key = (each.findtext("{*}Key") or "").encode()
+            if key in self.locked:
+                rows += f"<Error><Key>{escape(key.decode())}</Key><Code>AccessDenied</Code></Error>"
+                continue
+            self.objects.pop(key, None)
+            rows += f"<Deleted><Key>{escape(key.decode())}</Key></Deleted>"
+        return _document("DeleteResult", rows)
 
     def _parts(self, upload: str) -> S3Reply:
         if upload not in self.uploads:

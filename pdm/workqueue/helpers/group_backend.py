@@ -67,6 +67,13 @@ class GroupBackend(StorageBackend):
     def remove_group(self, urls: Sequence[StorageUrl]) -> list[bool]:
         """Remove files; True where the name is free afterwards."""
 
+    def remove_at_once(self, urls: Sequence[StorageUrl]) -> list[bool]:
+        """Remove files by one request for many; True where the server says that the name is free now.
+
+        Where the protocol or the server has no such request, none is removed.
+        """
+        return [False] * len(urls)
+
 
 class GroupStorage(Storage):
     """A storage with backends, some of which have group operations."""

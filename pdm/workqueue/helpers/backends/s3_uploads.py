@@ -31,6 +31,7 @@ from pdm.workqueue.helpers.backends.http_connection import exactly
 from pdm.workqueue.helpers.backends.propfind import http_date
 from pdm.workqueue.helpers.backends.s3_client import S3Client, S3Error, S3Place
 from pdm.workqueue.helpers.backends.s3_documents import (
+    NAMESPACE,
     UploadedPart,
     expected,
     text_of,
@@ -54,7 +55,6 @@ _MAX_RECORD = 16 * 1024
 _BEGINS_WITHIN_S = 60
 #: Statuses of servers that do not know ``If-None-Match`` at an upload; others ignore it.
 CONDITION_REFUSED = (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.METHOD_NOT_ALLOWED)
-_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
 class ObjectState(NamedTuple):
@@ -365,7 +365,7 @@ class MultipartUpload:
             f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(tag)}</ETag></Part>"
             for number, tag in enumerate(tags, start=1)
         )
-        document = f'<CompleteMultipartUpload xmlns="{_NAMESPACE}">{body}</CompleteMultipartUpload>'.encode()
+        document = f'<CompleteMultipartUpload xmlns="{NAMESPACE}">{body}</CompleteMultipartUpload>'.encode()
         headers = {} if replace else {"If-None-Match": "*"}
         try:
             answer = self._complete(document, headers)
