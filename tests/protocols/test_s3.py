@@ -328,6 +328,7 @@ def test_bytes_that_a_server_changes_are_found(helper: HelperProcess, server: Sm
     ("reply", "expected"),
     [
         (s3_error(403, "AccessDenied"), "source PERMISSION_DENIED"),
+        (s3_error(400, "ExpiredToken"), "service CREDENTIAL_EXPIRED"),
         (s3_error(403, "SignatureDoesNotMatch"), "source CREDENTIAL_REFUSED"),
         (s3_error(403, "InvalidAccessKeyId"), "source CREDENTIAL_REFUSED"),
         (s3_error(403, "RequestTimeTooSkewed"), "source SERVER_ERROR"),

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 
@@ -58,6 +58,16 @@ def helper(credentials: GridCredentials, objects: SmallS3Server, tmp_path: Path)
         yield process
 
 
+@pytest.fixture(params=[None, canary.watched("canary/session+token=4711")])
+def token(objects: SmallS3Server, tmp_path: Path, request: pytest.FixtureRequest) -> str | None:
+    """A session token that the server wants."""
+    objects.session_token = request.param
+    (tmp_path / "keys").write_text(
+        json.dumps({"access_key": ACCESS_KEY, "secret_key": SECRET, "session_token": request.param})
+    )
+    return objects.session_token
+
+
 def _link_of(request: Request) -> str | None:
     return request.headers.get("Source") if request.method == "COPY" else None
 
@@ -88,7 +98,9 @@ def _reads_of(objects: SmallS3Server) -> tuple[int, int]:
     return by_link, len(reads) - by_link
 
 
-def test_the_destination_reads_by_a_link(helper: HelperProcess, objects: SmallS3Server, webdav: QuirkServer) -> None:
+def test_the_destination_reads_by_a_link(
+    helper: HelperProcess, objects: SmallS3Server, webdav: QuirkServer, token: str | None
+) -> None:
     links = []
 
     def pull(request: Request) -> Reply | None:
@@ -104,6 +116,7 @@ def test_the_destination_reads_by_a_link(helper: HelperProcess, objects: SmallS3
     assert webdav.tree[b"/d/f"] == CONTENT
     assert _reads_of(objects) == (1, 0), "the bytes went through the service"
     (asked,) = (parse_qs(urlsplit(link).query) for link in links)
+    assert asked.get("X-Amz-Security-Token", [None]) == [token]
     assert int(asked["X-Amz-Expires"][0]) <= LIMITS.total_s + len(CONTENT)
     assert "X-Amz" not in said
     # A checksum of both ends, if one is asked for.
@@ -128,13 +141,14 @@ _ECHOES: list[Callable[[str], str]] = [
     quote,
     lambda link: link.replace("&", "&amp;"),
     lambda link: link.rpartition("=")[2],
+    lambda link: unquote(link.partition("?")[2]),
     lambda link: "x" * 240 + link.rpartition("=")[2] + "y" * 1000,
 ]
 
 
 @pytest.mark.parametrize("echo", _ECHOES)
 def test_nobody_is_told_the_link(
-    helper: HelperProcess, objects: SmallS3Server, webdav: QuirkServer, echo: Callable[[str], str]
+    helper: HelperProcess, objects: SmallS3Server, webdav: QuirkServer, token: str | None, echo: Callable[[str], str]
 ) -> None:
     links = []
 
@@ -151,6 +165,7 @@ def test_nobody_is_told_the_link(
     (link,) = links
     signature = link.rpartition("=")[2]
     assert not any(signature[at : at + 12] in said for at in range(len(signature) - 12)), said
+    assert token is None or not any(form in said for form in (token, quote(token), quote(token, safe="")))
     # The link itself is good: what was hidden would have let the reader in.
     assert _read(link) == CONTENT
 

@@ -95,6 +95,7 @@ class SmallS3Server(LoopbackServer):
         has_conditions: whether it heeds ``If-None-Match``.
         region: that requests must be signed for.
         page: keys of a page of a listing, at most.
+        session_token: that requests must have.
         locked: keys that may not be removed.
         tag_of: makes the entity tag of bytes.
     """
@@ -125,6 +126,7 @@ class SmallS3Server(LoopbackServer):
         self.has_conditions = True
         self.region = "us-east-1"
         self.page = 1000
+        self.session_token: str | None = None
         self.locked: set[bytes] = set()
         self.tag_of: Callable[[bytes], str] = lambda data: hashlib.md5(data, usedforsecurity=False).hexdigest()
 
@@ -201,6 +203,9 @@ class SmallS3Server(LoopbackServer):
         access_key, day, region, names, signature = found.groups()
         if access_key != ACCESS_KEY:
             return s3_error(403, "InvalidAccessKeyId")
+        token = request.headers.get("x-amz-security-token") or request.query.get("X-Amz-Security-Token")
+        if token != self.session_token:
+            return s3_error(400, "InvalidToken")
         if region != self.region:
             return s3_error(400, "AuthorizationHeaderMalformed", f"<Region>{self.region}</Region>")
         path, _, query = target.partition("?")

@@ -1,7 +1,8 @@
 """Requests to S3 servers: signed, never redirected, errors as `StorageError`.
 
-``PDM_CREDENTIALS`` has the file with the keys for each endpoint: a JSON object with ``access_key`` and ``secret_key``.
-A request is signed with the keys of the endpoint that its URL is below, and with no others.
+``PDM_CREDENTIALS`` has the file with the keys for each endpoint: a JSON object with ``access_key``, ``secret_key``, and
+the ``session_token`` of temporary keys. A request is signed with the keys of the endpoint that its URL is below, and
+with no others.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ _CODE_BY_CODE: Mapping[str, FailureCode] = {
     "SignatureDoesNotMatch": FailureCode.CREDENTIAL_REFUSED,
     "InvalidAccessKeyId": FailureCode.CREDENTIAL_REFUSED,
     "InvalidToken": FailureCode.CREDENTIAL_REFUSED,
-    "ExpiredToken": FailureCode.CREDENTIAL_REFUSED,
+    "ExpiredToken": FailureCode.CREDENTIAL_EXPIRED,
+    "ExpiredTokenException": FailureCode.CREDENTIAL_EXPIRED,
     "RequestTimeTooSkewed": FailureCode.SERVER_ERROR,
     "SlowDown": FailureCode.BUSY,
     "SlowDownRead": FailureCode.BUSY,
@@ -91,6 +93,7 @@ _CODE_BY_CODE: Mapping[str, FailureCode] = {
 _HINTS: Mapping[str, str] = {
     "SignatureDoesNotMatch": "the secret key is not the one of this access key: store both again with 'pdm s3-key'",
     "InvalidAccessKeyId": "the server does not know this access key: store another one with 'pdm s3-key'",
+    "ExpiredToken": "the temporary keys have ended: store others with 'pdm s3-key --session-token'",
     "RequestTimeTooSkewed": "the clocks of the service and the server differ too much: set the wrong one",
     "InvalidObjectState": "the object is archived: restore it at its server first",
     "EntityTooSmall": "the server takes no parts of this size",
@@ -166,10 +169,11 @@ def _signer(file: str, region: str) -> AwsRequestSigner:
     try:
         keys = json.loads(Path(file).read_bytes())
         access_key, secret_key = str(keys["access_key"]), str(keys["secret_key"])
+        session_token = keys.get("session_token")
     except (OSError, ValueError, KeyError, TypeError) as error:
         text = f"the S3 keys cannot be read: {type(error).__name__}"
         raise StorageError(text, code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE) from error
-    return AwsRequestSigner(region, access_key, secret_key, "s3")
+    return AwsRequestSigner(region, access_key, secret_key, "s3", session_token)
 
 
 def signer_for(place: S3Place) -> AwsRequestSigner:
@@ -185,7 +189,10 @@ def presigned(place: S3Place, seconds: int) -> str:
     url = place.url()
     target = f"https://{url.authority.removesuffix(':443')}{url.encoded_path}"
     expires = min(max(seconds, 1), _LONGEST_LINK_S)
-    link: str = signer_for(place).presign_url("GET", target, content_hash=UNSIGNED_PAYLOAD, expires=expires)
+    signer = signer_for(place)
+    if signer.session_token is not None:
+        target += f"?X-Amz-Security-Token={urllib.parse.quote(signer.session_token, safe='')}"
+    link: str = signer.presign_url("GET", target, content_hash=UNSIGNED_PAYLOAD, expires=expires)
     return link
 
 
@@ -341,6 +348,8 @@ def s3_error(
     )
     if code in _CODE_BY_CODE:
         found.errno, found.code = None, _CODE_BY_CODE[code]
+        if found.code is FailureCode.CREDENTIAL_EXPIRED:
+            found.scope = FailureScope.SERVICE
     elif code in _ERRNO_BY_CODE:
         found.code = None
     found.status, found.s3_code = status, code
