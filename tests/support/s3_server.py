@@ -80,7 +80,7 @@ def once(rule: S3Rule) -> S3Rule:
 
 
 class SmallS3Server(LoopbackServer):
-    """``s3s://localhost:PORT/bucket``.
+    """``s3s://localhost:PORT/bucket``, and ``s3sv://bucket.HOST:PORT``.
 
     Args:
         certificate: of the host.
@@ -151,7 +151,10 @@ class SmallS3Server(LoopbackServer):
         parts = urlsplit(handler.path)
         length = int(handler.headers.get("Content-Length") or 0)
         body = handler.rfile.read(length)
-        bucket, _, key = parts.path[1:].partition("/")
+        label, is_virtual, _ = handler.headers.get("Host", "").partition(".")
+        bucket, key = label, parts.path[1:]
+        if not is_virtual:
+            bucket, _, key = key.partition("/")
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         headers = {name.lower(): value for name, value in handler.headers.items()}
         request = S3Request(handler.command, bucket, unquote_to_bytes(key), query, headers, body)

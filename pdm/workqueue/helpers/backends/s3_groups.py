@@ -18,9 +18,10 @@ from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import Headers
 from pdm.workqueue.helpers.backends.http_groups import GroupAnswer, GroupRequest, RequestGroup, of_one
-from pdm.workqueue.helpers.backends.s3 import S3Backend, is_temporary, version_of
+from pdm.workqueue.helpers.backends.s3 import S3Backend
 from pdm.workqueue.helpers.backends.s3_client import S3Place, place_of
 from pdm.workqueue.helpers.backends.s3_documents import delete_document, deleted_keys
+from pdm.workqueue.helpers.backends.s3_objects import is_temporary, version_of
 from pdm.workqueue.helpers.backends.s3_uploads import KeptObject, confirmed, put_headers
 from pdm.workqueue.helpers.group_backend import FileContent, GroupBackend
 from pdm.workqueue.helpers.storage import FileVersion, StorageError
