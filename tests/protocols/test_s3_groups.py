@@ -90,6 +90,9 @@ def test_local_files_go_in_groups_and_replace_nothing(
     server.has_conditions, server.page = False, page
     files = _small_files(tmp_path)
     server.put("g/f07", b"another")
+    for number in range(page, 20):
+        # More than one page of names that begin as all of them do.
+        server.put(f"g/f-{number}")
 
     def writes_meanwhile(request: S3Request) -> None:
         looks = request.method == "HEAD" or request.query.get("prefix", "").startswith("g/f")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pdm.workqueue.cli.arguments import DURATION, TIMESTAMP, SitePath, find_site, format_option, resolve_paths
+from pdm.workqueue.cli.arguments import DURATION, END, SitePath, find_site, format_option, resolve_paths
 from pdm.workqueue.cli.display import table
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.oidc_login import log_in, login_line
@@ -207,7 +207,7 @@ def token(site: str | None, label: str | None, form: str) -> None:
 @click.argument("site", metavar="[SITE]", required=False)
 @click.option("--label", help="A word by which to find the key.")
 @click.option("--session-token", is_flag=True, help="The keys are temporary: their session token is prompted for, too.")
-@click.option("--until", type=TIMESTAMP, metavar="TIME", help="When temporary keys end (2026-03-02T11:04; UTC).")
+@click.option("--until", type=END, metavar="TIME", help="When temporary keys end (12h; 2026-03-02T11:04; UTC).")
 @format_option
 def s3_key(site: str | None, label: str | None, session_token: bool, until: datetime | None, form: str) -> None:
     """Store an access key of S3 with its secret key in the service, for SITE or for all sites.

@@ -86,11 +86,11 @@ def _remove_at_once(
     """Remove files by one request for many; then those that the server has not confirmed, and all else, one by one."""
 
     def together(storage: Storage, group: Sequence[PathItem]) -> Sequence[PathItem]:
+        storage.timeouts = Timeouts.of(batch.request.limits)
         backend = storage.group_backend(StorageUrl(group[0].url)) if isinstance(storage, GroupStorage) else None
         if backend is None:
             return group
         begun = [item for item in group if may_begin(batch, item.key)]
-        storage.timeouts = Timeouts.of(batch.request.limits)
         try:
             gone = backend.remove_at_once([StorageUrl(item.url) for item in begun])
         except (StoppedError, StorageError):
