@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 
-from aws_request_signer import AwsRequestSigner
+from aws_request_signer import UNSIGNED_PAYLOAD, AwsRequestSigner
 
 from pdm.testgrid.identities import GridCredentials
-from pdm.testgrid.storage_servers import ServerProcess, free_port
+from pdm.testgrid.ports import reserve_port
+from pdm.testgrid.storage_servers import ServerProcess
 
 ACCESS_KEY, SECRET_KEY = "AKIACANARY4711", "canarysecretofs3"
 _BIN = Path(sys.executable).parent
@@ -44,7 +45,8 @@ class S3Server(ServerProcess):
     def make_bucket(self) -> None:
         context = ssl._create_unverified_context()
         url = f"https://localhost:{self.port}/bucket"
-        signed = AwsRequestSigner("us-east-1", ACCESS_KEY, SECRET_KEY, "s3").sign_with_headers("PUT", url)
+        signer = AwsRequestSigner("us-east-1", ACCESS_KEY, SECRET_KEY, "s3")
+        signed = signer.sign_with_headers("PUT", url, {}, UNSIGNED_PAYLOAD)
         with urllib.request.urlopen(urllib.request.Request(url, None, signed, method="PUT"), context=context):
             pass
 
@@ -89,8 +91,8 @@ class SeaweedServer(S3Server):
         identities = {"identities": [{"name": "alice", "credentials": [key], "actions": actions}]}
         configuration = directory / "s3.json"
         configuration.write_text(json.dumps(identities))
-        ports = [f"-{part}={free_port()}" for part in ("master.port", "volume.port", "filer.port")]
-        grpc = [f"-{part}.port.grpc={free_port()}" for part in ("master", "volume", "filer", "s3")]
+        ports = [f"-{part}={reserve_port()}" for part in ("master.port", "volume.port", "filer.port")]
+        grpc = [f"-{part}.port.grpc={reserve_port()}" for part in ("master", "volume", "filer", "s3")]
         return [
             *(str(_weed()), "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"),
             *("-master.telemetry=false", "-master.volumeSizeLimitMB=1024", "-volume.max=20"),
