@@ -88,26 +88,6 @@ def test_a_cancellation_ends_what_another_runs(cluster: Cluster, begun_elsewhere
     assert seconds < 1.0 * SLACK
 
 
-def test_a_job_that_is_held_at_one_is_begun_by_none(cluster: Cluster) -> None:
-    """A thousand elements, of which each node runs some at a time; the longest takes a second."""
-    first, second = cluster.nodes
-    dummy = {"dummy": {"files": 1000, "delay": 0.5}}
-    job = first.submit("admin", "copy", **PLACE, dst_siteid=2, dst_filepath="/e", extra_opts=dummy)["id"]
-    until("both run it", lambda: cluster.running_on(job) == {"node1", "node2"})
-    status, held = second.call("admin", "POST", f"/jobs/{job}/hold", {"message": "stop"})
-    assert (status, held["hold"]["message"]) == (200, "stop")
-    attempts = "SELECT sum(attempts - lost) AS number FROM job_elements WHERE job_id = :job"
-    (begun,) = cluster.query(attempts, job=job)
-    until("nothing runs", lambda: not cluster.running_on(job), 30.0)
-    (now,) = cluster.query(attempts, job=job)
-    assert now.number <= begun.number, "one was claimed after the hold"
-    assert first.call("admin", "GET", f"/jobs/{job}")[1]["status"] == "HELD"
-    assert first.call("admin", "POST", f"/jobs/{job}/resume")[0] == 200
-    until("it runs again", lambda: cluster.running_on(job))
-    assert first.call("admin", "DELETE", f"/jobs/{job}")[0] == 200
-    assert first.wait_for("admin", job)["status"] == "CANCELLED"
-
-
 def test_a_wait_at_one_ends_with_the_change_by_another(cluster: Cluster) -> None:
     """Twenty jobs, one after the other: a look at it every half second would take longer."""
     first, second = cluster.nodes

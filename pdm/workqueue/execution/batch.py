@@ -101,8 +101,6 @@ class RunningBatch:
     _intake: ListingIntake | None = None
     #: Keys of elements of cancelled jobs, while other jobs of the batch continue.
     _cancelled: set[int] = field(factory=set)
-    #: Keys of elements that did not begin, for their job is held.
-    _held: set[int] = field(factory=set)
     _killer: IDelayedCall | None = None
     _is_responding: bool = False
     _was_killed: bool = False
@@ -171,15 +169,6 @@ class RunningBatch:
             if self._agent is not None:
                 self._request_cancel()
         return bool(keys)
-
-    def hold(self, job_id: int) -> None:
-        """Return what has not begun of a job that is held; what runs goes on, and so do other jobs."""
-        if self.service is not None or self.ending is not None or self._agent is None or self._agent_free:
-            return
-        keys = {key for key, each in self._open.items() if each.began is None and each.record.job_id == job_id}
-        if keys - self._cancelled - self._held:
-            self._held |= keys - self._cancelled
-            self._agent.cancel(self._request_id, sorted(self._held & self._open.keys()))
 
     def attempts_open(self) -> Iterator[ClaimToken]:
         """Attempts without a verdict."""
@@ -494,8 +483,7 @@ class RunningBatch:
         elif self.ending is Ending.CANCELLED or key in self._cancelled:
             attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", now, leftover=leftover, skipped=self._skipped)
         else:
-            words = self.ending or (Ending.HELD if key in self._held else why)
-            attempt.end(JobStatus.SUBMITTED, f" {words}", now, leftover=leftover, counts=False)
+            attempt.end(JobStatus.SUBMITTED, f" {self.ending or why}", now, leftover=leftover, counts=False)
 
 
 _HANDLERS: Mapping[type, Callable[[RunningBatch, RunningAttempt, Any, Instant], object]] = {

@@ -301,17 +301,13 @@ class Executor:
                 running.cancel(job_id)
 
     def held(self, job_id: int) -> None:
-        """Return what has not begun of a job that is held in the database; what runs ends by itself."""
+        """Return batches that wait here of a job that is held in the database; those that run end by themselves."""
         for running, (slot, _) in list(self._slots.items()):
-            if job_id not in running.batch.jobs:
-                continue
-            if slot.has_stream:
-                running.hold(job_id)
-            else:
+            if not slot.has_stream and job_id in running.batch.jobs:
                 running.end(Ending.HELD)
 
     def held_elsewhere(self, job_id: int | None) -> None:
-        """Return what has not begun of a job, None for any, that another daemon has held."""
+        """Return batches that wait here of a job, None for any, that another daemon has held."""
         known = {number for running in self._slots for number in running.batch.jobs}
         for number in known if job_id is None else known & {job_id}:
             self._background.start("give back a held job", self._give_back_if_held(number))
