@@ -18,7 +18,7 @@ from pdm.testgrid.ports import reserve_port
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import ClaimToken, NewElement
 from pdm.workqueue.domain.limits import Route
-from pdm.workqueue.execution.monitoring import ReportedProgress
+from pdm.workqueue.execution.progress_board import ReportedProgress
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.context import Allow
 from pdm.workqueue.http.endpoints import ENDPOINTS
