@@ -39,7 +39,7 @@ _AWAY = "on node south, which does not answer"
 @pytest_twisted.ensureDeferred
 async def test_only_nodes_may_ask_what_nodes_ask(service: Service) -> None:
     """Each route of the table, by all kinds of certificates; of one daemon alone not even its own is a node's."""
-    assert len(FOR_NODES) == 4
+    assert len(FOR_NODES) == 5
     authority = service.certificates.authority
     other = authority.host(["other.example.org"])
     callers: list[Any] = [
