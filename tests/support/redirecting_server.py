@@ -35,6 +35,7 @@ class RedirectingServer(LoopbackServer):
         elsewhere: method → prefix of the ``Location`` in its response; the path follows.
         seen: all requests.
         broken: prefix of paths of PUT → status of the response; 0 closes the connection instead.
+        echoes: whether its errors have the request's head.
         wants_first: whether it sends ``100 Continue`` if the client expects it.
     """
 
@@ -43,6 +44,7 @@ class RedirectingServer(LoopbackServer):
         self.elsewhere: dict[str, str] = {}
         self.broken: dict[str, int] = {}
         self.seen: list[Seen] = []
+        self.echoes = False
         self.wants_first = True
         outer = self
 
@@ -100,7 +102,7 @@ class RedirectingServer(LoopbackServer):
         elif method == "DELETE" and self.files.pop(path, None) is not None:
             _answer(request, 204)
         else:
-            _answer(request, 404)
+            _answer(request, 404, str(request.headers).encode() if self.echoes else b"")
 
 
 def _answer(request: http.server.BaseHTTPRequestHandler, status: int, body: bytes = b"", **headers: str) -> None:
