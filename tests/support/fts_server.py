@@ -33,7 +33,7 @@ class FakeFts:
     Attributes:
         faults: what it does wrong: ``error`` (500), ``hang``, ``garbage``, ``forget`` (404 for all jobs), ``lie``
             (FINISHED without a copy), ``odd`` (states that nobody knows), ``drop`` (takes a job and closes the
-            connection), ``ids`` (random ids).
+            connection), ``ids`` (random ids), ``restless`` (another state in each answer, for ever).
         reasons: end of a source's name → reason with which it fails.
         refused: end of the names of sources that make it refuse a job.
         paused: while it is set, nothing is transferred.
@@ -108,6 +108,9 @@ class FakeFts:
         files = None if "forget" in self.faults else self.jobs.get(parts[1])
         if files is None:
             return 404, {"status": "404 Not Found", "message": f"No job with the id {parts[1]}"}
+        if "restless" in self.faults and method == "GET":
+            state = ("ACTIVE", "READY")[len(self.requests) % 2]
+            return 200, [{**file, "file_state": state} for file in files]
         if method == "DELETE":
             numbers = parts[3].split(",") if len(parts) > 3 else None
             for file in files:

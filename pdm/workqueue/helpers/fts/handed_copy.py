@@ -52,6 +52,8 @@ _MOST_FILES = 1000
 _FIRST_POLL_S, _GROWTH = 0.2, 1.5
 #: A file must be missing in so many answers in a row.
 _MOST_MISSING = 3
+#: Changes of a file's state that count as progress: an FTS3 tries a file again a few times by itself.
+_MOST_CHANGES = 50
 #: A summary is written at least so often: an agent that is silent is killed.
 _SUMMARY_S = 60.0
 #: Seconds between two checks of the delegation.
@@ -88,6 +90,7 @@ class HandedCopy:
         #: By key: the file's last state.
         self._files: dict[int, HandedFile] = {}
         self._missing: Counter[int] = Counter()
+        self._changes: Counter[int] = Counter()
         #: Keys of items that continue what an earlier attempt has handed over.
         self._attached: set[int] = set()
         self._woken = threading.Event()
@@ -354,6 +357,10 @@ class HandedCopy:
         before = self._files.get(key)
         self._files[key] = file
         if before is not None and before.file_state == file.file_state:
+            return False
+        self._changes[key] += 1
+        if self._changes[key] > _MOST_CHANGES and not file.is_final:
+            # It goes round in circles, which is no progress.
             return False
         reason = f": {' '.join(file.reason.split())[:1000]}" if file.reason else ""
         self._batch.log(key, f"FTS3 job {job.id} file {file.file_id}: {file.file_state}{reason}")
