@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import FailureCode
@@ -24,7 +25,9 @@ async def _broken(wait: Wait, job: JobRecord, members: Sequence[WaitingElement])
     raise ValueError("a fault")
 
 
-def test_a_fault_of_the_service_holds_nothing_longer_than_its_job_asks_for(store: Store) -> None:
+def test_a_fault_of_the_service_holds_nothing_longer_than_its_job_asks_for(
+    store: Store, lost_errors: list[LogEvent]
+) -> None:
     store.worker()
     job = staged(store, 2)
     (wait,) = gathered(store)
@@ -57,3 +60,5 @@ def test_a_fault_of_the_service_holds_nothing_longer_than_its_job_asks_for(store
     assert failure is not None
     assert (store.element(job.id, 1).status, failure.code) == (JobStatus.FAILED, FailureCode.INTERNAL)
     assert count_rows(store) == (0, 0)
+    assert len(lost_errors) == 2
+    lost_errors.clear()
