@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 from pdm.testgrid.ports import reserve_port
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import ClaimToken, NewElement
-from pdm.workqueue.execution.monitoring import ReportedProgress
+from pdm.workqueue.execution.progress_board import ReportedProgress
 from pdm.workqueue.http.context import Allow
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from pdm.workqueue.logstore.attempt_log import LogRef
