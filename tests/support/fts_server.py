@@ -108,15 +108,15 @@ class FakeFts:
         files = None if "forget" in self.faults else self.jobs.get(parts[1])
         if files is None:
             return 404, {"status": "404 Not Found", "message": f"No job with the id {parts[1]}"}
-        if "restless" in self.faults and method == "GET":
-            state = ("ACTIVE", "READY")[len(self.requests) % 2]
-            return 200, [{**file, "file_state": state} for file in files]
         if method == "DELETE":
             numbers = parts[3].split(",") if len(parts) > 3 else None
             for file in files:
                 if file["file_state"] not in _FINAL and (numbers is None or str(file["file_id"]) in numbers):
                     file["file_state"] = "CANCELED"
             return 200, {"job_id": parts[1], "job_state": "CANCELED"}
+        if "restless" in self.faults:
+            state = ("ACTIVE", "READY")[len(self.requests) % 2]
+            files = [{**file, "file_state": state} for file in files]
         return 200, {"job_id": parts[1], "files": files}
 
 
