@@ -160,6 +160,7 @@ _MIN_RECORD = 4 * 1024
 _ANSWER_S = 10.0
 #: Methods of requests that may be sent again while the first one may still be carried out; POST asks for a macaroon.
 _HURRIED = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PROPFIND"})
+_MACAROON_REQUEST = "application/macaroon-request"
 #: Maximum bytes of a response's head.
 _MAX_HEAD = 64 * 1024
 _MAX_INTERIM_RESPONSES = 50
@@ -266,6 +267,9 @@ class HttpConnection:
             headers = {**headers, "Content-Length": str(len(body))}
         # Before it gives a digest a server reads the whole file.
         is_hurried = self.is_used and method in _HURRIED and "Want-Digest" not in headers
+        if method == "POST":
+            # Others carry out work: a server of S3 joins the parts of an object, for example.
+            is_hurried = is_hurried and headers.get("Content-Type") == _MACAROON_REQUEST
         head = self._head(method, target, headers)
         self._is_hurried = is_hurried
         data = self._protocol.send(h11.Data(data=body)) if body else b""
