@@ -25,6 +25,8 @@ from tests.support.s3_servers import ACCESS_KEY, MAKES, SECRET_KEY, S3Server
 RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 LOCAL = 1
 _NUMBERS = {make: number for number, make in enumerate(MAKES, start=LOCAL + 1)}
+#: Steps of the everyday session that fail: directories without keys are listed still.
+_FAILS = {"seaweedfs": ["rm -r"]}
 _MIB = 1024 * 1024
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 canary.watched(SECRET_KEY)
@@ -82,7 +84,7 @@ def test_the_everyday_session_works_with_each(
         (tmp_path / make).mkdir()
         local = SessionEnd(LOCAL, "FILE", str(tmp_path / make))
         steps = everyday_session(service, "alice", SessionEnd(_NUMBERS[make], "S3", "/"), local, tmp_path / make)
-        assert (failed_steps(steps), len(steps)) == ([], 12)
+        assert ([step.partition(":")[0] for step in failed_steps(steps)], len(steps)) == (_FAILS.get(make, []), 12)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from attrs import frozen
-from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
@@ -25,7 +24,8 @@ from pdm.workqueue.store import claim_queries
 from pdm.workqueue.store.claim_limits import ClaimBudget, ClaimLimits
 from pdm.workqueue.store.leases import live_worker
 from pdm.workqueue.store.locks import LockedJob, lock_due_jobs, save_jobs
-from pdm.workqueue.store.records import elements, jobs
+from pdm.workqueue.store.records import columns_of, elements, jobs
+from pdm.workqueue.store.row_statements import RowStatement
 
 #: Jobs that one claim locks at most, so that many small ones fill its batches.
 _MOST_CANDIDATES = 500
@@ -290,13 +290,7 @@ def mark_running(session: Session, claimed: Sequence[tuple[int, int]], worker_id
 
     ``claimed``: job and number of each, sorted.
     """
-    session.execute(
-        _MARK_RUNNING,
-        [
-            {"of_job": job_id, "first": first, "last": last, "claimed_by": worker_id, "claimed_now": now}
-            for job_id, first, last in _ranges(claimed)
-        ],
-    )
+    _MARK_RUNNING.execute(session, _ranges(claimed), worker_id, now)
 
 
 def _ranges(claimed: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -310,16 +304,17 @@ def _ranges(claimed: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]
     yield *first, last[1]
 
 
-#: Fresh elements are claimed in the order of their numbers, and a range of them costs an eighth of so many statements.
-_MARK_RUNNING = (
-    sa.update(elements)
-    .where(elements.c.job_id == bindparam("of_job"), elements.c.id.between(bindparam("first"), bindparam("last")))
-    .values(
-        status=JobStatus.RUNNING,
-        attempts=elements.c.attempts + 1,
-        worker_id=bindparam("claimed_by"),
-        claimed_at=bindparam("claimed_now"),
-    )
+#: Fresh elements are claimed in the order of their numbers, and a range of them costs an eighth of so many rows; all
+#: ranges are one statement, for many jobs of one element are claimed together.
+_MARK_RUNNING = RowStatement(
+    """
+    WITH claimed (job_id, lowest, highest) AS (VALUES {rows})
+    UPDATE job_elements SET status = 'RUNNING', attempts = job_elements.attempts + 1, worker_id = ?, claimed_at = ?
+    FROM claimed WHERE job_elements.job_id = claimed.job_id
+        AND job_elements.id BETWEEN claimed.lowest AND claimed.highest
+    """,
+    columns_of(elements, "job_id", "id", "id"),
+    columns_of(elements, "worker_id", "claimed_at"),
 )
 
 
@@ -359,6 +354,9 @@ class _DueWork:
         self._due: dict[int, deque[ElementRecord]] = {}
         # Jobs with more due elements than were read → number of those read.
         self._read_on: dict[int, int] = {}
+        # Jobs with a limit of their own whose listing runs, which does not count.
+        limited = [job.id for job in locked if job.record.max_active is not None]
+        self._listed = claim_queries.running_listings(session, limited) if limited else frozenset()
         batches = budget.batches_of(job.record for job in locked)
         left = budget.most_elements(sum(job.counters.submitted for job in locked), 1, batches)
         small = []
@@ -370,7 +368,12 @@ class _DueWork:
             self._due[job_id] = deque(due)
 
     def allowed(self, job: LockedJob) -> int:
-        return self._budget.work_allowance(job)
+        allowance = self._budget.work_allowance(job)
+        most = job.record.max_active
+        return allowance if most is None else min(allowance, most - self._active(job))
+
+    def _active(self, job: LockedJob) -> int:
+        return job.counters.running - (job.id in self._listed)
 
     def waiting(self, job: LockedJob, allowed: int, sharers: int, size: int) -> deque[ElementRecord]:
         """Due elements of a job; reads more when all known ones are taken, for batches of a size."""
@@ -391,9 +394,12 @@ class _DueWork:
         return job.id in self._read_on
 
     def update_due_at(self, locked: Sequence[LockedJob]) -> None:
-        """Reschedule the jobs whose due elements are all taken."""
+        """Reschedule the jobs whose due elements are all taken, and those of which no more may run at once."""
         for job in locked:
-            if job.id in self._due and not self._due[job.id] and job.id not in self._read_on:
+            if job.record.max_active is not None and self._active(job) >= job.record.max_active:
+                # The end of one of those that run schedules it.
+                job.work_due_at = None
+            elif job.id in self._due and not self._due[job.id] and job.id not in self._read_on:
                 claim_queries.update_due_at(self._session, job, self._now)
 
 

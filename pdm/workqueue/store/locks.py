@@ -17,10 +17,12 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain import lifecycle
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.domain.holds import HoldBy
 from pdm.workqueue.domain.jobs import Counters, JobRecord, NewElement
+from pdm.workqueue.store import job_counts
 from pdm.workqueue.store.events import note_changes
 from pdm.workqueue.store.jobs import note_written
-from pdm.workqueue.store.records import IS_THERE, JOB_COLUMNS, columns_of, job_record, jobs
+from pdm.workqueue.store.records import IS_THERE, JOB_COLUMNS, columns_of, hold_columns, job_record, jobs
 from pdm.workqueue.store.row_statements import RowStatement
 from pdm.workqueue.WorkqueueDB import AT_ONCE, MAX_BYTES, NEVER
 
@@ -35,6 +37,7 @@ class LockedJob:
 
     Attributes:
         hold: why an element of it is HELD from now on.
+        resumed: who ends the hold of a person, and a sentence about it.
     """
 
     record: JobRecord
@@ -42,6 +45,7 @@ class LockedJob:
     list_due_at: datetime | None
     work_due_at: datetime | None
     hold: AttemptFailure | None = field(init=False, default=None)
+    resumed: tuple[HoldBy, str] | None = field(init=False, default=None)
     _counters: Counters = field(init=False)
     # Moves are summed up first: many elements change at once, and a new record for each is expensive.
     _moves: dict[tuple[JobStatus, JobStatus], int] = field(init=False, factory=dict)
@@ -74,6 +78,11 @@ class LockedJob:
         record, list_due_at, work_due_at = self._before
         same = self.record is record and self.list_due_at == list_due_at and self.work_due_at == work_due_at
         return not same
+
+    @property
+    def hold_is_changed(self) -> bool:
+        """Whether a person begins or ends to hold it."""
+        return self.record.hold is not self._before[0].hold
 
     @property
     def counters(self) -> Counters:
@@ -115,16 +124,30 @@ class LockedJob:
             self._already_there += 1
             self._bytes_already_there = min(self._bytes_already_there + size, MAX_BYTES)
 
+    def counted_done(self) -> tuple[int, ...]:
+        """What `job_counts.append` takes, of a job that is not locked: its changes since it was read."""
+        before = self._before[0]
+        return (
+            self.id,
+            self.counters.done - before.counters.done,
+            self._bytes_total - before.bytes_total,
+            self._bytes_done - before.bytes_done,
+            self._already_there - before.already_there,
+            self._bytes_already_there - before.bytes_already_there,
+        )
+
     def schedule_listing(self, due_at: datetime = AT_ONCE) -> None:
-        """Make the LIST element claimable from a time on."""
-        self.list_due_at = due_at
+        """Make the LIST element claimable from a time on; no effect while the job is held by a person."""
+        if self.record.hold is None:
+            self.list_due_at = due_at
 
     def schedule_work(self, due_at: datetime = AT_ONCE) -> None:
         """Make another element claimable from a time on, at the earliest.
 
-        No effect while a large job is being cancelled or retried: the end of that schedules it.
+        No effect while a large job is being cancelled or retried, or while it is held by a person: the end of that
+        schedules it.
         """
-        if self.work_due_at == NEVER:
+        if self.work_due_at == NEVER or self.record.hold is not None:
             return
         self.work_due_at = due_at if self.work_due_at is None else min(self.work_due_at, due_at)
 
@@ -132,12 +155,20 @@ class LockedJob:
         """Derive the status from the counters; returns whether the job has just become final."""
         self._changed_at = now
         before, counters = self.record.status, self.counters
+        hold = None if self.record.cancel_requested else self.record.hold
         status = lifecycle.job_status(
-            counters, started=self.started_at is not None, cancel_requested=self.record.cancel_requested
+            counters,
+            started=self.started_at is not None,
+            cancel_requested=self.record.cancel_requested,
+            on_hold=hold is not None,
         )
         finished_at = (self.record.finished_at if before.is_final else now) if status.is_final else None
         if not counters.submitted or self.record.cancel_requested:
             self.list_due_at = self.work_due_at = None
+        elif hold is not None:
+            self.list_due_at = None
+            # A large retry is put back to its end.
+            self.work_due_at = NEVER if self.work_due_at == NEVER else None
         if self.record.cancel_requested and (counters.submitted or counters.held):
             self.work_due_at = NEVER
         self.record = evolve(
@@ -150,30 +181,38 @@ class LockedJob:
             bytes_done=self._bytes_done,
             already_there=self._already_there,
             bytes_already_there=self._bytes_already_there,
+            hold=None if status.is_final else hold,
         )
         return status.is_final and not before.is_final
 
     def note_events(self, session: Session) -> None:
         """Note the events of what has changed since the last call."""
         if self._changed_at is not None:
-            note_changes(session, self._noted, self.record, self.hold, self._changed_at)
-            self._noted = self.record
+            note_changes(session, self._noted, self.record, self.hold, self._changed_at, self.resumed)
+            self._noted, self.resumed = self.record, None
 
 
-_LOCK = sa.select(*_COLUMNS).order_by(jobs.c.id)
+_READ = sa.select(*_COLUMNS).order_by(jobs.c.id)
+#: By whether there may be counts apart from the jobs: on a shared database.
+_LOCK = {False: _READ, True: _READ.add_columns(job_counts.HAS_COUNTS)}
+_BY_NUMBER = (jobs.c.id.in_(bindparam("numbers", expanding=True)), IS_THERE)
 _LOCK_BY_NUMBER = {
-    skip_locked: _LOCK.where(jobs.c.id.in_(bindparam("numbers", expanding=True)), IS_THERE).with_for_update(
-        key_share=True, skip_locked=skip_locked
-    )
+    (shared, skip_locked): _LOCK[shared]
+    .where(*_BY_NUMBER)
+    .with_for_update(key_share=True, skip_locked=skip_locked, of=jobs)
+    for shared in (False, True)
     for skip_locked in (False, True)
 }
 _LOCK_DUE = {
-    (column, skip_locked): _LOCK.where(
-        jobs.c.id.in_(bindparam("numbers", expanding=True)), column <= bindparam("now")
-    ).with_for_update(key_share=True, skip_locked=skip_locked)
+    (column, shared, skip_locked): _LOCK[shared]
+    .where(jobs.c.id.in_(bindparam("numbers", expanding=True)), column <= bindparam("now"))
+    .with_for_update(key_share=True, skip_locked=skip_locked, of=jobs)
     for column in (jobs.c.list_due_at, jobs.c.work_due_at)
+    for shared in (False, True)
     for skip_locked in (False, True)
 }
+_WITHOUT_LOCK = _READ.where(*_BY_NUMBER)
+_ADD_UP = job_counts.added_up(_COLUMNS)
 
 
 def lock_job(session: Session, job_id: int) -> LockedJob | None:
@@ -181,9 +220,27 @@ def lock_job(session: Session, job_id: int) -> LockedJob | None:
     return next(iter(lock_jobs(session, [job_id])), None)
 
 
-def lock_jobs(session: Session, numbers: Collection[int], *, skip_locked: bool = False) -> list[LockedJob]:
-    """Lock jobs by id; with ``skip_locked`` only those that no other transaction has locked."""
-    return _locked(session, _LOCK_BY_NUMBER[skip_locked], {"numbers": list(numbers)})
+def lock_jobs(
+    session: Session, numbers: Collection[int], *, skip_locked: bool = False, to_the_end: bool = False
+) -> list[LockedJob]:
+    """Lock jobs by id; with ``skip_locked`` only those that no other transaction has locked.
+
+    ``to_the_end``: add up what is counted apart even if nothing is open then; the caller derives the status.
+    """
+    if not numbers:
+        return []
+    statement = _LOCK_BY_NUMBER[is_shared(session), skip_locked]
+    return _locked(session, statement, {"numbers": list(numbers)}, to_the_end=to_the_end)
+
+
+def read_jobs(session: Session, numbers: Collection[int]) -> list[JobRecord]:
+    """Jobs as they are now, without a lock."""
+    return [job_record(row) for row in session.execute(_WITHOUT_LOCK, {"numbers": list(numbers)})]
+
+
+def is_shared(session: Session) -> bool:
+    """Whether several daemons may share the database."""
+    return session.get_bind().dialect.name == "postgresql"
 
 
 #: PostgreSQL: ``lock_timeout`` expired.
@@ -203,20 +260,28 @@ def lock_due_jobs(
         The jobs; none if the lock was not available in time.
     """
     parameters = {"numbers": list(numbers), "now": now}
-    if skip_locked or session.get_bind().dialect.name != "postgresql":
-        return _locked(session, _LOCK_DUE[due_at, skip_locked], parameters)
+    shared = is_shared(session)
+    if skip_locked or not shared:
+        return _locked(session, _LOCK_DUE[due_at, shared, skip_locked], parameters)
     try:
         with session.begin_nested():
             session.execute(_WAIT_BRIEFLY)
-            return _locked(session, _LOCK_DUE[due_at, False], parameters)
+            return _locked(session, _LOCK_DUE[due_at, shared, False], parameters)
     except sa.exc.OperationalError as error:
         if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
             raise
         return []
 
 
-def _locked(session: Session, statement: sa.Select[Any], parameters: dict[str, Any]) -> list[LockedJob]:
+def _locked(
+    session: Session, statement: sa.Select[Any], parameters: dict[str, Any], *, to_the_end: bool = False
+) -> list[LockedJob]:
     rows = session.execute(statement, parameters).all()
+    counted = [row.id for row in rows if row.has_counts] if rows and is_shared(session) else ()
+    if counted:
+        added_up = session.execute(_ADD_UP, {"numbers": counted, "to_the_end": to_the_end})
+        by_number = {row.id: row for row in added_up}
+        rows = [by_number.get(row.id, row) for row in rows]
     return [LockedJob(job_record(row), row.list_due_at, row.work_due_at) for row in rows]
 
 
@@ -239,10 +304,17 @@ _SAVE = RowStatement(
 )
 
 
+#: Rare: the statement above is for what changes with each element.
+_SET_HOLD = sa.update(jobs).where(jobs.c.id == bindparam("number"))
+
+
 def save_jobs(session: Session, locked: Collection[LockedJob]) -> None:
     """Write locked jobs, and note their events."""
     if locked:
         _SAVE.execute(session, [_saved(job) for job in locked])
+        changed = [job.record for job in locked if job.hold_is_changed]
+        if changed:
+            session.execute(_SET_HOLD, [{"number": record.id} | hold_columns(record.hold) for record in changed])
         for job in locked:
             note_written(session, job.record)
             job.note_events(session)
