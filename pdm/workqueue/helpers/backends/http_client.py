@@ -319,6 +319,7 @@ class HttpClient:
         else:
             connection = HttpConnection(server.authority, self._tls(server), self._timeout_s)
         self._busy.add(connection)
+        connection.may_forget = self._products.get(server.authority, "").startswith("xrootd")
         if not connection.is_connected:
             try:
                 with self.translated_errors(server, connection):

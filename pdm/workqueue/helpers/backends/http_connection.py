@@ -44,6 +44,8 @@ _MIN_RECORD = 4 * 1024
 _ANSWER_S = 10.0
 #: Methods of requests that may be sent again while the first one may still be carried out; POST asks for a macaroon.
 _HURRIED = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PROPFIND"})
+#: Seconds without a response until a server is reminded of the request.
+REMIND_S = 0.5
 #: Maximum bytes of a response's head.
 _MAX_HEAD = 64 * 1024
 _MAX_INTERIM_RESPONSES = 50
@@ -86,6 +88,8 @@ class HttpConnection:
         is_used: whether it has had a request.
         has_sent_body: whether a part of the last request's body was sent.
         ignores_expect: whether the server did not react to ``Expect: 100-continue``.
+        may_forget: whether the server may need a reminder of a request: XRootD 5.5, which now and then reads a request
+            and does not look at it until more bytes arrive.
     """
 
     def __init__(self, authority: str, context: ssl.SSLContext, timeout_s: Callable[[], float]) -> None:
@@ -109,7 +113,8 @@ class HttpConnection:
         self.has_sent_body = False
         self.ignores_expect = False
         self._sock: ssl.SSLSocket
-        self.is_connected = self.is_used = False
+        self.is_connected = self.is_used = self.may_forget = False
+        self._has_reminded = False
         #: Whether no answer soon means that the server has forgotten the request.
         self._is_hurried = False
 
@@ -268,6 +273,7 @@ class HttpConnection:
         Without an answer to a request that does no harm twice, a kept connection counts as lost after a while.
         """
         if self._parse_head() is None and (wanted := self._receive()):
+            self._remind(wanted)
             waited_s = time.monotonic() - self._sent_at
             if self._is_hurried and self._timeout_s() > 2 * _ANSWER_S:
                 if not self._poll(wanted, max(_ANSWER_S - waited_s, 0.0)):
@@ -277,6 +283,14 @@ class HttpConnection:
         while (response := self._parse_head()) is None:
             self._wait_for_data()
         return response
+
+    def _remind(self, wanted: int) -> None:
+        """Send an empty line to a server that may have forgotten the request; it takes no other request after that."""
+        if self.may_forget and self._is_sent and not self._has_reminded:
+            waited_s = time.monotonic() - self._sent_at
+            if not self._poll(wanted, min(max(REMIND_S - waited_s, 0.0), self._timeout_s())):
+                self._has_reminded = True
+                self._send(b"\r\n")
 
     def _parse_head(self) -> ResponseHead | None:
         """The response, if its head is complete; interim responses are skipped."""
@@ -311,6 +325,8 @@ class HttpConnection:
     @property
     def is_reusable(self) -> bool:
         """Whether the connection can take another request: all was sent and read, and no further data has arrived."""
+        if self._has_reminded:
+            return False
         if not self._is_by_h11:
             return self._is_sent and not (self._content or self._left or self._has_more)
         protocol = self._protocol

@@ -18,15 +18,13 @@ from pdm.workqueue.helpers.backends.http_client import (
     Server,
     known_server,
 )
-from pdm.workqueue.helpers.backends.http_connection import HttpConnection
+from pdm.workqueue.helpers.backends.http_connection import REMIND_S, HttpConnection
 from pdm.workqueue.helpers.storage import StorageError
 
 #: Requests under way at once, each on a connection of its own, for each worker thread of the helper.
 MAX_CONNECTIONS = 16
 #: Seconds that a request waits for a response to another rather than for a new connection, with its TLS handshake.
 _WORTH_WAITING_S = 0.01
-#: Seconds without any response, after which the oldest request is waited for alone: that finds the reason.
-_SILENCE_S = 10.0
 
 _T = TypeVar("_T")
 
@@ -140,7 +138,8 @@ class RequestGroup:
             while waiting or under_way:
                 ready = self._send(server, waiting, under_way, poller)
                 if under_way and not ready:
-                    ready = poller.poll(min(_SILENCE_S, self._client.timeouts.stall_s) * 1000)
+                    # After some silence the oldest request is waited for alone: that finds the reason.
+                    ready = poller.poll(min(REMIND_S, self._client.timeouts.stall_s) * 1000)
                 for descriptor in [found for found, _ in ready] or list(under_way)[:1]:
                     poller.unregister(descriptor)
                     each = under_way.pop(descriptor)
