@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import ClaimToken, NewElement, NewJob, Verdict
-from pdm.workqueue.store import claim_limits, claiming, engines, jobs, leases, results, users
+from pdm.workqueue.store import claim_limits, claiming, jobs, leases, results, schema_revisions, users
 from pdm.workqueue.store.engines import create_sqlite_file, make_engines
 
 _WORKER = "benchmark"
@@ -64,7 +64,7 @@ class Queue:
         """A file with so many elements queued, in as many jobs of one user."""
         queue = cls(make_engines(f"sqlite:///{path}", 4).writer)
         create_sqlite_file(queue.engine)
-        queue.transact(lambda session: engines.migrate(session.connection()))
+        queue.transact(lambda session: schema_revisions.migrate(session.connection()))
         user = queue.transact(lambda session: users.register(session, "/DC=bench/CN=user", "user", _now())).id
         queue.transact(lambda session: leases.register_worker(session, _IDENTITY, _now(), _LEASE_S))
         for _ in range(job_count):

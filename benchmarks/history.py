@@ -32,7 +32,6 @@ from pdm.workqueue.store import (
     activity,
     claim_limits,
     claiming,
-    engines,
     events,
     jobs,
     leases,
@@ -40,6 +39,7 @@ from pdm.workqueue.store import (
     queue,
     results,
     retention,
+    schema_revisions,
     users,
 )
 from pdm.workqueue.store.engines import create_sqlite_file, make_engines
@@ -84,7 +84,7 @@ class Stock:
         """A database with one job that has ended, of so many elements."""
         stock = cls(engine)
         create_sqlite_file(engine)
-        stock.transact(lambda session: engines.migrate(session.connection()))
+        stock.transact(lambda session: schema_revisions.migrate(session.connection()))
         stock.user = stock.transact(lambda session: users.register(session, "/DC=bench/CN=user", "user", _now())).id
         stock.transact(lambda session: leases.register_worker(session, _IDENTITY, _now(), _LEASE_S))
         stock.template = stock.last = stock.copied(elements)

@@ -25,7 +25,7 @@ from pdm.testgrid import GridMissingError, TestGrid
 from pdm.testgrid.processes import require_programs
 from pdm.testgrid.service import TestService
 from tests.security import canary
-from tests.support.preloaded import Preloaded
+from tests.support.preloaded import Preloader
 
 # Imports make almost no garbage: until all tests are collected, collections would only scan what the imports have made.
 gc.disable()
@@ -151,9 +151,10 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def preloaded() -> Iterator[None]:
     """Daemons and commands are forks; a test that needs a start as usual sets ``popen`` of its service."""
-    TestService.popen = Preloaded
+    preloader = Preloader()
+    TestService.popen = preloader
     yield
-    Preloaded.close()
+    preloader.close()
 
 
 @pytest.fixture(scope="session")

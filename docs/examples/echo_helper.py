@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from pdm.workqueue.helpers import listing
-from pdm.workqueue.helpers.channel import ActiveBatch, serve
+from pdm.workqueue.helpers.channel import ActiveBatch
+from pdm.workqueue.helpers.request_loop import serve
 from pdm.workqueue.helpers.storage import FileStat
 from pdm.workqueue.wire.agent_messages import ListRequest
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from attrs import frozen
 
 from pdm.testgrid.identities import HostFiles, UserFiles
+from pdm.testgrid.ports import listens, reserve_port
 from pdm.testgrid.processes import (
     GridError,
     Marks,
     end_marked,
-    listening_port,
     marked,
     program_path,
     reap,
@@ -56,23 +56,17 @@ class GridFtpSettings:
         return {GRID_MARK: str(self.directory), _SERVER_MARK: self.name}
 
 
-@frozen
-class _Running:
-    pid: int
-    port: int
-
-
 class GridFtpServer:
     """A GridFTP server on loopback that takes grid proxies.
 
-    The server itself chooses a free port when it first starts, so that any number of grids can start at once; it keeps
-    that port over `stop` and `start`.
+    Its port is reserved when it first starts, so that any number of grids can start at once, and is its own while it is
+    stopped, too.
     """
 
     def __init__(self, settings: GridFtpSettings) -> None:
         self.settings = settings
         self._port = 0
-        self._running: _Running | None = None
+        self._pid: int | None = None
 
     @property
     def url(self) -> str:
@@ -89,7 +83,7 @@ class GridFtpServer:
     @property
     def pid(self) -> int | None:
         """The process that listens; None while the server is stopped."""
-        return None if self._running is None else self._running.pid
+        return self._pid
 
     def start(self) -> None:
         """Start the server and return when it listens.
@@ -97,8 +91,9 @@ class GridFtpServer:
         Raises:
             GridError: it is running already, or it does not come up; the text has what it printed.
         """
-        if self._running is not None:
+        if self._pid is not None:
             raise GridError(f"server {self.settings.name} is running")
+        self._port = self._port or reserve_port()
         printed = self.log.with_suffix(".out")
         arguments = [str(program_path("globus-gridftp-server")), *self._arguments()]
         pid = os.posix_spawn(
@@ -113,21 +108,21 @@ class GridFtpServer:
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ],
         )
-        self._port = self._listening_port(pid, printed)
-        self._running = _Running(pid, self._port)
+        self._wait_until_it_listens(pid, printed)
+        self._pid = pid
 
     def stop(self) -> None:
         """End the server and all its sessions; clients see their connections close. Nothing if it is stopped."""
         end_marked(self.settings.marks)
-        if self._running is not None:
-            reap(self._running.pid)
-            self._running = None
+        if self._pid is not None:
+            reap(self._pid)
+            self._pid = None
 
     def kill(self) -> None:
         """End the server and all its sessions at once, frozen or not, as a crash of the machine does."""
-        if self._running is not None:
+        if self._pid is not None:
             # First the one that makes new sessions.
-            signal_process(self._running.pid, self.settings.marks, signal.SIGKILL)
+            signal_process(self._pid, self.settings.marks, signal.SIGKILL)
         signal_marked(self.settings.marks, signal.SIGKILL)
         self.stop()
 
@@ -172,12 +167,11 @@ class GridFtpServer:
             "GRIDMAP": str(self.settings.gridmap),
         }
 
-    def _listening_port(self, pid: int, printed: Path) -> int:
+    def _wait_until_it_listens(self, pid: int, printed: Path) -> None:
         deadline = time.monotonic() + _GRIDFTP_START_S
         while time.monotonic() < deadline:
-            port = listening_port(pid)
-            if port is not None:
-                return port
+            if listens(pid, self._port):
+                return
             if os.waitpid(pid, os.WNOHANG) != (0, 0):
                 raise GridError(f"server {self.settings.name} ended at its start: {_text(printed)}")
             time.sleep(0.005)

@@ -2,7 +2,9 @@
 
 Where root brings the grid up, GridFTP sessions run as local accounts, so that permissions are real. The accounts are
 shared by all grids of the machine: the first grid creates them, the last one removes them. A directory of references
-records which grids are up; a reference whose grid directory is gone (its test run was killed) does not count.
+records which grids are up; a reference whose grid directory is gone (its test run was killed) does not count. All
+changes of accounts are made under one lock: the tools that make them end with an error if they wait too long for each
+other.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ _REGISTRY = Path("/run/pdm-testgrid")
 _CREATED = "created"
 _LOCK = "lock"
 _PREFIX = "pdm"
+#: Fits nothing. An account that has none is locked, and sshd without PAM refuses it.
+_NO_PASSWORD = "*"  # noqa: S105  (no secret)
+#: Exit status of userdel: a process runs under the account.
+_IN_USE = 8
 
 
 def acquire_accounts(directory: Path, users: Sequence[str], registry: Path = _REGISTRY) -> Mapping[str, str]:
@@ -46,14 +52,19 @@ def acquire_accounts(directory: Path, users: Sequence[str], registry: Path = _RE
         _reference(registry, directory).write_text(str(directory))
         for account in accounts.values():
             if not _exists(account):
-                _run_program("useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/", account)
+                options = ["--system", "--user-group", "--no-create-home", "--home-dir", "/"]
+                _run_program("useradd", *options, "--password", _NO_PASSWORD, account)
                 with (registry / _CREATED).open("a") as created:
                     created.write(f"{account}\n")
+            elif _finished("getent", "shadow", account).stdout.startswith(f"{account}:!"):
+                _run_program("usermod", "--password", _NO_PASSWORD, account)
     return accounts
 
 
 def release_accounts(directory: Path, registry: Path = _REGISTRY) -> None:
     """Note that a grid has ended; remove the accounts that grids have made if it was the last one.
+
+    An account stays for the next grid to remove as long as a process runs under it, as after a run that was killed.
 
     Raises:
         GridError: an account cannot be removed.
@@ -69,15 +80,20 @@ def release_accounts(directory: Path, registry: Path = _REGISTRY) -> None:
             return
         created = registry / _CREATED
         if created.exists():
-            for account in created.read_text().split():
-                if _exists(account):
-                    _run_program("userdel", account)
-            created.unlink()
+            kept = [account for account in created.read_text().split() if not _removed(account)]
+            if kept:
+                created.write_text("".join(f"{account}\n" for account in kept))
+            else:
+                created.unlink()
 
 
-def unlock_account(account: str) -> None:
-    """Let sshd take the account: without PAM it refuses one whose password is locked; this one has none that fits."""
-    _run_program("usermod", "--password", "*", account)
+def _removed(account: str) -> bool:
+    if not _exists(account):
+        return True
+    done = _finished("userdel", account)
+    if done.returncode not in {0, _IN_USE}:
+        raise GridError(f"userdel {account} failed: {done.stderr.strip()}")
+    return done.returncode == 0
 
 
 def _exists(account: str) -> bool:
@@ -93,9 +109,13 @@ def _reference(registry: Path, directory: Path) -> Path:
 
 
 def _run_program(name: str, *arguments: str) -> None:
-    done = subprocess.run([str(program_path(name)), *arguments], capture_output=True, text=True, check=False)
+    done = _finished(name, *arguments)
     if done.returncode != 0:
         raise GridError(f"{name} {arguments[-1]} failed: {done.stderr.strip()}")
+
+
+def _finished(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(program_path(name)), *arguments], capture_output=True, text=True, check=False)
 
 
 @contextlib.contextmanager

@@ -78,8 +78,6 @@ GRACE_S = 1.0
 _LOOK_S, _LONGEST_LOOK_S = 0.002, 2.0
 # Where in /proc/PID/stat begin and end of the environment stand, counted from behind the name.
 _ENV_START, _ENV_END = 47, 48
-# The state of a listening socket in /proc/net/tcp.
-_LISTEN = "0A"
 
 Marks = Mapping[str, str]
 
@@ -134,20 +132,6 @@ def end_marked(marks: Marks) -> int:
             ended.add(pid)
             _end(pid, marks, signal.SIGTERM if waited < GRACE_S else signal.SIGKILL, deadline)
     return len(ended)
-
-
-def listening_port(pid: int) -> int | None:
-    """The TCP port of IPv4 on which a process of ours listens; None if it listens on none (yet)."""
-    try:
-        sockets = {str(entry.readlink()) for entry in Path("/proc", str(pid), "fd").iterdir()}
-    except OSError:
-        # It has ended, or closed what was read.
-        return None
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, _, state, *rest = line.split()
-        if state == _LISTEN and f"socket:[{rest[5]}]" in sockets:
-            return int(local.rpartition(":")[2], 16)
-    return None
 
 
 def reap(pid: int) -> None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class TestService:
     #: Not a test case, whatever its name.
     __test__ = False
     #: Starts the daemon and ``pdm``.
-    popen: type[subprocess.Popen[str]] = subprocess.Popen
+    popen: Callable[..., subprocess.Popen[str]] = subprocess.Popen
 
     def __init__(
         self, directory: Path, grid: Mapping[str, Any] | None = None, grid_directory: Path | None = None

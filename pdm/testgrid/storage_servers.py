@@ -17,12 +17,13 @@ from typing import Any
 
 from pdm.testgrid.grid_servers import GRID_MARK
 from pdm.testgrid.identities import GridCredentials
+from pdm.testgrid.ports import listens, reserve_port
 from pdm.testgrid.processes import GridError, Marks, end_marked, program_path
 
 _SERVER_MARK = "PDM_TESTGRID_SERVER"
 #: Seconds until a server must answer.
 _START_S = 60.0
-#: Free ports are guessed: somebody else may take one before its server does, or while it is stopped.
+#: Some servers now and then do not start, and a program that binds a fixed port may have taken theirs.
 _TRIES = 5
 _PAUSE_S = 0.3
 
@@ -77,7 +78,7 @@ class ServerProcess:
             raise GridError(f"server {self.name} is running")
         for last in (*[False] * (_TRIES - 1), True):
             chosen = self.port
-            self.port = chosen or free_port()
+            self.port = chosen or reserve_port()
             pid = self._spawn(self.command())
             if self._answers():
                 self.pid = pid
@@ -129,11 +130,15 @@ class ServerProcess:
                 return False
             with socket.socket() as probe:
                 probe.settimeout(1.0)
-                # A connect to a free port of loopback may get that port as its own, and connect to itself.
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0 and probe.getsockname() != probe.getpeername():
+                # Another server that has the port answers too, until this one has noticed and ended.
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0 and self._listens():
                     return True
             time.sleep(0.02)
         return False
+
+    def _listens(self) -> bool:
+        pid = 0 if self._process is None else self._process.pid
+        return listens(pid, self.port) or any(listens(child, self.port) for child in descendants(pid))
 
     def stop(self) -> None:
         """End it and all its sessions; nothing if it is stopped."""
@@ -192,13 +197,6 @@ def descendants(pid: int) -> list[int]:
         found += children
         waiting += children
     return found
-
-
-def free_port() -> int:
-    """A free port of loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 _PRIVILEGE_DIRECTORY = Path("/run/sshd")
@@ -313,7 +311,7 @@ class XrootdServer(ServerProcess):
     def command(self) -> Sequence[str]:
         own, trust = self._own, self._credentials.trust
         configuration = self.directory / f"{self.name}.conf"
-        self.root_port = self.root_port or free_port()
+        self.root_port = self.root_port or reserve_port()
         configuration.write_text(f"""\
 all.sitename {self.name}
 all.adminpath {own}/admin

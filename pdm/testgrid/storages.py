@@ -66,7 +66,6 @@ class TestStorages:
     def _bring_up(self) -> None:
         if os.geteuid() == 0:
             self.account = identities.acquire_accounts(self.directory, _USERS)["alice"]
-            identities.unlock_account(self.account)
         self.credentials = make_credentials(self.directory, _USERS, "Test Storages CA")
         for site in ("A", "B"):
             self.give(self.root(site))

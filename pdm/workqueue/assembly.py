@@ -42,12 +42,13 @@ from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import ClockWrongError, Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import missing_software
-from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.node_shares import NodeShares
 from pdm.workqueue.execution.preparing import Preparation
+from pdm.workqueue.execution.progress_board import ProgressBoard
 from pdm.workqueue.execution.readiness import Readiness
 from pdm.workqueue.execution.retention import Retention
 from pdm.workqueue.execution.scheduler import Scheduler
+from pdm.workqueue.execution.service_health import ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
@@ -210,8 +211,8 @@ class Assembly:
             board=self.board,
             logs=self.logs,
             signals=self.signals,
-            give_back_waiting=lambda: self.executor.give_back(0.0),
-            give_back=self._give_back,
+            requeue_waiting=lambda: self.executor.requeue_waiting(0.0),
+            requeue_all=self._requeue_all,
             on_resume=self._work_added,
         )
         running = self.nodes.progress.running
@@ -513,7 +514,7 @@ class Assembly:
         if has_leftovers:
             self.executor.clean_up_soon()
 
-    async def _give_back(self) -> None:
+    async def _requeue_all(self) -> None:
         await self.claimer.claims_over()
         await self.executor.end_all(Ending.DRAINED)
 

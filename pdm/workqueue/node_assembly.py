@@ -19,8 +19,8 @@ from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.execution.cluster import ClusterLogs, ClusterProgress
 from pdm.workqueue.execution.draining import Drain
-from pdm.workqueue.execution.monitoring import ProgressBoard
 from pdm.workqueue.execution.peers import Peers
+from pdm.workqueue.execution.progress_board import ProgressBoard
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.http.endpoints import ROOT
 from pdm.workqueue.logstore.store import LogStore
@@ -81,8 +81,8 @@ def node_parts(
     board: ProgressBoard,
     logs: LogStore,
     signals: SignalListener,
-    give_back_waiting: Callable[[], None],
-    give_back: Callable[[], Awaitable[None]],
+    requeue_waiting: Callable[[], None],
+    requeue_all: Callable[[], Awaitable[None]],
     on_resume: Callable[[], None],
 ) -> NodeParts:
     """What this daemon needs of other nodes: their progress and logs, and their signals.
@@ -106,8 +106,8 @@ def node_parts(
             database=database,
             clock=clock,
             incarnation=worker.incarnation,
-            give_back_waiting=give_back_waiting,
-            give_back=give_back,
+            requeue_waiting=requeue_waiting,
+            requeue_all=requeue_all,
             on_resume=on_resume,
         ),
     )

@@ -28,13 +28,14 @@ from pdm.workqueue.domain.mail import check_address
 from pdm.workqueue.domain.pacing import BreakerPolicy
 from pdm.workqueue.domain.retention import RetentionPolicy
 from pdm.workqueue.domain.webhooks import DeliveryPolicy
+from pdm.workqueue.execution.checked_connections import AddressPolicy
 from pdm.workqueue.execution.executor import ExecutionLimits
 from pdm.workqueue.execution.issuers import Issuers
 from pdm.workqueue.execution.login_secrets import LoginSecrets
 from pdm.workqueue.execution.mail import MailSender, Smarthost
 from pdm.workqueue.execution.notifications import Notifications
 from pdm.workqueue.execution.oidc_logins import OidcLogins
-from pdm.workqueue.execution.receivers import AddressPolicy, Receivers
+from pdm.workqueue.execution.receivers import Receivers
 from pdm.workqueue.execution.streams import StreamLimits
 from pdm.workqueue.execution.transfer_services import ServiceLimits
 from pdm.workqueue.execution.webhooks import WebhookSender
@@ -42,7 +43,7 @@ from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.engines import DatabaseTimeouts
-from pdm.workqueue.store.job_changes import Resumed
+from pdm.workqueue.store.held_elements import Resumed
 from pdm.workqueue.wire.agent_messages import TimeLimits
 
 #: Where the helpers' interpreter finds this package.

@@ -22,9 +22,10 @@ from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.instance_lock import lock_database
 from pdm.workqueue.store import expiry, jobs, purged_jobs, retention
-from pdm.workqueue.store.engines import make_engines, migrate
+from pdm.workqueue.store.engines import make_engines
 from pdm.workqueue.store.records import elements
 from pdm.workqueue.store.records import jobs as job_rows
+from pdm.workqueue.store.schema_revisions import migrate
 from tests.execution.test_retention import _end_jobs
 from tests.store.stores import Store
 

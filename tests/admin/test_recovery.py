@@ -26,7 +26,8 @@ from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.execution.credentials import KEY_CHECK, KEY_CHECK_CONTEXT, vault_context
 from pdm.workqueue.store import credentials, users
 from pdm.workqueue.store.credentials import EncryptedCredential
-from pdm.workqueue.store.engines import config, make_engines, transaction
+from pdm.workqueue.store.engines import make_engines, transaction
+from pdm.workqueue.store.schema_revisions import config
 from tests.support.instances import make_instance
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)

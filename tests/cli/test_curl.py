@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.service import TestService
-from pdm.testgrid.storage_servers import free_port
 from pdm.workqueue.certificates.authority import Credential
 from pdm.workqueue.certificates.pem import read_identity
 
@@ -27,7 +27,7 @@ def blocks() -> list[str]:
 @pytest.mark.full
 def test_the_page_is_what_happens(tmp_path: Path) -> None:
     service = TestService(tmp_path / "instance")
-    port = free_port()
+    port = reserve_port()
     service.init(admin={"port": str(port)})
     run7 = service.directory / "storage" / "a" / "run7"
     run7.mkdir()

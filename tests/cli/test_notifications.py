@@ -18,8 +18,8 @@ import pytest
 from aiosmtpd.controller import Controller
 from standardwebhooks import Webhook
 
+from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.service import TestService
-from pdm.testgrid.storage_servers import free_port
 from tests.support.commands import pdm
 
 pytestmark = pytest.mark.full
@@ -73,7 +73,7 @@ def mailbox() -> Mailbox:
 def told(tmp_path_factory: pytest.TempPathFactory, receiver: str, mailbox: Mailbox) -> Iterator[TestService]:
     """A daemon that may send to this machine, and mail through it."""
     service = TestService(Path(tmp_path_factory.mktemp("told")) / "instance")
-    port = free_port()
+    port = reserve_port()
     service.init(
         webhooks={"plain_http": "yes", "allowed": "127.0.0.1"},
         mail={"smarthost": "127.0.0.1", "port": str(port), "sender": "pdm@example.org", "tls": "none"},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pdm.workqueue.config.reader import (
+from pdm.workqueue.config.values import (
     duration,
     one_line,
     optional_path_below,

@@ -17,7 +17,7 @@ from pdm.workqueue.execution import executor as executor_module
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
 from pdm.workqueue.execution.batch import RunningBatch
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
-from pdm.workqueue.execution.monitoring import ProgressBoard
+from pdm.workqueue.execution.progress_board import ProgressBoard
 from pdm.workqueue.execution.streams import StreamLimits, Streams
 from pdm.workqueue.logstore.writer import ClosedLog
 from pdm.workqueue.store import jobs

@@ -72,7 +72,7 @@ class Node:
         executor: Any = SimpleNamespace(
             pool=SimpleNamespace(wake_waiting=lambda: None),
             context=SimpleNamespace(board=SimpleNamespace(clock=self.clock.seconds)),
-            give_back=self.given_back.append,
+            requeue_waiting=self.given_back.append,
         )
         node = self
 

@@ -20,8 +20,8 @@ from pdm.workqueue.certificates.nodes import NodeTls
 from pdm.workqueue.certificates.tls_server import ServerTls
 from pdm.workqueue.domain.progress import Moving
 from pdm.workqueue.execution.cluster import ClusterProgress
-from pdm.workqueue.execution.monitoring import ProgressBoard
 from pdm.workqueue.execution.peers import Peers, PeerSilentError, host_of
+from pdm.workqueue.execution.progress_board import ProgressBoard
 from pdm.workqueue.store.nodes import NodeRecord
 from pdm.workqueue.wire.peers import LogPartView, NodeProgressView
 

@@ -18,7 +18,8 @@ from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.certificates.tls_client import client_policy
 from pdm.workqueue.domain.addresses import AddressRange
 from pdm.workqueue.domain.webhooks import SendResult
-from pdm.workqueue.execution.receivers import AddressPolicy, Receivers
+from pdm.workqueue.execution.checked_connections import AddressPolicy
+from pdm.workqueue.execution.receivers import Receivers
 from tests.support.receivers import Names, Receiver, reactor
 
 NAME = "receiver.example.org"

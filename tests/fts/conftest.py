@@ -13,8 +13,8 @@ import pytest
 from attrs import frozen
 
 from pdm.testgrid import TestGrid
+from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.service import TestService
-from pdm.testgrid.storage_servers import free_port
 from tests.grid.conftest import sites  # noqa: F401 - a fixture
 from tests.support.fts_door import ask_door
 
@@ -86,7 +86,7 @@ def clients(
     """A daemon with a door, and its clients."""
     directory = tmp_path_factory.mktemp("fts")
     service = TestService(directory / "instance", grid.description(), grid.directory)
-    port = free_port()
+    port = reserve_port()
     service.init(fts={"port": str(port)})
     (directory / "rucio" / "etc").mkdir(parents=True)
     (directory / "rucio" / "etc" / "rucio.cfg").write_text(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,12 @@ from typing import Any
 import pytest
 
 from pdm.testgrid import TestGrid
+from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.service import TestService
 
 KILLS = int(os.environ.get("PDM_FTS_KILLS", "2"))
 FILES = 40 * KILLS
 QUEUE = {"first_pause": "100ms", "longest_pause": "1s", "lease": "3s"}
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("localhost", 0))
-        number: int = sock.getsockname()[1]
-        return number
 
 
 @pytest.fixture
@@ -37,7 +30,7 @@ def fts(grid: TestGrid, tmp_path: Path) -> TestService:
     host = grid.credentials.host
     service.init(
         queue=QUEUE,
-        fts={"host": "localhost", "port": str(free_port())},
+        fts={"host": "localhost", "port": str(reserve_port())},
         tls={"certificate": str(host.certificate), "key": str(host.key)},
     )
     authority = next(Path(grid.credentials.trust).glob("*.0"))

@@ -160,7 +160,7 @@ def test_faults_are_each_files_own(shared: HelperProcess, sites: Sites) -> None:
     if sites.grid.users["alice"].account is None and os.geteuid() == 0:
         pytest.skip("root may do everything")
     assert {key: judged(outcome[key]) for key in expected} == expected
-    assert not any(event.residue for event in outcome.values() if isinstance(event, wire.FailedEvent))
+    assert not any(event.leftover for event in outcome.values() if isinstance(event, wire.FailedEvent))
     assert tree(sites.b) == {"1": b"content", "file": b"content"}
 
 
@@ -349,7 +349,7 @@ def test_a_killed_server_fails_the_transfer_and_leaves_nothing(own: HelperProces
     failed = own.rest(request_id)[-1]
     assert judged(failed) == "transfer CONNECTION"
     # On a busy machine the time for cleaning may run out: then it must say so.
-    assert failed.residue is bool(tree(sites.b))  # type: ignore[union-attr]
+    assert failed.leftover is bool(tree(sites.b))  # type: ignore[union-attr]
     # Connections that were used a moment ago are not taken for ones that a server has closed for their idleness.
     time.sleep(1.2)
     assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
@@ -366,7 +366,7 @@ def test_a_frozen_server_stalls_the_transfer(own: HelperProcess, sites: Sites, s
     # If it was seen that bytes had arrived; else it is asked whether it says anything at all.
     assert judged(failed) in ("transfer STALLED", f"{'source' if site == 'A' else 'destination'} CONNECTION")
     # A destination that does not answer cannot be cleaned.
-    assert failed.residue is (site == "B")  # type: ignore[union-attr]
+    assert failed.leftover is (site == "B")  # type: ignore[union-attr]
     assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 
@@ -379,7 +379,7 @@ def test_a_cancel_does_not_wait_for_a_frozen_server(own: HelperProcess, sites: S
     cancelled = own.rest(request_id)[-1]
     server.thaw()
     assert isinstance(cancelled, wire.CancelledEvent)
-    assert cancelled.residue is (site == "B")
+    assert cancelled.leftover is (site == "B")
     assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 

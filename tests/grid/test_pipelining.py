@@ -193,8 +193,8 @@ def test_a_cancel_leaves_whole_files_or_none(own: HelperProcess, sites: Sites) -
         else:
             # It may have got its name in the last moment; then it is whole.
             assert arrived.get(name) in (None, file.read_bytes())
-    residues = [event for event in outcome.values() if isinstance(event, wire.CancelledEvent) and event.residue]
-    assert not [name for name in arrived if ".pdm-" in name] or residues
+    leftovers = [event for event in outcome.values() if isinstance(event, wire.CancelledEvent) and event.leftover]
+    assert not [name for name in arrived if ".pdm-" in name] or leftovers
     assert time.monotonic() - asked < 20
     # The helper continues.
     assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)

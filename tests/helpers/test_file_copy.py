@@ -114,7 +114,7 @@ def test_a_full_disk_leaves_nothing(file_helper: HelperProcess, site: Path) -> N
     for verify in ("checksum", "size"):
         outcome = file_helper.copy([item(source, site / "to" / "g")], verify=verify)[1]
         assert fault(outcome) == ("destination", errno.EFBIG)
-        assert not outcome.residue  # type: ignore[union-attr]
+        assert not outcome.leftover  # type: ignore[union-attr]
     assert tree(site / "to") == {}
 
 

@@ -28,8 +28,8 @@ from pdm.workqueue.assembly import Assembly
 from pdm.workqueue.certificates import authority
 from pdm.workqueue.certificates.authority import Authority, Credential
 from pdm.workqueue.certificates.tls_client import client_policy
+from pdm.workqueue.config.access_settings import UserSettings
 from pdm.workqueue.config.reader import read_settings
-from pdm.workqueue.config.settings import UserSettings
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord, ListedEntry, NewElement, Verdict
@@ -37,7 +37,7 @@ from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import PROXY, vault_context
 from pdm.workqueue.execution.endpoint_checks import EndpointCheck, SiteCheck
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
-from pdm.workqueue.execution.monitoring import ProgressBoard
+from pdm.workqueue.execution.progress_board import ProgressBoard
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.logstore.attempt_log import LogRef

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pdm.workqueue.config.access_settings import UserSettings
 from pdm.workqueue.config.reader import ConfigError
-from pdm.workqueue.config.settings import UserSettings
 from pdm.workqueue.http.access import AccessList, Role
 
 ALICE, BOB, EVE = "/DC=org/CN=Alice Jones", "/DC=org/CN=bob", "/DC=org/CN=eve"

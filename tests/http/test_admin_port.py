@@ -28,8 +28,8 @@ from pdm.workqueue import __version__
 from pdm.workqueue.agents.process import AgentStartError
 from pdm.workqueue.config.settings import AdminSettings
 from pdm.workqueue.execution import readiness as readiness_module
-from pdm.workqueue.execution.monitoring import ServicePart
 from pdm.workqueue.execution.readiness import Stage
+from pdm.workqueue.execution.service_health import ServicePart
 from pdm.workqueue.http import admin_port as admin_port_module
 from pdm.workqueue.http import metrics as metrics_module
 from pdm.workqueue.http.admin_port import AdminPort

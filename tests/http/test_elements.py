@@ -12,7 +12,7 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ListedEntry, NewElement
 from pdm.workqueue.domain.planning import Skipped
-from pdm.workqueue.execution.monitoring import ReportedProgress
+from pdm.workqueue.execution.progress_board import ReportedProgress
 from pdm.workqueue.store import listings
 from tests.http.service import Service
 

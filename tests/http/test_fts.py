@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import pytest
 import pytest_twisted
 
-from pdm.testgrid.storage_servers import free_port
+from pdm.testgrid.ports import reserve_port
 from pdm.workqueue.certificates.delegation import sign_request
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
@@ -31,7 +31,7 @@ def service(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
         Service(
             tmp_path_factory.mktemp("fts"),
             certificates,
-            configuration=f"[fts]\nport = {free_port()}\n[sites]\nlocal_addresses = yes\n",
+            configuration=f"[fts]\nport = {reserve_port()}\n[sites]\nlocal_addresses = yes\n",
         )
     )
 

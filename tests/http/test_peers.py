@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from pdm.testgrid.ports import reserve_port
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import ClaimToken, NewElement
-from pdm.workqueue.execution.monitoring import ReportedProgress
+from pdm.workqueue.execution.progress_board import ReportedProgress
 from pdm.workqueue.http.context import Allow
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from pdm.workqueue.logstore.attempt_log import LogRef
@@ -28,6 +28,8 @@ __all__ = ["certificates", "service"]
 
 reactor: Any = _reactor
 FOR_NODES = [endpoint for endpoint in ENDPOINTS if endpoint.allow is Allow.NODES]
+#: For an answer of a node that is there.
+_PATIENT_S = 60.0
 _AWAY = "on node south, which does not answer"
 
 
@@ -58,12 +60,13 @@ class Pair:
     """
 
     def __init__(self, directory: Path, certificates: Certificates, database: str) -> None:
-        ports = _free_ports(2)
+        ports = [reserve_port() for _ in range(2)]
         self.north, self.south = (
             Service(
                 _made(directory / name),
                 certificates,
-                configuration=f"[node]\nname = {name}\naddress = https://localhost:{port}\n",
+                # On a busy machine, too, no lease ends here before the tests do.
+                configuration=f"[node]\nname = {name}\naddress = https://localhost:{port}\n[queue]\nlease = 1h\n",
                 database_url=database,
                 port_wanted=port,
             )
@@ -76,6 +79,8 @@ class Pair:
         (self.south.directory / "state").mkdir(mode=0o700)
         shutil.copy(self.north.directory / key, self.south.directory / key)
         await self.south.start()
+        for each in (self.north, self.south):
+            each.assembly.nodes.peers.timeout_s = _PATIENT_S
 
     async def stop(self) -> None:
         for each in (self.south, self.north):
@@ -104,14 +109,6 @@ class Pair:
 def _made(directory: Path) -> Path:
     directory.mkdir()
     return directory
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest_twisted
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, NewElement
-from pdm.workqueue.execution.monitoring import ReportedProgress
+from pdm.workqueue.execution.progress_board import ReportedProgress
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.store import listings
 from tests.http.service import Certificates, Service, certificates, running, service

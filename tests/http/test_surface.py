@@ -13,7 +13,7 @@ from twisted.internet.threads import deferToThread
 
 from pdm.workqueue import __version__
 from pdm.workqueue.certificates.pem import to_pem
-from pdm.workqueue.config.settings import UserSettings
+from pdm.workqueue.config.access_settings import UserSettings
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.execution.streams import RouteState

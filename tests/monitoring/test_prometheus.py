@@ -16,8 +16,8 @@ from urllib.parse import urlencode
 import pytest
 from attrs import frozen
 
+from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.service import TestService
-from pdm.testgrid.storage_servers import free_port
 from pdm.workqueue.telemetry.metrics import METRICS, MetricKind
 
 _ROOT = Path(__file__).parents[2]
@@ -114,7 +114,7 @@ class Prometheus:
 @pytest.fixture
 def port() -> int:
     """The admin port of the daemon."""
-    return free_port()
+    return reserve_port()
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def prometheus(tmp_path: Path, port: int) -> Iterator[Prometheus]:
     scrape = re.sub(r"scrape_(interval|timeout): \d+s", rf"scrape_\1: {_INTERVAL_S}s", scrape)
     scrape = scrape.replace("global:\n", f"global:\n  evaluation_interval: {_INTERVAL_S}s\n")
     (tmp_path / "prometheus.yml").write_text(scrape)
-    listens = f"127.0.0.1:{free_port()}"
+    listens = f"127.0.0.1:{reserve_port()}"
     with (tmp_path / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             [

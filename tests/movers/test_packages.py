@@ -70,7 +70,7 @@ def test_a_backend_is_one_module_and_one_line(tmp_path: Path) -> None:
 
     script = (
         "from pdm.workqueue.domain.enums import JobProtocol; from pdm.workqueue.movers import MOVERS;"
-        " from pdm.workqueue.sites.registry import check_endpoint; memory = JobProtocol.parse('memory');"
+        " from pdm.workqueue.sites.checks import check_endpoint; memory = JobProtocol.parse('memory');"
         " print(memory.value, MOVERS[memory].helper, check_endpoint(memory, 'memory://host:1'))"
     )
     done = subprocess.run(

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid import TestGrid
+from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.processes import missing_of
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
@@ -231,9 +231,7 @@ def _check(found: Mapping[str, str], port: int) -> None:
 
 def _configure(debian: DebianRoot, grid: TestGrid, storages: TestStorages, scratch: Path) -> int:
     """Certificates, sites and a drop-in, as an operator would write them; returns the daemon's port."""
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port: int = chosen.getsockname()[1]
+    port = reserve_port()
     instance = TestService(scratch / "instance")
     instance.init()
     certificates = instance.directory / "certificates"

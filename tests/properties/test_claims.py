@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, Counters, NewElement
 from pdm.workqueue.domain.lifecycle import MOST_CRASHES
-from pdm.workqueue.store import claim_limits, claim_queries, claiming, job_changes, jobs, leases, results
+from pdm.workqueue.store import claim_limits, claim_queries, claiming, held_elements, job_changes, jobs, leases, results
 from pdm.workqueue.store.records import elements
 from pdm.workqueue.WorkqueueDB import Base
 from tests.store.stores import BROKEN, EXPIRED, LEASE_S, LIST_LANE, WORK_LANE, Store, name_of
@@ -122,7 +122,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(user=st.integers(0, 1))
     def resume(self, user: int) -> None:
-        self.store.run(job_changes.resume_held, self.users[user], self.store.now)
+        self.store.run(held_elements.resume_held, self.users[user], self.store.now)
         for (job_id, _), one in self.known.items():
             if one.status is _S.HELD and self.store.job(job_id).user_id == self.users[user]:
                 one.status = _S.SUBMITTED
@@ -339,7 +339,7 @@ class Queue(RuleBasedStateMachine):
         self.store.pass_time(1000)
         self.store.worker("last")
         for user in self.users:
-            self.store.run(job_changes.resume_held, user, self.store.now)
+            self.store.run(held_elements.resume_held, user, self.store.now)
         while found := self.store.claim("last", batches=50):
             self.store.settle([verdict(batch.token(element)) for batch in found for element in batch.elements], "last")
         assert self.store.run(claim_queries.next_due, self.store.now) is None

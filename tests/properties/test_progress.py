@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import Counters, JobRecord
 from pdm.workqueue.domain.progress import JobProgress, job_progress
-from pdm.workqueue.execution.monitoring import ProgressBoard, ReportedProgress
+from pdm.workqueue.execution.progress_board import ProgressBoard, ReportedProgress
 from tests.domain.test_progress import BEGUN, job
 
 

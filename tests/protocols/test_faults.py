@@ -17,6 +17,7 @@ from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged, owner
 from tests.protocols.stands import relay_as
+from tests.support.variants import usual
 
 PROTOCOLS = ["ssh", "https", "xroot"]
 #: Larger than any machine copies before a test can say stop.
@@ -104,11 +105,7 @@ def wait_for_bytes(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     ("protocol", "site"),
-    [
-        *((protocol, "B") for protocol in PROTOCOLS),
-        ("https", "A"),
-        *(pytest.param(protocol, "A", marks=pytest.mark.full) for protocol in ("ssh", "xroot")),
-    ],
+    usual([(protocol, site) for protocol in PROTOCOLS for site in "AB"], [("https", "A"), ("ssh", "B")]),
 )
 def test_a_server_killed_in_mid_transfer(protocol: str, site: str, own: HelperProcess, places: Places) -> None:
     item = places.item(protocol, huge(places), places.b / "huge")
@@ -119,7 +116,7 @@ def test_a_server_killed_in_mid_transfer(protocol: str, site: str, own: HelperPr
     outcome = own.rest(request.id)[-1]
     assert isinstance(outcome, wire.FailedEvent), outcome
     assert judged(protocol, outcome) == f"{'source' if site == 'A' else 'destination'} CONNECTION"
-    assert outcome.residue == (site == "B")
+    assert outcome.leftover == (site == "B")
     places.storages.server(protocol, site).start()
     assert isinstance(own.discard(item.temporary)[0], wire.DoneEvent)
     assert places.left() == []
@@ -135,11 +132,11 @@ def test_a_cancelled_copy_leaves_nothing(protocol: str, own: HelperProcess, plac
     wait_for_bytes(places.b)
     own.send(wire.CancelRequest(request.id))
     outcome = own.rest(request.id)[-1]
-    assert isinstance(outcome, wire.CancelledEvent) and not outcome.residue, outcome
+    assert isinstance(outcome, wire.CancelledEvent) and not outcome.leftover, outcome
     assert places.left() == []
 
 
-@pytest.mark.parametrize("protocol", ["ssh", "https", pytest.param("xroot", marks=pytest.mark.full)])
+@pytest.mark.parametrize("protocol", usual(PROTOCOLS, ["https"]))
 def test_a_frozen_server_stalls(protocol: str, own: HelperProcess, places: Places) -> None:
     item = places.item(protocol, huge(places), places.b / "huge")
     request = wire.CopyRequest(own.new_id(), [item], "never", "checksum", wire.TimeLimits(1.5, 60.0, 500_000.0))
@@ -186,7 +183,7 @@ def other_disk(places: Places) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
-@pytest.mark.parametrize("protocol", [*PROTOCOLS, "file"])
+@pytest.mark.parametrize("protocol", usual([*PROTOCOLS, "file"], ["ssh", "file"]))
 @as_root
 def test_a_read_only_file_system(protocol: str, relay: HelperProcess, places: Places, other_disk: Path) -> None:
     file, old = places.put(places.a / "file"), other_disk / "old"
@@ -203,7 +200,7 @@ def test_a_read_only_file_system(protocol: str, relay: HelperProcess, places: Pl
     assert {job: said.partition(" ")[2] for job, said in outcomes.items()} == dict.fromkeys(outcomes, "READ_ONLY")
 
 
-@pytest.mark.parametrize("protocol", [*PROTOCOLS, "file"])
+@pytest.mark.parametrize("protocol", usual([*PROTOCOLS, "file"], ["ssh", "file"]))
 @as_root
 def test_a_rename_to_another_file_system(protocol: str, relay: HelperProcess, places: Places, other_disk: Path) -> None:
     file = places.put(places.b / "file")
@@ -216,7 +213,7 @@ def test_a_rename_to_another_file_system(protocol: str, relay: HelperProcess, pl
     assert list(other_disk.iterdir()) == []
 
 
-@pytest.mark.parametrize("protocol", [*PROTOCOLS, "file"])
+@pytest.mark.parametrize("protocol", usual([*PROTOCOLS, "file"], ["ssh", "file"]))
 @as_root
 def test_a_drop_box(protocol: str, relay: HelperProcess, places: Places) -> None:
     """A directory of another owner that takes files and cannot be listed."""

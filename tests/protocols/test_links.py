@@ -12,8 +12,8 @@ from urllib.request import urlopen
 
 import pytest
 
+from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.processes import missing_of
-from pdm.testgrid.storage_servers import free_port
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import LIMITS, HelperProcess
@@ -28,7 +28,7 @@ def apache(storages: TestStorages, open_directory: Path) -> Iterator[tuple[str, 
     """URL and directory of an Apache with mod_dav."""
     if missing_of("apache2"):
         pytest.skip("there is no apache2: run script/bootstrap as root")
-    directory, port = open_directory / "apache", free_port()
+    directory, port = open_directory / "apache", reserve_port()
     served = directory / "served"
     served.mkdir(parents=True)
     credentials = storages.credentials

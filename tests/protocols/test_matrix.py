@@ -27,6 +27,7 @@ from tests.helpers.driver import HelperProcess
 from tests.protocols.places import mover_named, owner
 from tests.protocols.renewals import LIFETIME_S, PROTOCOLS, RENEWED, SOON_S, renewals
 from tests.protocols.stands import LIMITS, STANDS, Ground, Stand, freeze, unread, wait_for_unread
+from tests.support.variants import usual
 
 # All of it, so that it stays in its order: some of it asks for the grid by name.
 pytestmark = [pytest.mark.grid, pytest.mark.timeout(180)]
@@ -169,8 +170,9 @@ def either(*outcomes: str) -> str:
 
 @pytest.fixture(
     scope="module",
-    # The tools are a second client of the same servers; tests/tools has them in every run.
-    params=[pytest.param(name, marks=pytest.mark.full) if name == "tools" else name for name in STANDS],
+    # The tools are a second client of the same servers; tests/tools has them in every run. XROOT is relayed as
+    # others are; tests/protocols/test_operations.py has it in every run.
+    params=usual(STANDS, [name for name in STANDS if name not in ("tools", "xroot")]),
 )
 def stand(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     with _stand(request.param, request, tmp_path_factory.mktemp(request.param)) as made:
@@ -303,7 +305,7 @@ def _killed(stand: Stand, job: str, ground: Ground, site: str) -> wire.AgentEven
         for path in ground.left():
             # It must have said so.
             assert isinstance(event, wire.FailedEvent)
-            assert event.residue
+            assert event.leftover
             path.unlink()
     return event
 

@@ -120,7 +120,6 @@ def servers(open_directory: Path) -> Iterator[Servers]:
     account = None
     if os.geteuid() == 0:
         account = identities.acquire_accounts(directory, ["alice"])["alice"]
-        identities.unlock_account(account)
     made = Servers(directory, account)
     yield made
     made.end()

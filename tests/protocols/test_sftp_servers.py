@@ -30,7 +30,6 @@ def servers(open_directory: Path) -> Iterator[dict[str, SftpMake]]:
     account = None
     if os.geteuid() == 0:
         account = identities.acquire_accounts(directory, ["alice"])["alice"]
-        identities.unlock_account(account)
     made: dict[str, SftpMake] = {}
     try:
         for name, make in _MAKES.items():

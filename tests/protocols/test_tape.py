@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.service import TestService
-from pdm.testgrid.storage_servers import free_port
 from pdm.testgrid.storages import TestStorages
 from tests.protocols.places import Places
 from tests.support.cluster import cluster_of
@@ -68,7 +68,7 @@ def new_service(storages: TestStorages, tape: TapeServer, directory: Path, **set
 def service(
     storages: TestStorages, tape_server: TapeServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TestService]:
-    door = {"port": str(free_port())}
+    door = {"port": str(reserve_port())}
     service = new_service(storages, tape_server, tmp_path_factory.mktemp("tape"), fts=door)
     with service.running():
         service.delegate("alice")

@@ -13,6 +13,7 @@ from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import HelperProcess, fault, outcomes
 from tests.protocols.places import Places
 from tests.protocols.stands import freeze
+from tests.support.variants import usual
 
 SIZE = 64 * 1024 * 1024
 EDGE = 1024 * 1024
@@ -20,7 +21,6 @@ OLD = 1_700_000_000
 #: The machine may be too busy to stop a copy in its middle.
 _MOST_TRIES = 10
 #: The protocols of both ends. Between two servers of one kind the bytes pass the service by, but for SSH.
-_QUICK = [(("ssh", "file"), "checksum", "new"), (("file", "ssh"), "size", "old"), (("https", "https"), "size", "old")]
 _PAIRS = [
     *((source, "file") for source in ("file", "ssh", "https", "xroot")),
     *(("file", destination) for destination in ("ssh", "https", "xroot")),
@@ -44,7 +44,7 @@ def rewrite(path: Path, letter: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("route", "verify", "age"),
-    [*_QUICK, *(pytest.param(*case, marks=pytest.mark.full) for case in _CASES if case not in _QUICK)],
+    usual(_CASES, [(("ssh", "file"), "checksum", "new")]),
 )
 def test_a_source_that_is_rewritten_in_place_while_it_is_copied(
     own: HelperProcess, places: Places, route: tuple[str, str], verify: str, age: str

@@ -30,9 +30,12 @@ from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import HelperProcess, copy_item, digest, entries, outcomes
 from tests.protocols.places import judged
 from tests.support.quirk_server import QuirkServer, Reply, Request, on, written
+from tests.support.variants import usual
 
 RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 pytestmark = pytest.mark.timeout(180)
+
+_REFUSALS = [(423, "LOCKED"), (503, "BUSY"), (403, "PERMISSION_DENIED"), (507, None)]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,7 @@ def test_a_server_that_always_says_conflict_is_not_asked_for_ever(server: QuirkS
     assert len(server.seen) < 40
 
 
-@pytest.mark.parametrize("status", [405, 301, 409, 500])
+@pytest.mark.parametrize("status", usual([405, 301, 409, 500], [405]))
 def test_a_directory_that_another_job_has_made_meanwhile_is_good(
     status: int, server: QuirkServer, helper: HelperProcess, tmp_path: Path
 ) -> None:
@@ -157,15 +160,18 @@ def test_destination_is_written_as_a_proxy_needs_it(
 
 @pytest.mark.parametrize(
     ("name", "stored"),
-    [
-        ("a;b", b"a"),
-        ("q?q", b"q"),
-        ("x&amp;y", b"x&y"),
-        ("100%41", b"100A"),
-        ("tab\tx", b"tab"),
-        ("cr\rx", b"cr"),
-        ("lf\nx", b"lf"),
-    ],
+    usual(
+        [
+            ("a;b", b"a"),
+            ("q?q", b"q"),
+            ("x&amp;y", b"x&y"),
+            ("100%41", b"100A"),
+            ("tab\tx", b"tab"),
+            ("cr\rx", b"cr"),
+            ("lf\nx", b"lf"),
+        ],
+        [("a;b", b"a"), ("lf\nx", b"lf")],
+    ),
 )
 def test_a_server_that_stores_under_another_name_harms_no_file(
     name: str, stored: bytes, server: QuirkServer, helper: HelperProcess, tmp_path: Path
@@ -341,7 +347,7 @@ def test_a_server_that_compresses_unasked_is_refused(
     assert {request.headers["Accept-Encoding"] for request in server.seen if request.method == "GET"} == {"identity"}
 
 
-@pytest.mark.parametrize("status", [400, 404, 405, 409, 500, 501])
+@pytest.mark.parametrize("status", usual([400, 404, 405, 409, 500, 501], [400, 501]))
 def test_copies_that_the_destination_does_not_begin_go_through_here(
     status: int, server: QuirkServer, helper: HelperProcess
 ) -> None:
@@ -406,7 +412,7 @@ def test_a_checksum_of_the_server_is_taken_if_it_is_of_the_algorithm(
     assert wanted == {{"ADLER32": "adler32", "MD5": "md5", "SHA256": "sha-256"}[algorithm]}
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 405, 409, 415])
+@pytest.mark.parametrize("status", usual([401, 403, 404, 405, 409, 415], [403, 405]))
 def test_copies_from_a_source_without_macaroons_go_through_here(
     status: int, server: QuirkServer, helper: HelperProcess
 ) -> None:
@@ -547,7 +553,7 @@ def in_groups(events: list[wire.AgentEvent]) -> set[int]:
     return {event.key for event in events if isinstance(event, wire.LogEvent) and "with others" in event.text}
 
 
-@pytest.mark.parametrize(("status", "code"), [(423, "LOCKED"), (503, "BUSY"), (403, "PERMISSION_DENIED"), (507, None)])
+@pytest.mark.parametrize(("status", "code"), usual(_REFUSALS, _REFUSALS[:1]))
 @pytest.mark.parametrize("method", ["PUT", "MOVE"])
 def test_a_file_of_a_group_that_the_server_refuses_fails_alone(
     status: int, code: str | None, method: str, server: QuirkServer, helper: HelperProcess
@@ -584,7 +590,7 @@ def test_a_kept_connection_that_is_closed_under_a_group_fails_no_file(
     assert [server.tree[b"/d/to/f%d" % number] for number in range(20)] == [b"content"] * 20
 
 
-@pytest.mark.parametrize("overwrite", ["never", "always"])
+@pytest.mark.parametrize("overwrite", usual(["never", "always"], ["never"]))
 def test_a_name_that_is_taken_while_a_group_comes_is_not_moved_over(
     overwrite: str, server: QuirkServer, helper: HelperProcess
 ) -> None:

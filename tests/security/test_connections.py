@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid.service import TestService
+from tests.support.variants import usual
 
 _PATH = "/workqueue/api/v1.0"
 _GIVE_UP_S = 20.0
@@ -201,7 +202,7 @@ def memory_kb(service: TestService) -> int:
     return int(status.partition("VmRSS:")[2].split()[0])
 
 
-@pytest.mark.parametrize("attack", _NO_CERTIFICATE)
+@pytest.mark.parametrize("attack", usual(_NO_CERTIFICATE, ["headers without end", "answers that nobody reads"]))
 def test_a_connection_without_a_certificate_takes_little_memory(
     patient: TestService, held: contextlib.ExitStack, attack: str
 ) -> None:

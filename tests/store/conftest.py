@@ -13,7 +13,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from pdm.workqueue.store.engines import create_sqlite_file, make_engines, migrate
+from pdm.workqueue.store.engines import create_sqlite_file, make_engines
+from pdm.workqueue.store.schema_revisions import migrate
 from pdm.workqueue.WorkqueueDB import Base
 from tests.store.clusters import cluster, programs
 from tests.store.stores import Store

@@ -15,7 +15,7 @@ from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.domain.sites import LAST_FILE_SITE, Actor, NewSite, RestrictionKind, SiteSnapshot
-from pdm.workqueue.store import credentials, job_changes, jobs, results, sites, users
+from pdm.workqueue.store import credentials, held_elements, job_changes, jobs, results, sites, users
 from pdm.workqueue.store.credentials import EncryptedCredential
 from tests.store.stores import BROKEN, EXPIRED, Store, done, ended, token_of
 from tests.support.records import new_job
@@ -149,7 +149,7 @@ def test_whatever_an_unfinished_job_waits_for_its_site_stays(store: Store, owner
     store.settle(ended(JobStatus.HELD, work, failure=EXPIRED, counts=False))
     assert store.job(job.id).status is JobStatus.HELD
     assert used() == 1
-    store.run(job_changes.resume_held, owner.user_id, store.now)
+    store.run(held_elements.resume_held, owner.user_id, store.now)
     store.settle(ended(JobStatus.SUBMITTED, *store.claim(), failure=BROKEN, not_before=store.now + timedelta(days=1)))
     assert used() == 1
     store.run(job_changes.cancel, job.id, store.now)

@@ -10,7 +10,7 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, NewElement
 from pdm.workqueue.domain.limits import FIRST_BATCH_SIZE, work_kind
-from pdm.workqueue.store import claim_queries, job_changes, leases, results
+from pdm.workqueue.store import claim_queries, held_elements, job_changes, leases, results
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from tests.store.stores import BROKEN, EXPIRED, LIST_LANE, START, WORK_LANE, Store, done, ended, token_of
 from tests.support.records import verdict
@@ -335,7 +335,7 @@ def test_directories_wait_for_what_is_put_off_or_held(store: Store) -> None:
     store.pass_time(30)
     store.settle(done(*store.claim()))
     assert store.claim() == []
-    assert store.run(job_changes.resume_held, user, store.now).count == 1
+    assert store.run(held_elements.resume_held, user, store.now).count == 1
     store.settle(done(*store.claim()))
     assert numbers(store.claim()) == [[3]]
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.events import Event, EventKind
-from pdm.workqueue.store import claiming, events, expiry, job_changes, jobs
+from pdm.workqueue.store import claiming, events, expiry, held_elements, job_changes, jobs
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.records import events as rows
 from tests.store.stores import EXPIRED, MISSING, START, Store, done, ended
@@ -65,7 +65,7 @@ def test_held_and_resumed_are_told_once_for_a_job(store: Store) -> None:
     first, second = ended(JobStatus.HELD, batch, failure=EXPIRED)
     store.settle([first])
     store.settle([second])
-    store.run(job_changes.resume_held, user, store.now)
+    store.run(held_elements.resume_held, user, store.now)
     found = told(store, job=job.id)[2:]
     assert [event.kind.value for event in found] == ["held", "job", "job", "resumed"]
     assert found[0].data["code"] == "CREDENTIAL_EXPIRED"

@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import ClaimToken, Counters, JobRecord, NewElement
-from pdm.workqueue.store import claiming, job_changes, jobs, leases, results, users
+from pdm.workqueue.store import claiming, held_elements, job_changes, jobs, leases, results, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.jobs import LONGEST_TEXT, JobCache
@@ -102,7 +102,7 @@ async def test_memory_is_what_the_database_says_after_every_change(
     ]
     await database.run("settle", results.settle, "w", verdicts, START)
     await check(bytes_done=7)
-    await database.run("resume", job_changes.resume_held, job.user_id, START)
+    await database.run("resume", held_elements.resume_held, job.user_id, START)
     await check(status=JobStatus.RUNNING)
     # A daemon that comes back under its name gives up what it ran.
     assert await database.run("register", leases.register_worker, _WORKER, START, LEASE_S) == leases.Registration(

@@ -22,6 +22,7 @@ from pdm.workqueue.store import (
     activity,
     claim_queries,
     estimates,
+    held_elements,
     job_changes,
     jobs,
     leases,
@@ -230,7 +231,7 @@ def test_daemons_that_die(busy: Store, explained: Explained) -> None:
 
 
 def test_changes_of_sites_and_what_is_held(busy: Store, explained: Explained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_changes, "CHANGED_AT_ONCE", 100)
+    monkeypatch.setattr(held_elements, "CHANGED_AT_ONCE", 100)
     by = Actor(busy.user(), "/CN=owner")
     endpoints = {JobProtocol.DUMMY: ("dummy://a",)}
     site = busy.run(sites.create, NewSite(by.user_id, True, "S", "", "~", endpoints, None, None, ""), by, busy.now)
@@ -238,10 +239,10 @@ def test_changes_of_sites_and_what_is_held(busy: Store, explained: Explained, mo
     busy.run(sites.change, site.id, lambda seen: evolve(seen, limit_in=1), by, busy.now)
     assert busy.run(sites.remove, site.id, by, busy.now)
     for kind in CredentialKind:
-        busy.run(job_changes.held_despite_credential, kind, list(JobProtocol))
+        busy.run(held_elements.held_despite_credential, kind, list(JobProtocol))
     after: tuple[int, int] | None = (0, -1)
     while after is not None:
-        after = busy.run(job_changes.resume_held, busy.user(), busy.now, 1, [JobProtocol.DUMMY], after).after
+        after = busy.run(held_elements.resume_held, busy.user(), busy.now, 1, [JobProtocol.DUMMY], after).after
     explained.assert_indexed()
 
 
@@ -278,7 +279,7 @@ def test_pages(busy: Store, explained: Explained) -> None:
 
 
 def test_users_who_come_back(busy: Store, explained: Explained) -> None:
-    busy.run(job_changes.resume_held, busy.user(), busy.now)
+    busy.run(held_elements.resume_held, busy.user(), busy.now)
     explained.assert_indexed()
 
 

@@ -11,7 +11,7 @@ from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, Counters, LogSpan, NewElement
-from pdm.workqueue.store import claim_queries, credentials, job_changes, jobs, leases, results
+from pdm.workqueue.store import claim_queries, credentials, held_elements, job_changes, jobs, leases, results
 from pdm.workqueue.store.credentials import EncryptedCredential
 from pdm.workqueue.store.records import attempt_row, attempts, elements, workers
 from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, name_of, token_of
@@ -263,16 +263,16 @@ def test_held_elements_wait_for_their_user(store: Store) -> None:
     assert {store.job(job.id).status for job in (mine, listing, others)} == {JobStatus.HELD}
     assert store.job(mine.id).counters == Counters(elements=1, held=1)
     assert store.claim() == []
-    assert store.run(job_changes.resume_held, alice, store.now) == job_changes.Resumed(2, None)
-    assert store.run(job_changes.resume_held, alice, store.now).count == 0
+    assert store.run(held_elements.resume_held, alice, store.now) == held_elements.Resumed(2, None)
+    assert store.run(held_elements.resume_held, alice, store.now).count == 0
     assert {batch.job.id for batch in store.claim()} == {mine.id, listing.id}
     assert store.job(others.id).status is JobStatus.HELD
     assert store.element(mine.id, 0).lost == 1
 
 
 def test_many_held_elements_go_on_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_changes, "CHANGED_AT_ONCE", 4)
-    monkeypatch.setattr(job_changes, "_HELD_JOBS_AT_ONCE", 3)
+    monkeypatch.setattr(held_elements, "CHANGED_AT_ONCE", 4)
+    monkeypatch.setattr(held_elements, "_HELD_JOBS_AT_ONCE", 3)
     user = store.user()
     store.worker()
     held = [store.copy_job(user, [1] * count) for count in (6, 1, 5)] + [store.submit(user) for _ in range(4)]
@@ -286,7 +286,7 @@ def test_many_held_elements_go_on_in_parts(store: Store, monkeypatch: pytest.Mon
     counts: list[int] = []
     after: tuple[int, int] | None = (0, -1)
     while after is not None:
-        resumed = store.run(job_changes.resume_held, user, store.now, 1, None, after)
+        resumed = store.run(held_elements.resume_held, user, store.now, 1, None, after)
         counts.append(resumed.count)
         after = resumed.after
         # Each is resumed once, although the credential is no good and all of it is held again at once.
@@ -306,7 +306,7 @@ def test_users_held_in_spite_of_a_new_credential_are_found(store: Store) -> None
     store.settle(ended(JobStatus.HELD, *store.claim(), failure=EXPIRED, counts=False))
 
     def found(kind: CredentialKind = CredentialKind.PROXY) -> list[int]:
-        return store.run(job_changes.held_despite_credential, kind, [JobProtocol.GRIDFTP])
+        return store.run(held_elements.held_despite_credential, kind, [JobProtocol.GRIDFTP])
 
     assert found() == []
     store.pass_time(100)
@@ -316,10 +316,10 @@ def test_users_held_in_spite_of_a_new_credential_are_found(store: Store) -> None
     assert found(CredentialKind.SSH_KEY) == []
     store.run(credentials.put, user, EncryptedCredential(CredentialKind.PROXY, "a", None, b""), store.now)
     assert found() == [user]
-    assert store.run(job_changes.held_despite_credential, CredentialKind.PROXY, [JobProtocol.SSH]) == []
+    assert store.run(held_elements.held_despite_credential, CredentialKind.PROXY, [JobProtocol.SSH]) == []
     # What was tried with it and is held again is not found again.
     store.pass_time(10)
-    store.run(job_changes.resume_held, user, store.now)
+    store.run(held_elements.resume_held, user, store.now)
     store.settle(ended(JobStatus.HELD, *store.claim(), failure=EXPIRED, counts=False))
     assert found() == []
     assert store.job(jobs_[1].id).status is JobStatus.HELD

@@ -19,10 +19,11 @@ from sqlalchemy.schema import CreateTable
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.subjects import normal_subject
-from pdm.workqueue.store import credentials, job_changes
+from pdm.workqueue.store import credentials, held_elements
 from pdm.workqueue.store.credentials import EncryptedCredential
-from pdm.workqueue.store.engines import config, create_sqlite_file, make_engines, migrate
+from pdm.workqueue.store.engines import create_sqlite_file, make_engines
 from pdm.workqueue.store.errors import DatabaseUrlError, ForeignSchemaError, SchemaTooNewError
+from pdm.workqueue.store.schema_revisions import config, migrate
 from pdm.workqueue.WorkqueueDB import Base
 from tests.store.stores import EXPIRED, Store, done, ended
 
@@ -90,7 +91,8 @@ def test_a_migration_has_the_name_of_its_file_and_the_newest_sorts_last() -> Non
 
 def test_a_start_that_migrates_nothing_does_not_import_alembic(tmp_path: Path) -> None:
     start = (
-        "import sys; from pdm.workqueue.store.engines import make_engines, migrate;"
+        "import sys; from pdm.workqueue.store.engines import make_engines;"
+        "from pdm.workqueue.store.schema_revisions import migrate;"
         f"e = make_engines('sqlite:///{tmp_path}/db', 1); c = e.writer.begin(); migrate(c.__enter__());"
         "c.__exit__(None, None, None); e.dispose(); sys.exit('alembic' in sys.modules)"
     )
@@ -233,7 +235,7 @@ def test_work_of_the_first_schema_continues(empty_url: str) -> None:
     assert store.register("old").back == sum(len(batch.elements) for batch in running)
     held = store.claim("old", batches=1, batch_elements=2)
     store.settle(ended(JobStatus.HELD, *held, failure=EXPIRED, counts=False), "old")
-    assert store.run(job_changes.resume_held, user, store.now).count == len(held[0].elements)
+    assert store.run(held_elements.resume_held, user, store.now).count == len(held[0].elements)
     while batches := store.claim("old", batches=20):
         store.settle(done(*batches), "old")
     assert {store.job(number).status for number in numbers} == {JobStatus.DONE}

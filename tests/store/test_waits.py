@@ -14,7 +14,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord, NewElement, Predecessors
 from pdm.workqueue.domain.waits import HOLDS, MOST_IN_WAIT, Wait, WaitKind, WaitPhase
-from pdm.workqueue.store import chains, job_changes, jobs, retention, wait_visits, waits
+from pdm.workqueue.store import chains, held_elements, job_changes, jobs, retention, wait_visits, waits
 from pdm.workqueue.store.first_claims import FirstClaim, add_and_claim
 from pdm.workqueue.store.records import wait_elements
 from pdm.workqueue.store.records import waits as waits_table
@@ -137,7 +137,7 @@ def test_a_new_credential_resumes_no_element_that_waits_for_tape(store: Store) -
     store.worker()
     job = staged(store, 2)
     for after in ((0, -1), (job.id, 1)):
-        resumed = store.run(job_changes.resume_held, job.user_id, store.now, ALL_SITES, frozenset(JobProtocol), after)
+        resumed = store.run(held_elements.resume_held, job.user_id, store.now, ALL_SITES, frozenset(JobProtocol), after)
         assert resumed.count == 0
     assert store.job(job.id).counters.held == 2
 

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.service import TestService
-from pdm.testgrid.storage_servers import descendants, free_port
+from pdm.testgrid.storage_servers import descendants
 from tests.store.clusters import PostgresqlServer, programs
 
 
@@ -46,7 +47,7 @@ class Cluster:
         self.nodes = [TestService(directory / f"node{n}", grid, grid_directory) for n in range(1, number + 1)]
         first = self.nodes[0]
         for node in self.nodes:
-            port = str(free_port())
+            port = str(reserve_port())
             own = {
                 "database": {"url": url},
                 "server": {"port": port},

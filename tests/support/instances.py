@@ -13,7 +13,8 @@ from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.reader import read_settings
 from pdm.workqueue.execution.credentials import KEY_CHECK, KEY_CHECK_CONTEXT
 from pdm.workqueue.store import credentials
-from pdm.workqueue.store.engines import make_engines, migrate, transaction
+from pdm.workqueue.store.engines import make_engines, transaction
+from pdm.workqueue.store.schema_revisions import migrate
 
 
 def make_instance(directory: Path, fill: Callable[[Session, Vault], None] = lambda session, vault: None) -> None:

@@ -8,19 +8,22 @@ a process with its own arguments, environment, streams, signals and exit status.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
 import os
+import select
 import selectors
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn, Self, cast
 
 _PDM = [sys.executable, "-m", "pdm.workqueue.cli"]
 _TWISTD = [str(Path(sys.executable).parent / "twistd")]
@@ -37,74 +40,162 @@ class _Server(NamedTuple):
     at_start: Mapping[str, str]
 
 
-class Preloaded(subprocess.Popen[str]):
-    """``subprocess.Popen`` that forks ``pdm`` and ``twistd``; it starts all other programs as usual.
+class Fork:
+    """A fork with the public interface of `subprocess.Popen` that the tests use; its output is text.
 
-    Those two as well, if the environment has what only a new interpreter heeds.
+    Attributes:
+        args: as given.
+        returncode: None while it runs.
+        stdout: pipe, or None.
+        stderr: pipe, or None.
     """
 
-    _channel: socket.socket | None = None
-    _forks = threading.Lock()
-    _server: _Server | None = None
+    def __init__(self, args: Sequence[str], channel: socket.socket, outputs: Sequence[IO[str] | None]) -> None:
+        self.args = args
+        self.pid = int(channel.recv(32))
+        self.returncode: int | None = None
+        self.stdout, self.stderr = outputs
+        self._channel = channel
+        self._lock = threading.Lock()
 
-    def _execute_child(self, args: Any, executable: Any, preexec: Any, close: Any, passed: Any, *rest: Any) -> None:
-        """Start the program; the arguments are those of CPython's method, in its order."""
-        directory, environment = rest[0], rest[1]
-        p2c_read, _, _, c2p_write, _, error_write = pipes = rest[5:11]
-        request = json.dumps([[str(each) for each in args], str(directory or Path.cwd()), environment]).encode()
-        if (
-            not any(args[: len(program)] == program for program in (_PDM, _TWISTD))
-            or preexec
-            or passed
-            or len(request) > _LONGEST_REQUEST
-            or not self._starts_alike(environment)
-        ):
-            super()._execute_child(args, executable, preexec, close, passed, *rest)  # type: ignore[misc]
-            return
-        self._channel, theirs = socket.socketpair()
-        streams = [number if fd == -1 else fd for number, fd in enumerate((p2c_read, c2p_write, error_write))]
-        with self._forks, theirs:
-            assert self._server is not None
-            socket.send_fds(self._server.requests, [request], [theirs.fileno(), *streams])
-        self.pid = int(self._channel.recv(32))
-        self._child_created = True
-        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+    def __enter__(self) -> Self:
+        return self
 
-    def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
-        if self._channel is None:
-            return super()._internal_poll(_deadstate)  # type: ignore[misc]
-        if self.returncode is None and self._waitpid_lock.acquire(blocking=False):  # type: ignore[attr-defined]
+    def __exit__(self, *_: object) -> None:
+        for pipe in (self.stdout, self.stderr):
+            if pipe is not None:
+                pipe.close()
+        self.wait()
+
+    def poll(self) -> int | None:
+        """Its exit status, None while it runs."""
+        if self._lock.acquire(blocking=False):
             try:
-                self._channel.setblocking(False)
-                self._end(self._channel)
-            except BlockingIOError:
-                pass  # it runs
+                self._receive(0.0)
             finally:
-                self._waitpid_lock.release()  # type: ignore[attr-defined]
+                self._lock.release()
         return self.returncode
 
-    def _wait(self, timeout: float | None) -> int:
-        if self._channel is None:
-            return super()._wait(timeout)  # type: ignore[misc]
-        with self._waitpid_lock:  # type: ignore[attr-defined]
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status once it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs after so many seconds.
+        """
+        with self._lock:
+            self._receive(timeout)
             if self.returncode is None:
-                self._channel.settimeout(timeout)
-                try:
-                    self._end(self._channel)
-                except (TimeoutError, BlockingIOError):
-                    raise subprocess.TimeoutExpired(self.args, timeout or 0.0) from None
-        return self.returncode
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            return self.returncode
 
-    def _end(self, channel: socket.socket) -> None:
-        self.returncode = int(channel.recv(32))
-        channel.close()
+    def _receive(self, timeout: float | None) -> None:
+        if self.returncode is None and select.select([self._channel], [], [], timeout)[0]:
+            self.returncode = int(self._channel.recv(32))
+            self._channel.close()
 
-    @classmethod
-    def _starts_alike(cls, environment: Mapping[str, str] | None) -> bool:
-        with cls._forks:
-            if cls._server is None:
-                if environment is None:
-                    return False
+    def communicate(self, *, timeout: float | None = None) -> tuple[str, str]:
+        """All of its output, once it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs after so many seconds; what it has written is lost.
+        """
+        texts = ["", ""]
+
+        def read(number: int, pipe: IO[str]) -> None:
+            with contextlib.suppress(ValueError):  # closed by ``__exit__``
+                texts[number] = pipe.read()
+
+        pipes = [(number, pipe) for number, pipe in enumerate((self.stdout, self.stderr)) if pipe is not None]
+        readers = [threading.Thread(target=read, args=each, daemon=True) for each in pipes]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join()
+        return texts[0], texts[1]
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing if it has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+class Preloader:
+    """Starts ``pdm`` and ``twistd`` as forks, and every other program by `subprocess.Popen`.
+
+    Those two by `subprocess.Popen` as well, if the environment has what only a new interpreter heeds.
+    """
+
+    def __init__(self) -> None:
+        self._forks = threading.Lock()
+        self._server: _Server | None = None
+
+    def __call__(
+        self,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | IO[Any] = subprocess.DEVNULL,
+        stderr: int | IO[Any] = subprocess.DEVNULL,
+        cwd: Path | None = None,
+        text: bool = True,
+    ) -> subprocess.Popen[str]:
+        """Start a program without input whose output is text.
+
+        Args:
+            stdout: ``subprocess.PIPE``, ``subprocess.DEVNULL`` or an open file; ``stderr`` too.
+        """
+        assert stdin == subprocess.DEVNULL and text
+        request = json.dumps([[str(each) for each in args], str(cwd or Path.cwd()), dict(env)]).encode()
+        if (
+            not any(list(args[: len(program)]) == program for program in (_PDM, _TWISTD))
+            or len(request) > _LONGEST_REQUEST
+            or not self._starts_alike(env)
+        ):
+            return subprocess.Popen(args, env=env, stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, text=True)
+        with contextlib.ExitStack() as ours_no_more:
+            pipes: list[IO[str] | None] = []
+            given = [os.open(os.devnull, os.O_RDONLY)]
+            ours_no_more.callback(os.close, given[0])
+            for wanted in (stdout, stderr):
+                ours, theirs = self._output(wanted, ours_no_more)
+                pipes.append(ours)
+                given.append(theirs)
+            channel, its_end = socket.socketpair()
+            ours_no_more.enter_context(its_end)
+            with self._forks:
+                assert self._server is not None
+                socket.send_fds(self._server.requests, [request], [its_end.fileno(), *given])
+        # Whoever starts programs of the service needs no more of one than a fork has.
+        return cast("subprocess.Popen[str]", Fork(args, channel, pipes))
+
+    @staticmethod
+    def _output(wanted: int | IO[Any], until_sent: contextlib.ExitStack) -> tuple[IO[str] | None, int]:
+        """Our end of a pipe if there is one, and the descriptor that the fork gets."""
+        if not isinstance(wanted, int):
+            return None, wanted.fileno()
+        if wanted == subprocess.DEVNULL:
+            theirs = os.open(os.devnull, os.O_WRONLY)
+            until_sent.callback(os.close, theirs)
+            return None, theirs
+        assert wanted == subprocess.PIPE
+        ours, theirs = os.pipe()
+        until_sent.callback(os.close, theirs)
+        return os.fdopen(ours, encoding="utf-8"), theirs
+
+    def _starts_alike(self, environment: Mapping[str, str]) -> bool:
+        with self._forks:
+            if self._server is None:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 with theirs:
                     process = subprocess.Popen(
@@ -114,17 +205,16 @@ class Preloaded(subprocess.Popen[str]):
                         stdout=subprocess.DEVNULL,
                         pass_fds=[theirs.fileno()],
                     )
-                cls._server = _Server(process, ours, _at_start(environment))
-            return environment is not None and _at_start(environment) == cls._server.at_start
+                self._server = _Server(process, ours, _at_start(environment))
+            return _at_start(environment) == self._server.at_start
 
-    @classmethod
-    def close(cls) -> None:
+    def close(self) -> None:
         """End the process that forks, not its forks."""
-        with cls._forks:
-            if cls._server is not None:
-                cls._server.requests.close()
-                cls._server.process.wait()
-                cls._server = None
+        with self._forks:
+            if self._server is not None:
+                self._server.requests.close()
+                self._server.process.wait()
+                self._server = None
 
 
 def _at_start(environment: Mapping[str, str]) -> Mapping[str, str]:

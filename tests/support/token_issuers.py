@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid.identities import GridCredentials
-from pdm.testgrid.storage_servers import XrootdServer, free_port
+from pdm.testgrid.ports import reserve_port
+from pdm.testgrid.storage_servers import XrootdServer
 
 _SCRIPT = Path(__file__).with_name("oidc_provider.mjs")
 #: Where script/bootstrap installs the package.
@@ -48,7 +49,7 @@ class OidcProvider:
         self._context = ssl.create_default_context(capath=str(credentials.trust))
         self._audience, self._lifetime_s = audience, lifetime_s
         self._process: subprocess.Popen[str] | None = None
-        self.port = free_port()
+        self.port = reserve_port()
         shutil.copy(_SCRIPT, self._directory)
         (self._directory / "node_modules").symlink_to(_MODULES)
 
@@ -133,7 +134,7 @@ def issuer_and_storage(
 ) -> Iterator[tuple[OidcProvider, TokenStorage]]:
     """Both, running."""
     storage = TokenStorage(directory, "tokens", exported, credentials, account)
-    storage.port = free_port()
+    storage.port = reserve_port()
     issuer = OidcProvider(directory, credentials, storage.url, lifetime_s)
     try:
         issuer.start()

@@ -62,15 +62,22 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
 
 
 def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [TWISTD, "--nodaemon", "pdmworkqueue", "--config", str(config), *arguments],
+    command = [TWISTD, "--nodaemon", "pdmworkqueue", "--config", str(config), *arguments]
+    with TestService.popen(
+        command,
         env=service_environment(),
         cwd=config.parent,
-        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=30,
-        check=False,
-    )
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=30)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.service import TestService
-from pdm.testgrid.storage_servers import free_port
 from tests.support.cluster import Cluster, cluster_of, until
 
 pytestmark = [pytest.mark.full, pytest.mark.postgresql, pytest.mark.timeout(300)]
@@ -31,7 +31,7 @@ def load_balancer(cluster: Cluster, directory: Path) -> Iterator[str]:
     program = shutil.which("haproxy", path="/usr/sbin:/usr/bin")
     if program is None:
         pytest.skip("HAProxy is not installed (Debian: apt-get install haproxy)")
-    port = free_port()
+    port = reserve_port()
     text = _HAPROXY_CONFIGURATION.read_text().replace("bind :8443", f"bind 127.0.0.1:{port}")
     for number, node in enumerate(cluster.nodes, 1):
         assert node.url is not None

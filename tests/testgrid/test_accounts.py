@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,37 @@ def test_a_grid_whose_directory_is_gone_does_not_count(tmp_path: Path) -> None:
     identities.release_accounts(mine, registry)
 
     assert not exists(local[user])
+
+
+def test_an_account_with_processes_of_a_killed_run_is_removed_later(tmp_path: Path) -> None:
+    registry, first, second = tmp_path / "registry", tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    user = f"v{os.getpid()}"
+    local = identities.acquire_accounts(first, [user], registry)
+    with subprocess.Popen(["sleep", "60"], user=local[user]) as left:
+        identities.release_accounts(first, registry)
+        assert exists(local[user])
+        left.kill()
+    identities.acquire_accounts(second, [], registry)
+
+    identities.release_accounts(second, registry)
+
+    assert not exists(local[user])
+    assert not registry.exists()
+
+
+def test_sshd_lets_an_account_in_that_a_grid_has_made(tmp_path: Path) -> None:
+    registry, user = tmp_path / "registry", f"w{os.getpid()}"
+    local = identities.acquire_accounts(tmp_path, [user], registry)
+    try:
+        for earlier in ("*", "!"):
+            subprocess.run(["usermod", "--password", earlier, local[user]], check=True)
+            identities.acquire_accounts(tmp_path, [user], registry)
+            shadow = subprocess.run(["getent", "shadow", local[user]], capture_output=True, text=True, check=True)
+            assert shadow.stdout.startswith(f"{local[user]}:*:")
+    finally:
+        identities.release_accounts(tmp_path, registry)
 
 
 def test_an_account_that_was_there_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

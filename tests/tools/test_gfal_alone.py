@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid import TestGrid
+from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import HelperProcess, copy_item, entries, put, tree
@@ -22,19 +23,12 @@ from tests.tools.conftest import MODULE, helper_as, judged, log_of
 pytestmark = pytest.mark.grid
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def anonymous(grid: TestGrid, open_directory: Path) -> Iterator[tuple[str, Path]]:
     """A GridFTP server without security: of ``ftp://`` only gfal and globus-url-copy know."""
     if not owner():
         pytest.skip("only root can start an anonymous server as another account")
-    port, directory = free_port(), open_directory / "anonymous"
+    port, directory = reserve_port(), open_directory / "anonymous"
     directory.mkdir()
     grid.give(directory)
     account = grid.users["alice"].account

@@ -24,7 +24,7 @@ from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.policies import server_tls
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.store import engines
+from pdm.workqueue.store import schema_revisions
 from pdm.workqueue.store.engines import make_engines
 
 _PYTHON_TIMEOUT_S = 20
@@ -212,4 +212,4 @@ def _check_address(settings: Settings) -> None:
 
 
 def _check_database(settings: Settings) -> None:
-    engines.check(settings.database.url)
+    schema_revisions.check(settings.database.url)

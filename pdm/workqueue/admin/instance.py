@@ -20,7 +20,8 @@ from attrs import frozen
 
 from pdm.workqueue.certificates.authority import Authority, write_private
 from pdm.workqueue.certificates.pem import CertificateFilesError, read_identity, require_valid, to_pkcs12
-from pdm.workqueue.config.reader import ConfigError, read_settings, subjects
+from pdm.workqueue.config.reader import ConfigError, read_settings
+from pdm.workqueue.config.values import subjects
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.sites.registry import SiteRegistry

@@ -128,7 +128,7 @@ async def prune(reactor: Any, settings: Settings, policy: RetentionPolicy) -> Ma
         What was removed: name of a kind → number.
 
     Raises:
-        PruneError: a daemon runs, or removes what is old itself at this moment.
+        PruneError: a daemon runs, or removes old rows itself right now.
         DatabaseUnusableError, ConfigError: what the settings name cannot be used.
     """
     database = Database.open(settings.database.url, reactor, timeouts=database_timeouts(settings))
@@ -148,7 +148,7 @@ async def prune(reactor: Any, settings: Settings, policy: RetentionPolicy) -> Ma
                 rest=3.0 if database.is_shared else 0.0,
             )
             if not await retention.run():
-                raise PruneError("a daemon removes what is old at this moment: look at its log, and try again later")
+                raise PruneError("a daemon is removing what is old: look at its log, and try again later")
             for name, why in retention.failures.items():
                 raise PruneError(f"{name} could not be removed: {why}")
             return dict(retention.removed)

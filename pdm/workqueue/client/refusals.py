@@ -1,4 +1,4 @@
-"""Repeats requests that the service refuses for the moment, after the time that it names (``Retry-After``)."""
+"""Repeats requests that the service refuses for now, after the time that it names (``Retry-After``)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RefusalWaits:
                 asked_s = error.retry_after_s
                 if asked_s is None or asked_s > _MAX_RETRY_PAUSE_S or asked_s >= self._left_s:
                     raise
-                # Not all clients at the same moment.
+                # Not all clients at the same time.
                 pause_s = max(asked_s, self._least_s) * random.uniform(1.0, 1.2)  # noqa: S311
                 self._left_s -= pause_s
                 self._least_s = min(2 * self._least_s, _LONGEST_PAUSE_S)

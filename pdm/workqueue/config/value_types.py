@@ -12,7 +12,7 @@ from pdm.workqueue.domain.addresses import AddressRange
 
 
 def kind(name: str, **limits: Any) -> Meta:
-    """Marks how `pdm.workqueue.config.reader` reads the text of a key."""
+    """Marks how `pdm.workqueue.config.values` reads the text of a key."""
     return Meta(extra={"kind": name}, **limits)
 
 

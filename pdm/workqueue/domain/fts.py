@@ -180,5 +180,5 @@ def _parts_that_count(parts: Sequence[JobRecord]) -> Sequence[JobRecord]:
             return [part]
     used = [part for part in parts if not is_unused(part)]
     waiting = [part for part in parts if not part.status.is_final]
-    # Between the end of one and the begin of the next, the job goes on.
+    # Between the end of one and the begin of the next, the job is still running.
     return [used[-1], *waiting[:1]] if used else parts[:1]

@@ -24,7 +24,8 @@ from pdm.workqueue.domain.jobs import ClaimToken, ElementRecord, JobRecord, Verd
 from pdm.workqueue.domain.lifecycle import MOST_UNCOUNTED, GiveUp, Hold, RetryAt, RetryPolicy, decide_retry
 from pdm.workqueue.execution.attempt_counts import AttemptCounts
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
-from pdm.workqueue.execution.monitoring import ProgressBoard, ReportedProgress, ServiceHealth
+from pdm.workqueue.execution.progress_board import ProgressBoard, ReportedProgress
+from pdm.workqueue.execution.service_health import ServiceHealth
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.logstore.writer import ClosedLog

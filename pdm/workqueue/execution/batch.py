@@ -21,7 +21,8 @@ from pdm.workqueue.domain.planning import BadListingError
 from pdm.workqueue.execution.attempts import AttemptContext, Instant, RunningAttempt
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, sites_of_element
 from pdm.workqueue.execution.listing import ClaimLostError, ListingIntake, bad_listing
-from pdm.workqueue.execution.monitoring import ReportedProgress, ServicePart, is_exhausted
+from pdm.workqueue.execution.progress_board import ReportedProgress
+from pdm.workqueue.execution.service_health import ServicePart, is_exhausted
 from pdm.workqueue.execution.transfer_services import TransferServices
 from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.store.errors import DatabaseUnavailableError
@@ -291,7 +292,7 @@ class RunningBatch:
     def _on_failed(self, attempt: RunningAttempt, event: wire.FailedEvent, now: Instant) -> None:
         if event.fault.scope == "service" and is_exhausted(event.fault.errno):
             self.context.service_health.report(ServicePart.HELPERS, event.fault.message)
-        self._fail(event.key, self._classified(attempt, event.fault, now), now, leftover=event.residue)
+        self._fail(event.key, self._classified(attempt, event.fault, now), now, leftover=event.leftover)
 
     async def _note_begun(self, key: int, event: wire.BegunEvent) -> None:
         """Store the state that an agent has found, then let it proceed; cancel it if the state cannot be stored."""
@@ -491,5 +492,5 @@ _HANDLERS: Mapping[type, Callable[[RunningBatch, RunningAttempt, Any, Instant], 
     wire.UnnamedEvent: lambda batch, attempt, event, now: batch._require_intake().unnamed(event),
     wire.DoneEvent: RunningBatch._on_done,
     wire.FailedEvent: RunningBatch._on_failed,
-    wire.CancelledEvent: lambda batch, attempt, event, now: batch._end_element(event.key, now, leftover=event.residue),
+    wire.CancelledEvent: lambda batch, attempt, event, now: batch._end_element(event.key, now, leftover=event.leftover),
 }

@@ -17,7 +17,7 @@ from pdm.workqueue.domain.jobs import Batch, JobRecord, NewJob
 from pdm.workqueue.domain.limits import OWN_STREAMS, FairQueue, LimitKind, StreamQuota, common_keys
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
-from pdm.workqueue.execution.monitoring import ServiceHealth, ServicePart
+from pdm.workqueue.execution.service_health import ServiceHealth, ServicePart
 from pdm.workqueue.execution.transfer_services import TransferServices
 from pdm.workqueue.store import claim_queries, claiming, users
 from pdm.workqueue.store.claim_limits import ClaimLimits

@@ -9,8 +9,8 @@ from attrs import define, field, frozen
 
 from pdm.workqueue.domain.jobs import JobRecord, LogSpan
 from pdm.workqueue.domain.progress import Moving
-from pdm.workqueue.execution.monitoring import ElementProgress, JobHistory, JobMotion, ProgressBoard
 from pdm.workqueue.execution.peers import Peers, PeerSilentError
+from pdm.workqueue.execution.progress_board import ElementProgress, JobHistory, JobMotion, ProgressBoard
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.reader import LogMissingError, LogPiece, LogTail
 from pdm.workqueue.logstore.store import LogStore
@@ -43,7 +43,7 @@ class ClusterMotion:
     """What moves of a job in all nodes.
 
     Attributes:
-        moving: None if nothing of it runs, or ran recently, as far as is known.
+        moving: None if nothing of it is known to run, or to have run recently.
         silent: where parts of it run that do not answer: ``on node X, which does not answer``; also on a node whose
             lease has ended, until its elements are released.
     """

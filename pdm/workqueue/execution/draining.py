@@ -25,8 +25,8 @@ class Drain:
 
     Attributes:
         incarnation: of this node.
-        give_back_waiting: returns to the queue what was claimed and has not begun.
-        give_back: ends all that runs; the elements go back to the queue.
+        requeue_waiting: returns to the queue what was claimed and has not begun.
+        requeue_all: ends all that runs; the elements go back to the queue.
         on_resume: called when work may be started again.
     """
 
@@ -34,8 +34,8 @@ class Drain:
     database: Database
     clock: Callable[[], datetime]
     incarnation: str
-    give_back_waiting: Callable[[], None]
-    give_back: Callable[[], Awaitable[None]]
+    requeue_waiting: Callable[[], None]
+    requeue_all: Callable[[], Awaitable[None]]
     on_resume: Callable[[], None]
     _order: DrainOrder | None = None
     _given_back: bool = False
@@ -84,7 +84,7 @@ class Drain:
             return _LOOK_EVERY_S
         if before is None or before.message != order.message:
             self._log.warn("this node is drained: {message}; it starts nothing more", message=order.message)
-        self.give_back_waiting()
+        self.requeue_waiting()
         if order.left_s is None:
             self._given_back = False
             return _LOOK_EVERY_S
@@ -94,5 +94,5 @@ class Drain:
         if not self._given_back:
             self._given_back = True
             self._log.warn("the deadline of the drain is over: what still runs goes back to the queue")
-            await self.give_back()
+            await self.requeue_all()
         return _LOOK_EVERY_S

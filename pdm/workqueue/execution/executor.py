@@ -14,8 +14,8 @@ from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentMissingError, AgentProcess, AgentStartError, LeaseOverError
-from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
-from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.credentials import CredentialKind
+from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord
 from pdm.workqueue.domain.limits import (
@@ -33,21 +33,22 @@ from pdm.workqueue.execution.attempts import AttemptContext
 from pdm.workqueue.execution.batch import Ending, RunningBatch
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
+from pdm.workqueue.execution.job_changes import JobChanges
 from pdm.workqueue.execution.job_listings import JobListings
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.maintenance import LeftoverFiles, Prerequisites
-from pdm.workqueue.execution.monitoring import ServicePart, check_resources
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, missing_mover
+from pdm.workqueue.execution.service_health import ServicePart, check_resources
 from pdm.workqueue.execution.site_directory import blocked_sites, job_moved_by_tools, job_mover, protocols_reaching
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.execution.transfer_services import FTS_MOVERS
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.store import job_changes
+from pdm.workqueue.store import held_elements
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
-from pdm.workqueue.telemetry.logging import log_context, log_ended
+from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
 
 _JANITOR_PERIOD_S = 20.0
@@ -134,16 +135,27 @@ class Executor:
             takes_self=True,
         ),
     )
-    _prerequisites: Prerequisites = field(
+    changes: JobChanges = field(
         init=False,
         default=Factory(
-            lambda self: Prerequisites(
-                database=self.database, sites=self.sites, find_missing=self.find_missing, resume=self._resume_at
+            lambda self: JobChanges(
+                database=self.database,
+                clock=self.context.clock,
+                preparation=self.preparation,
+                on_work=self.on_work,
             ),
             takes_self=True,
         ),
     )
-    _changing: set[int] = field(factory=set)
+    _prerequisites: Prerequisites = field(
+        init=False,
+        default=Factory(
+            lambda self: Prerequisites(
+                database=self.database, sites=self.sites, find_missing=self.find_missing, resume=self.changes.resume_at
+            ),
+            takes_self=True,
+        ),
+    )
     _stopping: bool = False
     _log: Logger = field(factory=Logger)
 
@@ -161,7 +173,7 @@ class Executor:
 
     async def stop(self) -> None:
         """End all batches; elements that are not done go back to the queue."""
-        self._stopping = True
+        self._stopping = self.changes.is_stopping = True
         self._leftovers.stop()
         # First: the tasks below may themselves wait for an agent.
         await self.end_all(Ending.STOPPED)
@@ -170,6 +182,7 @@ class Executor:
         if self._credentials_watch is not None:
             await self._credentials_watch.stop()
         # These tasks use the database, which is closed next.
+        await self.changes.stop()
         await self._background.over()
 
     async def end_all(self, why: Ending) -> None:
@@ -261,7 +274,7 @@ class Executor:
     def cancel(self, job_id: int) -> None:
         """End what runs of a job that is cancelled in the database."""
         self._end_job(job_id)
-        self.continue_change(job_id)
+        self.changes.continue_change(job_id)
 
     def cancelled_elsewhere(self, job_id: int) -> None:
         """End what runs of a job that another daemon has cancelled."""
@@ -279,83 +292,17 @@ class Executor:
             if job_id in running.batch.jobs:
                 running.cancel(job_id)
 
-    def give_back(self, waited_s: float) -> None:
+    def requeue_waiting(self, waited_s: float) -> None:
         """Return batches to the queue that have waited here for so many seconds, for nodes that are idle."""
         before = self.context.reactor.seconds() - waited_s
         for running, (slot, claimed_at) in list(self._slots.items()):
             if not slot.has_stream and claimed_at <= before:
                 running.end(Ending.GIVEN_BACK)
 
-    def continue_change(self, job_id: int) -> None:
-        """Continue the cancellation or retry of a large job in the background."""
-        self._background.start("continue a change of a job", self._continue_change(job_id))
-
-    async def _continue_change(self, job_id: int) -> None:
-        """Cancel or retry a part of a job at a time, so that other writers can interleave."""
-        if job_id in self._changing:
-            return
-        self._changing.add(job_id)
-        now = None
-        try:
-            more = True
-            while more and not self._stopping:
-                now = self.context.clock()
-                more = await self.database.run("change a part of a job", job_changes.continue_change, job_id, now)
-        finally:
-            self._changing.discard(job_id)
-        job = await self.database.job(job_id)
-        if job is not None and now is not None and job.finished_at == now:
-            # The last part made it final, which no settled verdict has logged.
-            log_ended(job)
-        self.on_work()
-
-    async def _resume_changes(self) -> None:
-        """Continue cancellations and retries that a daemon has not completed."""
-        for job_id in await self.database.read("find unfinished changes", job_changes.unfinished_changes):
-            await start_background(f"continue a change of job {job_id}", self._continue_change(job_id))
-
-    async def _resume_held(self) -> None:
-        """Resume jobs that are HELD although their user has stored a credential since."""
-        for kind, protocols in protocols_reaching(self.preparation.access).items():
-            for user_id in await self.database.read(
-                "find users with held jobs", job_changes.held_despite_credential, kind, protocols
-            ):
-                work = self._resume_at(user_id, ALL_SITES, protocols)
-                await start_background(f"resume held jobs of user {user_id}", work)
-
-    async def _resume_at(self, user_id: int, site_id: int, protocols: Collection[JobProtocol]) -> None:
-        await self.resume(user_id, site_id, protocols, (0, -1))
-
-    async def resume(
-        self, user_id: int, site_id: int, protocols: Collection[JobProtocol], after: tuple[int, int] | None
-    ) -> int:
-        """Put HELD elements of a user back into the queue, a part at a time, so that other writers can interleave.
-
-        ``site_id``: only jobs that use this site, or `ALL_SITES`. ``protocols``: only jobs with one of these protocols.
-        ``after``: where to begin.
-
-        Returns:
-            The number of elements.
-        """
-        count = 0
-        while after is not None and not self._stopping:
-            resumed = await self.database.run(
-                "resume held elements",
-                job_changes.resume_held,
-                user_id,
-                self.context.clock(),
-                site_id,
-                protocols,
-                after,
-            )
-            count, after = count + resumed.count, resumed.after
-            self.on_work()
-        return count
-
-    async def token_stored(self, user_id: int, site_id: int, resumed: job_changes.Resumed) -> None:
+    async def token_stored(self, user_id: int, site_id: int, resumed: held_elements.Resumed) -> None:
         """A login has a new token: resume the rest of what is HELD for it, and let running batches use it."""
         await self._check_credentials()
-        await self.resume(
+        await self.changes.resume(
             user_id, site_id, protocols_reaching(self.preparation.access)[CredentialKind.TOKEN], resumed.after
         )
         self.on_work()
@@ -474,8 +421,8 @@ class Executor:
 
     async def _maintain(self) -> None:
         for what, work in (
-            ("continue changes of jobs", self._resume_changes),
-            ("resume held jobs", self._resume_held),
+            ("continue changes of jobs", self.changes.continue_all),
+            ("resume held jobs", self.changes.resume_held),
             ("resume jobs held for missing software", self._prerequisites.resume_held),
             ("remove leftover files", self._leftovers.remove),
         ):

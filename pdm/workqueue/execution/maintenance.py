@@ -21,9 +21,9 @@ from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
 from pdm.workqueue.execution.site_directory import reached_by_protocol
 from pdm.workqueue.movers import BUILT_IN, MOVERS
 from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools
-from pdm.workqueue.store import job_changes, results
+from pdm.workqueue.store import held_elements, results
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.store.job_changes import HeldRoute
+from pdm.workqueue.store.held_elements import HeldRoute
 from pdm.workqueue.telemetry.background import ReportedError
 from pdm.workqueue.wire import agent_messages as wire
 
@@ -183,7 +183,7 @@ class Prerequisites:
     async def resume_held(self) -> None:
         """Resume jobs that were HELD for software that is installed by now."""
         routes = await self.database.read(
-            "find jobs held for software", job_changes.held_routes, FailureCode.DEPENDENCY_MISSING
+            "find jobs held for software", held_elements.held_routes, FailureCode.DEPENDENCY_MISSING
         )
         if not routes:
             return

@@ -22,7 +22,7 @@ from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
-from pdm.workqueue.execution.monitoring import ServiceHealth, ServicePart
+from pdm.workqueue.execution.service_health import ServiceHealth, ServicePart
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.store import claim_queries, node_reports
@@ -227,9 +227,9 @@ class NodeShares:
             self._published, self._others, self._sick = published.own, published.others, sick
             self._own = published.own.share
         if sick is not None:
-            self.executor.give_back(0.0)
+            self.executor.requeue_waiting(0.0)
         elif not self.may_claim_ahead:
-            self.executor.give_back(_WAITED_S)
+            self.executor.requeue_waiting(_WAITED_S)
         if self._own != before:
             self.executor.pool.wake_waiting()
             self.claimer.work_added()

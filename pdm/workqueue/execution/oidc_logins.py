@@ -28,7 +28,7 @@ from pdm.workqueue.execution.login_secrets import LoginSecrets, PendingCode
 from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.store import oidc_logins
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.store.job_changes import Resumed
+from pdm.workqueue.store.held_elements import Resumed
 from pdm.workqueue.store.oidc_logins import LoginRecord, NewDevice, RenewedToken
 from pdm.workqueue.telemetry.background import DueTimer, start_background
 

@@ -15,10 +15,10 @@ from attrs import Factory, define, field
 from pdm.workqueue.agents.pool import AgentKind
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
-from pdm.workqueue.execution.monitoring import ServicePart
+from pdm.workqueue.execution.service_health import ServicePart
 from pdm.workqueue.movers.dummy import DummyMover
-from pdm.workqueue.store.database import check_schema
 from pdm.workqueue.store.leases import write_probe
+from pdm.workqueue.store.schema_revisions import check_schema
 from pdm.workqueue.telemetry.background import SharedCall, run_in_thread
 from pdm.workqueue.telemetry.logging import bounded, escaped, redacted
 

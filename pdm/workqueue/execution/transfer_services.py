@@ -101,7 +101,7 @@ class TransferServices:
         return self.service_of(batch.job) if batch.type is JobType.COPY else None
 
     def parameters(self, url: str) -> TransferService:
-        """What a helper is told of an FTS3."""
+        """What a helper needs to know of an FTS3."""
         return TransferService(url, self.limits.poll_s, self.limits.patience_s)
 
     # -- limits

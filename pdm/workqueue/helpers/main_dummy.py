@@ -20,7 +20,8 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
-from pdm.workqueue.helpers.channel import ActiveBatch, serve
+from pdm.workqueue.helpers.channel import ActiveBatch
+from pdm.workqueue.helpers.request_loop import serve
 from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.wire.agent_messages import CheckItem, CheckRequest, CopyItem, ListRequest, PathItem, RawEntry
 

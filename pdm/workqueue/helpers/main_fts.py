@@ -18,10 +18,11 @@ from msgspec.structs import replace
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import operations
-from pdm.workqueue.helpers.channel import ActiveBatch, serve
+from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.fts.handed_copy import MAX_WORKERS, HandedCopy
 from pdm.workqueue.helpers.fts.rest import LONGEST_REQUEST_S, FtsClient, HandedJob, end_transfers
 from pdm.workqueue.helpers.main_relay import RelayStorage
+from pdm.workqueue.helpers.request_loop import serve
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, internal_error
 from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.wire.agent_messages import CopyRequest, DiscardRequest, ListRequest, PathItem

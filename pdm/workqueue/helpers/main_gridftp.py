@@ -21,13 +21,14 @@ if not __package__:
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import copying, listing, operations
-from pdm.workqueue.helpers.channel import ActiveBatch, serve
+from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.gridftp import pipelined_copy, pipelined_operations
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool
 from pdm.workqueue.helpers.gridftp.control import LOGIN_S
 from pdm.workqueue.helpers.gridftp.event_loop import Waker
 from pdm.workqueue.helpers.gridftp.gsi import LIBRARY, PACKAGE, Gsi, GsiError
 from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage
+from pdm.workqueue.helpers.request_loop import serve
 from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.wire.agent_messages import (

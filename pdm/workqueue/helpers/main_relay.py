@@ -20,8 +20,9 @@ from pdm.workqueue.domain.enums import RELAYED, ChecksumAlgorithm, JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import backends, grouped_copy, listing, operations, tape
-from pdm.workqueue.helpers.channel import ActiveBatch, serve
+from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.group_backend import GroupBackend, GroupStorage
+from pdm.workqueue.helpers.request_loop import serve
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileStat,

@@ -22,8 +22,9 @@ import msgspec
 
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import listing, operations
-from pdm.workqueue.helpers.channel import ActiveBatch, serve
+from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.copying import FileCopier, FileCopy, PendingCopy
+from pdm.workqueue.helpers.request_loop import serve
 from pdm.workqueue.helpers.storage import StoppedError, Storage, StorageError, Timeouts
 from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.helpers.tools.globus_url_copy import PROGRAM, UrlPair

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 from attrs import define, field, frozen
 
 from pdm.workqueue.certificates.tls_server import PeerIdentity
+from pdm.workqueue.config.access_settings import UserSettings
 from pdm.workqueue.config.reader import ConfigError
-from pdm.workqueue.config.settings import UserSettings
 from pdm.workqueue.domain.subjects import normal_subject
 from pdm.workqueue.http.problems import ForbiddenError, NotAuthenticatedError
 from pdm.workqueue.store import users

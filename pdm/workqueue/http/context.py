@@ -28,9 +28,10 @@ from pdm.workqueue.domain.jobs import Counters, JobRecord
 from pdm.workqueue.execution.cluster import ClusterLogs, ClusterProgress
 from pdm.workqueue.execution.endpoint_checks import EndpointCheck
 from pdm.workqueue.execution.event_feed import EventFeed
-from pdm.workqueue.execution.monitoring import PartFault, ProgressBoard
 from pdm.workqueue.execution.notifications import Notifications
 from pdm.workqueue.execution.oidc_logins import OidcLogins
+from pdm.workqueue.execution.progress_board import ProgressBoard
+from pdm.workqueue.execution.service_health import PartFault
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.problems import ApiError, JobNotFoundError, JobPurgedError

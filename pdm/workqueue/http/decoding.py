@@ -31,7 +31,8 @@ from pdm.workqueue.http.items import planned_items, refuse_paths
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
-from pdm.workqueue.sites.registry import TOOL_SCHEMES, Site, moved_by_tools
+from pdm.workqueue.sites.checks import TOOL_SCHEMES
+from pdm.workqueue.sites.registry import Site, moved_by_tools
 from pdm.workqueue.sites.storage_urls import NotOfferedError, storage_url
 from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.wire.options import OPTIONS, CopyOptions, read_options

@@ -25,7 +25,7 @@ from pdm.workqueue.domain.limits import LimitKind
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
-from pdm.workqueue.execution.monitoring import ServicePart
+from pdm.workqueue.execution.service_health import ServicePart
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.request import ApiSite
 from pdm.workqueue.store.queue import QueueTotals, queue_totals

@@ -30,6 +30,7 @@ from pdm.workqueue.store import (
     chains,
     credentials,
     first_claims,
+    held_elements,
     job_changes,
     jobs,
     outcomes,
@@ -43,8 +44,8 @@ from pdm.workqueue.store import (
 )
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.first_claims import FirstClaim
+from pdm.workqueue.store.held_elements import Resumed
 from pdm.workqueue.store.idempotency import IdempotencyKey
-from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from pdm.workqueue.store.outcomes import FailureGroup
 from pdm.workqueue.store.selected_retries import Retried, RetrySelection
@@ -362,7 +363,7 @@ def put_credential(
 ) -> tuple[CredentialRecord, Resumed]:
     """Store a credential, and put elements that were held for it back into the queue: all, or the first batch."""
     record = credentials.put(session, user_id, new, now)
-    return record, job_changes.resume_held(session, user_id, now, new.site_id, protocols)
+    return record, held_elements.resume_held(session, user_id, now, new.site_id, protocols)
 
 
 def put_delegation(

@@ -20,7 +20,7 @@ from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.cluster import ElementMotion
 from pdm.workqueue.execution.endpoint_checks import EndpointCheck
-from pdm.workqueue.execution.monitoring import ElementProgress
+from pdm.workqueue.execution.progress_board import ElementProgress
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.sites.registry import Site

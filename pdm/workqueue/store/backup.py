@@ -18,9 +18,10 @@ import sqlalchemy as sa
 from attrs import frozen
 from sqlalchemy.engine import URL, make_url
 
-from pdm.workqueue.store.engines import create_sqlite_file, known_revisions, make_engines, migrate, revision
+from pdm.workqueue.store.engines import create_sqlite_file, make_engines
 from pdm.workqueue.store.errors import DatabaseUnusableError
 from pdm.workqueue.store.records import catalogue, jobs, mail_subscriptions, webhooks, workers
+from pdm.workqueue.store.schema_revisions import known_revisions, migrate, revision
 from pdm.workqueue.WorkqueueDB import Base
 
 #: Rows that are written at once.

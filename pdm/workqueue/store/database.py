@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.store import engines, events, jobs
+from pdm.workqueue.store import events, jobs, schema_revisions
 from pdm.workqueue.store.engines import DEFAULT_TIMEOUTS, DatabaseTimeouts, Engines, make_engines
 from pdm.workqueue.store.errors import (
     DatabaseClosedError,
@@ -436,17 +436,6 @@ class Database:
             self._probing.discard(use)
 
 
-def check_schema(session: Session) -> None:
-    """Check that this version can work with the schema.
-
-    Raises:
-        DatabaseUnusableError: it is older than this version needs, or there is none.
-    """
-    outdated = engines.outdated_schema(session.connection())
-    if outdated is not None:
-        raise DatabaseUnusableError(f"the schema of the database is {outdated}, which is older than this version")
-
-
 def _call(function: Callable[..., _R], args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> _R:
     return function(session, *args, **kwargs)
 
@@ -456,5 +445,5 @@ def _line(reason: object) -> str:
 
 
 def _migrate(session: Session) -> None:
-    engines.migrate(session.connection())
+    schema_revisions.migrate(session.connection())
     events.repair_order(session)

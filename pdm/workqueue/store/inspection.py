@@ -8,9 +8,10 @@ from pathlib import Path
 import sqlalchemy as sa
 from attrs import frozen
 
-from pdm.workqueue.store.engines import known_revisions, make_engines, revision
+from pdm.workqueue.store.engines import make_engines
 from pdm.workqueue.store.errors import DatabaseMissingError
 from pdm.workqueue.store.records import events, key_checks
+from pdm.workqueue.store.schema_revisions import known_revisions, revision
 
 
 @frozen(kw_only=True)

@@ -42,7 +42,7 @@ def reports(session: Session, incarnation: str) -> Reports:
 
 
 class PublishingElsewhereError(Exception):
-    """Another node publishes its report at this moment."""
+    """Another node publishes its report at the same time."""
 
 
 def publish(

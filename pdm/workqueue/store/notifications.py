@@ -109,7 +109,7 @@ def find_wanted(session: Session, after: int, file_sites: Collection[int]) -> Wa
 def enter(session: Session, read: int, file_sites: Collection[int], now: datetime) -> Entered:
     """Queue the next events for all webhooks and mail that they concern.
 
-    ``read``: events up to this one concern nothing, as far as they were not entered.
+    ``read``: events up to this one that were not entered concern nothing.
     """
     after = _later(session, _locked_position(session), read)
     found = events_after(session, after, EVENTS_AT_ONCE)

@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.credentials import MIN_VALIDITY, CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.oidc import LoginState
-from pdm.workqueue.store import credentials, job_changes
+from pdm.workqueue.store import credentials, held_elements
 from pdm.workqueue.store.credentials import EncryptedCredential
-from pdm.workqueue.store.job_changes import Resumed
+from pdm.workqueue.store.held_elements import Resumed
 from pdm.workqueue.store.leases import is_free, lease_clock
 from pdm.workqueue.store.records import matched, oidc_logins
 
@@ -275,7 +275,7 @@ def _put(
     now: datetime,
 ) -> Resumed:
     credentials.put(session, login.user_id, credential, now)
-    return job_changes.resume_held(session, login.user_id, now, login.site_id, protocols)
+    return held_elements.resume_held(session, login.user_id, now, login.site_id, protocols)
 
 
 def _renewed(renewal: RenewedToken, now: datetime) -> dict[str, object]:

@@ -34,7 +34,7 @@ class DatabaseUse(enum.StrEnum):
 
 @define(eq=False)
 class FailedTransactions:
-    """Failures of one kind in a row, as far as they belong together.
+    """Failures of one kind in a row that belong together.
 
     Attributes:
         began: monotonic seconds.

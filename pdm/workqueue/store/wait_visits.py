@@ -199,7 +199,7 @@ class WaitVisit:
         wait: as it was taken; with the phase and the request that it has from now on.
         due_at: of the next visit.
         resumed: elements whose files are on disk: they go into the queue.
-        ready: those of them that the request keeps on disk until it is told otherwise; the others leave the wait.
+        ready: those of them that the request keeps on disk until they are released; the others leave the wait.
         done: elements that are on tape.
         failed: elements that never will be, and why.
         left: elements that have ended, and that the site knows of no more.

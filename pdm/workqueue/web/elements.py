@@ -164,7 +164,7 @@ async def _tail(visit: Visit, known: KnownAttempt) -> LogTail | None:
 
 @page("GET", "/web/jobs/<number:job_id>/elements/<number:element_id>/log/download", query=AttemptQuery)
 async def download_log(visit: Visit, job_id: int, element_id: int, query: AttemptQuery) -> Download:
-    """The whole log of an attempt, as far as it is written."""
+    """The log of an attempt up to what is written."""
     known = await _attempt(visit, job_id, element_id, query.attempt or -1)
     if known.status is None:
         raise OutputNotReadyError(f"element {element_id} has no such attempt: {known.element.attempts} were begun")

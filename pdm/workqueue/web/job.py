@@ -198,7 +198,7 @@ def _bar(job: JobView, sizes: Mapping[JobStatus, int]) -> Markup:
 
 
 def _rate_picture(job: JobView, histories: Sequence[HistoryView]) -> Markup | None:
-    """The rate over time, of bytes or else of files, as far as the nodes have moved them since their starts."""
+    """The rate over time since the nodes' starts, of bytes or else of files."""
     total = summed_rates(
         [
             RateColumns(each.begun_at, each.bytes_column_s, each.bytes)

@@ -472,12 +472,12 @@ class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True, omit
 
 
 class FailedEvent(msgspec.Struct, tag="failed", tag_field="event", frozen=True, omit_defaults=True):
-    """An item failed. ``residue``: a temporary file may be left at the destination."""
+    """An item failed. ``leftover``: a temporary file may be left at the destination."""
 
     id: int
     key: int
     fault: Fault
-    residue: bool = False
+    leftover: bool = False
 
 
 class CancelledEvent(msgspec.Struct, tag="cancelled", tag_field="event", frozen=True, omit_defaults=True):
@@ -485,7 +485,7 @@ class CancelledEvent(msgspec.Struct, tag="cancelled", tag_field="event", frozen=
 
     id: int
     key: int
-    residue: bool = False
+    leftover: bool = False
 
 
 class TapeFile(msgspec.Struct, array_like=True, frozen=True, omit_defaults=True):

@@ -151,8 +151,8 @@ def _key(element: Element, name: str, *, is_encoded: bool) -> bytes:
 def seconds_of(text: str) -> int | None:
     """Seconds since 1970 UTC of a time in the form of ISO 8601; None for another text."""
     with suppress(ValueError, OverflowError):
-        moment = datetime.fromisoformat(text)
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+        time = datetime.fromisoformat(text)
+        return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp())
     return None
 
 

@@ -253,7 +253,7 @@ class DataConnection:
     # -- receiving
 
     def read(self) -> None:
-        """Receive what has arrived, as far as the sink takes it; raises `StorageError` of the sink."""
+        """Receive what has arrived and the sink takes; raises `StorageError` of the sink."""
         left = _MOST_AT_ONCE
         try:
             while left > 0 and self.reads:

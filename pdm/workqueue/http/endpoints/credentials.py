@@ -43,8 +43,8 @@ from pdm.workqueue.http.views import credential_view
 from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store import credentials, logons, oidc_logins
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
+from pdm.workqueue.store.held_elements import Resumed
 from pdm.workqueue.store.idempotency import IdempotencyKey
-from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.wire.requests import LARGEST_ID, NewCredential, SiteLogon
 from pdm.workqueue.wire.responses import CredentialView, DelegationView

@@ -30,7 +30,7 @@ from pdm.workqueue.wire.activity import ReasonView, WhyQuery, WhyView
     errors=(InvalidInputError, JobNotFoundError, ElementNotFoundError),
 )
 async def get_why(api: ApiContext, caller: Caller, job_id: int, query: WhyQuery) -> WhyView:
-    """All reasons that are known; operators are told of nodes, too.
+    """All reasons that are known; operators see nodes, too.
 
     Codes: ``ENDED``, ``CANCELLING``, ``RUNNING``, ``SERVICE`` (this node starts nothing), ``NODES`` (no node starts
     anything), ``HELD``, ``WAITS`` (sites, other jobs, a ban, the next try) and ``QUEUE``.

@@ -23,8 +23,7 @@ from pdm.workqueue.http.context import ApiContext, endpoint
 from pdm.workqueue.http.oidc_settings import checked_oidc, with_secret_of
 from pdm.workqueue.http.problems import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
 from pdm.workqueue.http.views import check_view, site_view
-from pdm.workqueue.sites.registry import (
-    Site,
+from pdm.workqueue.sites.checks import (
     check_default_folder,
     check_description,
     check_endpoint,
@@ -33,6 +32,7 @@ from pdm.workqueue.sites.registry import (
     check_name,
     check_tape,
 )
+from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store import sites
 from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.store.sites import NameTakenError, SiteInUseError, TooManySitesError

@@ -63,7 +63,7 @@ async def _done(
     """Run a job and wait for its end; returns it and its first element.
 
     Raises:
-        ApiError: it has failed, or takes too long; in the latter case it goes on.
+        ApiError: it has failed, or takes too long; in the latter case it continues.
     """
     api, caller = call.api, call.caller
     source, protocol = await _located(call, surl)
@@ -95,7 +95,7 @@ async def _done(
         return job, element
     if not job.status.is_final:
         reason = f": {failure.message}" if failure is not None else ""
-        raise SiteFailedError(f"this takes longer than {_WAIT_S:.0f} s; job {job.id} of the service goes on{reason}")
+        raise SiteFailedError(f"this takes longer than {_WAIT_S:.0f} s; job {job.id} of the service continues{reason}")
     if failure is None:
         raise SiteFailedError(f"job {job.id} of the service ended {job.status.name}")
     raise _ERRORS.get(failure.code, SiteFailedError)(f"[{failure.code}] {failure.message}")

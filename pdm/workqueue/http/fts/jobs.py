@@ -359,7 +359,7 @@ async def cancel_files(call: FtsCall) -> FtsAnswer:
     named = {place for place, status in statuses.items() if status is JobStatus.RUNNING}
     counts = [part.counters for part in changed]
     if named and len(named) == sum(each.running + each.submitted + each.held for each in counts):
-        # Nothing else of the job goes on, so that the running ones can be ended with it.
+        # Nothing else of the job runs, so that the running ones can be ended with it.
         await cancel_parts(api, [part.id for part in changed if part.counters.running])
         statuses |= dict.fromkeys(named, JobStatus.CANCELLED)
     states = [

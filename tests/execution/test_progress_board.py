@@ -6,7 +6,7 @@ import pytest
 from attrs import define
 
 from pdm.workqueue.domain.progress import Moving
-from pdm.workqueue.execution.monitoring import ElementProgress, ProgressBoard, ReportedProgress
+from pdm.workqueue.execution.progress_board import ElementProgress, ProgressBoard, ReportedProgress
 
 
 @define
