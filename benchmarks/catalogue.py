@@ -343,6 +343,13 @@ _ALL = (
     *_of_protocols(),
     *_through_the_service(),
     *_of_s3(),
+    Benchmark(
+        "fts_files",
+        "COPY of 10,000 files of 1 KiB by an FTS3 on the same machine, another daemon of the service",
+        "fts_files",
+        (),
+        (_ratio(0.30, "the service itself"),),
+    ),
 )
 
 #: Name → benchmark, in the order of the page.

@@ -46,6 +46,7 @@ def api_context(
         reactor=reactor,
         add_element=parts.claimer.add_element,
         cancelled=executor.cancel,
+        cancel_elements=executor.cancel_elements,
         progress=parts.board,
         cluster=parts.nodes.progress,
         is_node=parts.nodes.is_node,

@@ -12,7 +12,7 @@ from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.job_plans import first_element, plan_for
 from pdm.workqueue.domain.jobs import ListedEntry, NewElement
-from pdm.workqueue.domain.planning import BadListingError, Plan, Planned
+from pdm.workqueue.domain.planning import LAST_PHASE, BadListingError, Plan, Planned
 
 
 def copy_plan(destination: str = "/b/tree", source: str = "/a/tree") -> Plan:
@@ -21,8 +21,8 @@ def copy_plan(destination: str = "/b/tree", source: str = "/a/tree") -> Plan:
     return plan
 
 
-def remove_plan(*, recursive: bool = True) -> Plan:
-    plan = plan_for(JobType.REMOVE, "/a/tree", None, "/a/tree", recursive=recursive)
+def remove_plan(*, recursive: bool = True, only_empty: bool = False) -> Plan:
+    plan = plan_for(JobType.REMOVE, "/a/tree", None, "/a/tree", recursive=recursive, only_empty=only_empty)
     assert plan is not None
     return plan
 
@@ -161,6 +161,18 @@ def test_removal_without_recursion_refuses_a_directory() -> None:
     assert planned.elements == ()
     assert planned.failure is not None
     assert planned.failure.code is FailureCode.IS_A_DIRECTORY
+
+
+def test_removal_of_an_empty_directory_only_is_one_element_whatever_is_in_it() -> None:
+    # The server refuses to remove one that is not empty.
+    plan = remove_plan(only_empty=True)
+    assert run(plan, [ListedEntry("", "directory")]).elements == (
+        NewElement(JobType.REMOVE, "/a/tree", is_directory=True, phase=LAST_PHASE),
+    )
+    planned = run(remove_plan(only_empty=True), [ListedEntry("", "file", 3)])
+    assert planned.elements == ()
+    assert planned.failure is not None
+    assert planned.failure.code is FailureCode.NOT_A_DIRECTORY
 
 
 def test_removal_of_a_file_is_one_element() -> None:

@@ -9,6 +9,8 @@ from typing import Any, cast
 import pytest
 import pytest_twisted
 from twisted.internet import reactor as _reactor
+from twisted.internet.defer import DeferredQueue
+from twisted.internet.task import Clock
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import LogSpan
@@ -37,7 +39,7 @@ async def database(url: str) -> AsyncIterator[Database]:
     await database.stop()
 
 
-def executor_of(settler: Settler) -> Executor:
+def executor_of(settler: Settler, database: Database = UNUSED) -> Executor:
     context = AttemptContext(
         reactor=reactor,
         clock=lambda: START,
@@ -56,7 +58,7 @@ def executor_of(settler: Settler) -> Executor:
         clock=lambda: START,
     )
     return Executor(
-        database=UNUSED,
+        database=database,
         sites=UNUSED,
         pool=UNUSED,
         credentials=UNUSED,
@@ -106,6 +108,57 @@ async def test_nothing_new_begins_while_results_wait_for_the_database(
 
 
 @pytest_twisted.ensureDeferred
+async def test_many_results_share_transactions_and_few_wait_for_nothing(database: Database, store: Store) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [1] * 13)
+    verdicts = done(*store.claim())
+    assert len(verdicts) == 13
+    clock = Clock()
+    transactions: DeferredQueue[None] = DeferredQueue()
+    settler = Settler(
+        reactor=clock,
+        database=database,
+        worker="w",
+        clock=lambda: START,
+        on_settled=lambda leftover, waiting: transactions.put(None),
+    )
+
+    def give(count: int) -> None:
+        for _ in range(count):
+            settler.submit(verdicts.pop())(ClosedLog(True, LogSpan(0, 10)))
+
+    give(10)
+    # One by itself, and what has arrived meanwhile.
+    await transactions.get()
+    await transactions.get()
+    assert settler.backlog == 0
+    give(2)
+    # A transaction that had begun would be over by now.
+    await database.run("nothing", lambda session: None)
+    assert (settler.backlog, transactions.pending) == (2, [])
+    clock.advance(1)
+    await transactions.get()
+    assert settler.backlog == 0
+    give(1)
+    await transactions.get()
+    assert store.job(job.id).status is JobStatus.DONE
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_waits_for_no_further_results(database: Database, store: Store) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [1] * 12)
+    settler = Settler(
+        reactor=Clock(), database=database, worker="w", clock=lambda: START, on_settled=lambda leftover, waiting: None
+    )
+    on_disk = [settler.submit(verdict) for verdict in done(*store.claim())]
+    for log_closed in on_disk:
+        log_closed(ClosedLog(True, LogSpan(0, 10)))
+    await settler.drained()
+    assert store.job(job.id).status is JobStatus.DONE
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
     database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,8 +168,7 @@ async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
     settler = Settler(
         reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=lambda leftover, waiting: None
     )
-    executor = executor_of(settler)
-    executor.database = database
+    executor = executor_of(settler, database)
     executor.sites = cast(Any, SimpleNamespace(by_id=lambda number: None))
     executor.pool = cast(Any, SimpleNamespace(wake_waiting=lambda: None))
     services = SimpleNamespace(service_of_batch=lambda batch: None)

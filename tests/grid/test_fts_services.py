@@ -1,4 +1,4 @@
-"""Copies that are handed over to an FTS3 which a site names, by a real daemon between real GridFTP servers."""
+"""Copies that are handed over to an FTS3 that a site names, and the door, by a real daemon and real GridFTP servers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ from typing import Any
 import pytest
 
 from pdm.testgrid import TestGrid
+from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.service import TestService
 from tests.support.attempt_logs import job_logs
+from tests.support.fts_door import ask_door
+from tests.support.fts_pair import name_fts
 from tests.support.fts_server import FakeFts, fake_fts
 from tests.support.instances import until
-
-
-def name_fts(service: TestService, url: str) -> None:
-    """Let site B name an FTS3."""
-    (file,) = (service.directory / "sites.d").glob("*.conf")
-    text = file.read_text()
-    assert "[B]" in text
-    file.write_text(text.replace("[B]", f"[B]\nfts = {url}"))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +28,8 @@ def fts(grid: TestGrid) -> Iterator[FakeFts]:
 def service(grid: TestGrid, fts: FakeFts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
     service = TestService(tmp_path_factory.mktemp("fts") / "instance", grid.description(), grid.directory)
     service.init(
-        queue={"first_pause": "100ms", "longest_pause": "300ms", "stall": "6s"}, fts={"poll": "300ms", "files": "20"}
+        queue={"first_pause": "100ms", "longest_pause": "300ms", "stall": "6s"},
+        fts={"poll": "300ms", "files": "20", "host": "localhost", "port": str(reserve_port())},
     )
     name_fts(service, fts.url)
     with service.running():
@@ -252,3 +248,55 @@ def test_a_killed_daemon_continues_with_the_jobs_that_it_has_handed_over(
     assert "continues with job" in log_of(service)
     assert contents(grid_directories.b / "copy") == contents(path)
     assert not list(grid_directories.b.rglob("*.part"))
+
+
+def test_one_of_two_files_that_run_is_cancelled_by_the_door_and_at_the_fts(
+    service: TestService, fts: FakeFts, grid: TestGrid, tree: Any, grid_directories: Any
+) -> None:
+    path = tree(2)
+    ends = [
+        (grid.sites["A"].url(path / name), grid.sites["B"].url(grid_directories.b / name))
+        for name in ("file0", "file1")
+    ]
+    fts.paused.set()
+    before = len(fts.submitted)
+    files = [{"sources": [source], "destinations": [destination]} for source, destination in ends]
+    status, answer = ask_door(service, "alice", "POST", "/jobs", {"files": files})
+    assert status == 200, answer
+    job = answer["job_id"]
+    until(service, lambda: len(fts.submitted) - before == 2)
+
+    def states() -> list[str]:
+        return [file["file_state"] for file in ask_door(service, "alice", "GET", f"/jobs/{job}/files")[1]]
+
+    assert states() == ["ACTIVE", "ACTIVE"]
+    _, brief = ask_door(service, "alice", "GET", f"/jobs/{job}?files=file_id,dest_surl")
+    assert [set(file) for file in brief["files"]] == [{"file_id", "dest_surl"}] * 2
+    assert brief["files"][0]["dest_surl"] == ends[0][1]
+    number = brief["files"][0]["file_id"]
+    assert ask_door(service, "alice", "DELETE", f"/jobs/{job}/files/{number}") == (200, "CANCELED")
+    assert states() == ["CANCELED", "ACTIVE"]
+    at_fts = {file["source_surl"]: file["file_state"] for files in fts.jobs.values() for file in files}
+    assert at_fts[ends[0][0]] == "CANCELED"
+    fts.paused.clear()
+    until(service, lambda: states() == ["CANCELED", "FINISHED"])
+    assert sorted(contents(grid_directories.b)) == ["file1"]
+
+
+def test_the_door_removes_empty_directories_only(service: TestService, grid: TestGrid, grid_directories: Any) -> None:
+    directory = grid_directories.b / "directory"
+    directory.mkdir()
+    (directory / "file").write_bytes(b"x")
+    grid_directories.give()
+
+    def rmdir(path: Path) -> tuple[int, Any]:
+        return ask_door(service, "alice", "POST", "/dm/rmdir", {"surl": grid.sites["B"].url(path)})
+
+    status, error = rmdir(directory)
+    assert (status, "NOT_EMPTY" in error["message"]) == (400, True), error
+    status, error = rmdir(directory / "file")
+    assert (status, "NOT_A_DIRECTORY" in error["message"]) == (400, True), error
+    assert (directory / "file").exists()
+    (directory / "file").unlink()
+    assert rmdir(directory) == (200, 0)
+    assert not directory.exists()

@@ -152,6 +152,27 @@ def test_what_is_at_the_destination_decides_file_by_file(own: HelperProcess, sit
     assert all((sites.b / file.relative_to(sites.a)).read_bytes() == file.read_bytes() for file in files[:30])
 
 
+def test_a_directory_that_two_batches_fill_keeps_what_is_there(own: HelperProcess, sites: Sites) -> None:
+    files = files_of_one_size(sites, 200)
+    files += [sites.put(sites.a / "d1" / name, os.urandom(1024)) for name in ("x\u00e9", "spaced name")]
+    items = items_of(sites, files)
+    first, second = items[:130], items[130:]
+    assert all(isinstance(event, wire.DoneEvent) for event in own.copy(first).values())
+    # A name that differs in case is another one here; what has the very name is neither replaced nor taken for a copy.
+    upper = put(sites.b / "d1" / "F150", b"upper")
+    taken = put(sites.b / "d1" / "f160", b"taken")
+    sites.grid.give(sites.b)
+
+    events = own.run(wire.CopyRequest(own.new_id(), second, "never", "size", wire.TimeLimits()))
+    outcome = outcomes(events)
+    assert [key for key, event in outcome.items() if not isinstance(event, wire.DoneEvent)] == [160]
+    assert judged(outcome[160]) == "destination EXISTS"
+    assert len(fallbacks(events)) == 1
+    assert (upper.read_bytes(), taken.read_bytes()) == (b"upper", b"taken")
+    expected = tree(sites.a) | {"d1/F150": b"upper", "d1/f160": b"taken"}
+    assert tree(sites.b) == expected
+
+
 @pytest.mark.parametrize("site", [pytest.param("A", marks=pytest.mark.full), "B"])
 @pytest.mark.full
 def test_sessions_that_end_in_the_middle_cost_nothing(own: HelperProcess, sites: Sites, site: str) -> None:

@@ -19,6 +19,11 @@ _LOOK = (
     ("632-", b" Type=dir;Modify=20260101000000;Size=4096;UNIX.mode=0755; /d\r\n"),
     ("632 ", b"250 End.\r\n"),
 )
+_FILE = (
+    ("632-", b"250-status of /d\r\n"),
+    ("632-", b" Type=file;Modify=20260101000000;Size=7;UNIX.mode=0644; /d\r\n"),
+    ("632 ", b"250 End.\r\n"),
+)
 _LISTING = (
     ("632-", b"250-Contents of /d\r\n"),
     ("632-", b" Type=dir;Modify=20260101000000;Size=4096;UNIX.mode=0755; sub\r\n"),
@@ -90,3 +95,17 @@ def test_what_is_left_when_the_server_dies(
     assert pipelined_operations.list_tree(asked, asked.request, connections, Waker()) == left
     serving.join()
     assert sorted(asked.told) == told
+
+
+def test_a_file_is_known_by_one_answer(server: Server) -> None:
+    def serve() -> None:
+        server.socket.recv(4096)
+        server.say(*_FILE)
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    asked: Any = Asked()
+    connections: Any = OneChannel(server)
+    assert pipelined_operations.list_tree(asked, asked.request, connections, Waker()) == []
+    serving.join()
+    assert asked.told == [""]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,16 @@ async def test_cancel_of_files(service: Service) -> None:
     (own,) = (await service.call("nina", "GET", f"/jobs?label={fts_id}")).json
     tokens = await service.claim(own["id"])
     await service.settle(tokens[0])
+    ended: list[tuple[int, list[int]]] = []
+
+    def cancel_elements(job_id: int, numbers: Collection[int]) -> bool:
+        ended.append((job_id, list(numbers)))
+        # No daemon runs them but the test.
+        return False
+
+    service.context.cancel_elements = cancel_elements
     states = await ask(service, "nina", "DELETE", f"/jobs/{fts_id}/files/{ids[0]},{ids[1]},{ids[2]},7,x")
+    assert ended == [(own["id"], [2])]
     assert states.json == [
         *("CANCELED", "FINISHED", "ACTIVE"),
         *["File does not belong to the job"] * 2,

@@ -114,7 +114,7 @@ class FakeFts:
                 if file["file_state"] not in _FINAL and (numbers is None or str(file["file_id"]) in numbers):
                     file["file_state"] = "CANCELED"
             return 200, {"job_id": parts[1], "job_state": "CANCELED"}
-        return 200, files
+        return 200, {"job_id": parts[1], "files": files}
 
 
 def _path(url: str) -> Path:
@@ -144,8 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
-            if "garbage" in fts.faults and self.path.endswith("/files"):
-                answer = b'[{"file_id": ' + b"[" * 5000
+            if "garbage" in fts.faults and "?files=" in self.path:
+                answer = b'{"files": [{"file_id": ' + b"[" * 5000
         self.send_response(status)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()

@@ -83,11 +83,11 @@ def _check_daemon(instance: CheckedInstance) -> Iterator[CheckResult]:
         yield good("daemon", f"it runs, pid {instance.daemon or 'unknown'}")
     else:
         yield good("daemon", "it does not run")
-    folder = instance.settings.state.folder
-    if os.geteuid() == 0 and folder.exists() and (owner := folder.stat().st_uid) != 0:
+    state = instance.settings.state.folder
+    if os.geteuid() == 0 and state.exists() and (owner := state.stat().st_uid) != 0:
         yield warning(
             "daemon",
-            f"{folder} belongs to the account {account_name(owner)}, and this check runs as root, which may do more",
+            f"{state} belongs to the account {account_name(owner)}, and this check runs as root, which may do more",
             f"check as that account: runuser -u {account_name(owner)} -- pdm admin check {instance.settings.source}",
         )
 

@@ -169,10 +169,10 @@ def _write(backup: Path, part: Path, manifest: Manifest, private: Mapping[str, b
         with os.fdopen(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as written:
             written.write(content)
     if manifest.has_logs and (backup / LOGS).is_dir():
-        folder = next((path.place for path in manifest.paths if (path.section, path.key) == ("logs", "folder")), None)
-        shutil.copytree(backup / LOGS, part / (folder or LOGS), dirs_exist_ok=True)
+        logs = next((path.place for path in manifest.paths if (path.section, path.key) == ("logs", "folder")), None)
+        shutil.copytree(backup / LOGS, part / (logs or LOGS), dirs_exist_ok=True)
         if database is not None and manifest.kind == "sqlite":
-            _name_logs(part / (folder or LOGS), worker_names(backup / DATABASE_NAMES["sqlite"]))
+            _name_logs(part / (logs or LOGS), worker_names(backup / DATABASE_NAMES["sqlite"]))
     _adapt(part, manifest, database)
 
 

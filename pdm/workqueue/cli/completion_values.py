@@ -62,7 +62,7 @@ class ServiceValues:
 
     def entries(self, site: str, directory: str) -> tuple[str, Sequence[tuple[str, bool]]]:
         if not directory:
-            directory = next((folder for name, _text, folder in self._sites() if name == site), "") or "/"
+            directory = next((default for name, _text, default in self._sites() if name == site), "") or "/"
             directory = f"{directory.rstrip('/')}/"
         found = self._cached(
             f"entries {site} {directory}",

@@ -30,6 +30,7 @@ def plan_for(
     tree: str,
     *,
     recursive: bool = True,
+    only_empty: bool = False,
     rules: CopyRules = PLAIN_COPY,
     is_one_server: bool = False,
 ) -> Plan | None:
@@ -38,6 +39,7 @@ def plan_for(
     Args:
         tree: absolute path of the source as its server names it; links are followed inside it only.
         recursive: of a REMOVE.
+        only_empty: of a REMOVE: whether only an empty directory is removed.
         rules: of a COPY.
         is_one_server: of a COPY: whether source and destination are at the same server.
 
@@ -49,7 +51,7 @@ def plan_for(
             raise ValueError("a COPY has a destination")
         return CopyPlan(source, destination, tree, rules, is_one_server)
     if type_ is JobType.REMOVE:
-        return RemovePlan(source, recursive)
+        return RemovePlan(source, recursive and not only_empty, only_empty)
     return None
 
 
@@ -59,6 +61,7 @@ class RemovePlan:
 
     _source: str
     _recursive: bool
+    _only_empty: bool = False
     _is_directory: bool = True
     needs_destination: bool = False
     is_slow: bool = False
@@ -78,15 +81,20 @@ class RemovePlan:
                     elements.append(self._removal(entry.path, is_directory=entry.type == "directory"))
             elif entry.type != "directory":
                 self._is_directory = False
-                elements.append(self._removal("", is_directory=False))
+                if not self._only_empty:
+                    elements.append(self._removal("", is_directory=False))
         return Planned(tuple(elements))
 
     def end(
         self, unreadable: Iterable[str], extra: Iterable[ListedEntry] = (), *, incomplete: FailureScope | None = None
     ) -> Iterator[Planned]:
         if not self._is_directory:
+            if self._only_empty:
+                message = f"{self._source} is not a directory; nothing was removed"
+                yield Planned(failure=AttemptFailure(FailureScope.SOURCE, FailureCode.NOT_A_DIRECTORY, message))
             return
-        if self._recursive:
+        # A directory that is not empty is refused when it is removed.
+        if self._recursive or self._only_empty:
             yield Planned((self._removal("", is_directory=True),))
             return
         message = f"{self._source} is a directory; nothing was removed"

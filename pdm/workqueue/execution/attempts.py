@@ -37,6 +37,9 @@ from pdm.workqueue.telemetry.logging import log_ended
 
 #: Verdicts per transaction at most; bounds how long the writer is busy.
 _MOST_AT_ONCE = 1000
+#: After a transaction of `_MANY` verdicts, the next one begins once there are `_ENOUGH`, or after so many seconds: a
+#: transaction of ten costs as much as one of sixty. A few verdicts wait for nothing.
+_MANY, _ENOUGH, _GATHER_S = 8, 100, 0.05
 _PAUSE_AFTER_ERROR_S = 1.0
 
 
@@ -71,6 +74,8 @@ class Settler:
         self._awaited = 0
         self._tokens: set[ClaimToken] = set()
         self._busy = False
+        #: Fires when there are enough verdicts for the next transaction; None while it is not waited for.
+        self._gathering: Deferred[None] | None = None
         self._idle_waiters: list[Deferred[None]] = []
 
     def submit(self, verdict: Verdict) -> Callable[[ClosedLog], None]:
@@ -89,6 +94,8 @@ class Settler:
         if not self._busy:
             self._busy = True
             start_background("settle", self._settle_all())
+        elif len(self._pending) >= _ENOUGH:
+            self._end_gathering()
 
     async def note_begun(self, token: ClaimToken, found: Mapping[str, Any]) -> bool:
         """Store the state that an attempt has found before it changes anything; False if the claim is lost."""
@@ -114,6 +121,7 @@ class Settler:
         while self._awaited or self._busy:
             waiter: Deferred[None] = Deferred()
             self._idle_waiters.append(waiter)
+            self._end_gathering()
             await waiter
 
     async def _settle_all(self) -> None:
@@ -173,11 +181,28 @@ class Settler:
                     self._pending += settled.passed_over
                     if is_stuck:
                         await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
+                elif len(verdicts) >= _MANY:
+                    await self._gather()
         finally:
             self._busy = False
             waiters, self._idle_waiters = self._idle_waiters, []
             for waiter in waiters:
                 waiter.callback(None)
+
+    async def _gather(self) -> None:
+        """Wait until there are enough verdicts for the next transaction."""
+        if len(self._pending) >= _ENOUGH or self._idle_waiters:
+            return
+        gathering = self._gathering = Deferred()
+        timer = self._reactor.callLater(_GATHER_S, self._end_gathering)
+        await gathering
+        if timer.active():
+            timer.cancel()
+
+    def _end_gathering(self) -> None:
+        if self._gathering is not None:
+            gathering, self._gathering = self._gathering, None
+            gathering.callback(None)
 
 
 _log = Logger()

@@ -151,9 +151,13 @@ class RunningBatch:
             else:
                 self.wake_waiting()
 
-    def cancel(self, job_id: int) -> None:
-        """Cancel the elements of one job; the others continue."""
-        keys = {key for key, attempt in self._open.items() if attempt.record.job_id == job_id}
+    def cancel(self, job_id: int, numbers: Collection[int] | None = None) -> bool:
+        """Cancel the elements of one job, or some of them; the others continue. Returns whether there are any."""
+        keys = {
+            key
+            for key, attempt in self._open.items()
+            if attempt.record.job_id == job_id and (numbers is None or attempt.record.id in numbers)
+        }
         if keys == self._open.keys() and not self._cancelled:
             if keys:
                 self.end(Ending.CANCELLED)
@@ -161,6 +165,7 @@ class RunningBatch:
             self._cancelled |= keys
             if self._agent is not None:
                 self._request_cancel()
+        return bool(keys)
 
     def attempts_open(self) -> Iterator[ClaimToken]:
         """Attempts without a verdict."""

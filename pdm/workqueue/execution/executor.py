@@ -276,6 +276,14 @@ class Executor:
         self._end_job(job_id)
         self.changes.continue_change(job_id)
 
+    def cancel_elements(self, job_id: int, numbers: Collection[int]) -> bool:
+        """End some elements of a job; they are CANCELLED once that is done. Returns whether any of them run here."""
+        found = False
+        for running in list(self._running):
+            if job_id in running.batch.jobs:
+                found |= running.cancel(job_id, numbers)
+        return found
+
     def cancelled_elsewhere(self, job_id: int) -> None:
         """End what runs of a job that another daemon has cancelled."""
         self._background.start("end a cancelled job", self._end_if_cancelled(job_id))

@@ -68,6 +68,7 @@ class JobListings:
             job.dst_filepath,
             StorageUrl(request.url).text_path,
             recursive=options.recursive if isinstance(options, RemoveOptions) else True,
+            only_empty=isinstance(options, RemoveOptions) and options.only_empty,
             rules=rules,
             is_one_server=StorageUrl(request.url).server == StorageUrl(request.destination or "").server,
         )

@@ -142,7 +142,7 @@ class FileCopier:
         return pending
 
     def _begin(self, storage: Storage, item: FileCopy) -> PendingCopy | None:
-        key, destination = item.key, item.destination
+        destination = item.destination
         if item.size < 0:
             item = item._replace(size=at_source(storage.size, item.source))
             storage.timeouts = Timeouts.of(self._batch.request.limits, item.size)
@@ -161,16 +161,20 @@ class FileCopier:
             raise self._closed[directory.url]
         if self._doubts_sources:
             at_source(storage.check_readable, item.source)
-        reporter = _ProgressReporter(self._batch, key)
         try:
             asked_at = time.time()
             version = at_source(storage.version, item.source)
         except (StoppedError, StorageError) as error:
             self._fail(storage, item, directory, error)
             return None
-        return PendingCopy(
-            item, directory, version, reporter, doubted=version.may_hide_writes(asked_at), is_new=there is None
-        )
+        return self.pending(item, directory, version, asked_at, is_new=there is None)
+
+    def pending(
+        self, item: FileCopy, directory: TargetDirectory, version: FileVersion, asked_at: float, *, is_new: bool
+    ) -> PendingCopy:
+        """A copy whose checks have found this ``version`` of its source, which was asked for at ``asked_at``."""
+        reporter = _ProgressReporter(self._batch, item.key)
+        return PendingCopy(item, directory, version, reporter, doubted=version.may_hide_writes(asked_at), is_new=is_new)
 
     def complete(self, storage: Storage, pending: PendingCopy, source_sum: str | None) -> None:
         """Verify a transferred file and rename it.

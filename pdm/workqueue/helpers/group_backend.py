@@ -6,6 +6,7 @@ import abc
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.storage import FileVersion, Storage, StorageBackend
 
@@ -48,6 +49,10 @@ class GroupBackend(StorageBackend):
     @abc.abstractmethod
     def group_sizes(self, urls: Sequence[StorageUrl]) -> list[int | None]:
         """Sizes in bytes."""
+
+    def group_checksums(self, urls: Sequence[StorageUrl], algorithm: ChecksumAlgorithm) -> list[str | None]:
+        """Checksums that the server computes, as `Storage.checksum`; None where it does not, or not for a group."""
+        return [None] * len(urls)
 
     @abc.abstractmethod
     def are_free(self, urls: Sequence[StorageUrl]) -> list[bool]:

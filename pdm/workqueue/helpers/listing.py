@@ -299,6 +299,11 @@ def is_listed(request: ListRequest, there: FileStat) -> bool:
     return is_directory and request.depth != 0
 
 
+def report_alone(batch: ActiveBatch, request: ListRequest, there: FileStat) -> None:
+    """Report what is at the URL as the only entry."""
+    batch.entries(request.key, [_entry("", there)])
+
+
 class _TreeListing:
     def __init__(self, batch: ActiveBatch, request: ListRequest, workers: WorkerThreads, max_workers: int) -> None:
         self._batch = batch
@@ -323,7 +328,7 @@ class _TreeListing:
         if there is None:
             raise StorageError(f"{self._root} does not exist", errno=errno.ENOENT, code=FailureCode.NOT_FOUND)
         if not is_listed(self._request, there):
-            self._batch.entries(self._key, [_entry("", there)])
+            report_alone(self._batch, self._request, there)
             return
         self._batch.root(self._key, first.real_path(self._root.without_slash, there))
         # An error at the root fails the whole listing.

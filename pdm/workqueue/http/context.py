@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -138,6 +138,8 @@ class ApiContext:
     add_element: Callable[..., Awaitable[Any]]
     #: Notifies the executor that a job's cancellation was committed.
     cancelled: Callable[[int], None]
+    #: Ends some elements of a job, which become CANCELLED; returns whether this daemon runs any of them.
+    cancel_elements: Callable[[int, Collection[int]], bool]
     #: What this daemon runs.
     progress: ProgressBoard
     #: What all daemons run.

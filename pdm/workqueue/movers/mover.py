@@ -343,7 +343,7 @@ def _list(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, req
     depth: int | None = None
     if isinstance(options, ListOptions):
         depth = options.depth
-    elif isinstance(options, RemoveOptions) and not options.recursive:
+    elif isinstance(options, RemoveOptions) and (options.only_empty or not options.recursive):
         # What the path itself is decides all.
         depth = 0
     destination: str | None = None

@@ -220,14 +220,14 @@ _FILES = (
 )
 
 
-def files(session: Session, job: JobRecord, after: int, most: int) -> list[FtsFile]:
+def files(session: Session, job: JobRecord, after: int, most: int, *, with_times: bool = True) -> list[FtsFile]:
     """Files of one of the jobs, those of the elements after a number."""
     rows = session.execute(_FILES, {"of_job": job.id, "after": after, "most": most}).all()
     if not rows:
         return []
     count = len(ELEMENT_COLUMNS)
     found = [(element_record(row[:count]), NewFtsFile(*row[count:])) for row in rows]
-    times = attempt_times(session, job.id, found[0][0].id, found[-1][0].id)
+    times = attempt_times(session, job.id, found[0][0].id, found[-1][0].id) if with_times else {}
     return [FtsFile(job, element, file, *times.get(element.id, (None, None))) for element, file in found]
 
 
@@ -252,6 +252,15 @@ def cancel(session: Session, numbers: Collection[int], now: datetime) -> list[Jo
 _STATUSES = sa.select(elements.c.id, elements.c.status).where(
     elements.c.job_id == bindparam("of_job"), elements.c.id.in_(bindparam("numbers", expanding=True))
 )
+
+
+def statuses(session: Session, chosen: Mapping[int, Collection[int]]) -> dict[tuple[int, int], JobStatus]:
+    """The status of elements by job and number; ``chosen``: their numbers by job."""
+    return {
+        (job_id, row.id): row.status
+        for job_id, numbers in chosen.items()
+        for row in session.execute(_STATUSES, {"of_job": job_id, "numbers": list(numbers)})
+    }
 
 
 def cancel_elements(

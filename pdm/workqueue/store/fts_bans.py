@@ -10,8 +10,19 @@ from attrs import frozen
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.sites import Actor
+from pdm.workqueue.domain.waits import WaitKind
 from pdm.workqueue.store import users
-from pdm.workqueue.store.records import FINAL, IS_THERE, fts_bans, fts_jobs, fts_parts, jobs, matched
+from pdm.workqueue.store.records import (
+    FINAL,
+    IS_THERE,
+    fts_bans,
+    fts_jobs,
+    fts_parts,
+    jobs,
+    matched,
+    wait_elements,
+    waits,
+)
 from pdm.workqueue.store.records import users as user_rows
 
 
@@ -82,3 +93,16 @@ def open_parts(session: Session, site_ids: Collection[int] = (), user_id: int | 
 def running_elements(session: Session) -> int:
     """How many elements run at all daemons."""
     return int(session.scalar(sa.select(sa.func.sum(jobs.c.num_running)).where(jobs.c.num_running > 0)) or 0)
+
+
+_STAGED = (
+    sa.select(sa.func.count())
+    .select_from(wait_elements)
+    .join(waits, waits.c.id == wait_elements.c.wait_id)
+    .where(waits.c.kind == WaitKind.STAGE)
+)
+
+
+def staged_elements(session: Session) -> int:
+    """How many elements wait for files that come from tape."""
+    return session.scalar(_STAGED) or 0

@@ -464,11 +464,13 @@ def record_initial_state(session: Session, worker: str, token: ClaimToken, found
 
 _HAND_OVER = sa.update(elements).where(
     elements.c.job_id == sa.bindparam("of_job"),
-    elements.c.id == sa.bindparam("number"),
+    elements.c.id.in_(sa.bindparam("numbers", expanding=True)),
     elements.c.attempts == sa.bindparam("attempt"),
     elements.c.status == JobStatus.RUNNING,
     elements.c.worker_id == sa.bindparam("of_worker"),
 )
+#: Elements of one statement.
+_HANDED_AT_ONCE = 500
 
 
 def record_hand_over(session: Session, worker: str, tokens: Sequence[ClaimToken], handed: str) -> bool:
@@ -483,8 +485,12 @@ def record_hand_over(session: Session, worker: str, tokens: Sequence[ClaimToken]
     if number is None:
         return False
     statement = _HAND_OVER.values(begun={"handed": handed})
+    alike: dict[tuple[int, int], list[int]] = {}
+    for token in sorted(tokens):
+        alike.setdefault((token.job_id, token.attempt), []).append(token.element_id)
     rows = [
-        {"of_job": token.job_id, "number": token.element_id, "attempt": token.attempt, "of_worker": number}
-        for token in sorted(tokens)
+        {"of_job": job_id, "attempt": attempt, "numbers": numbers[at : at + _HANDED_AT_ONCE], "of_worker": number}
+        for (job_id, attempt), numbers in alike.items()
+        for at in range(0, len(numbers), _HANDED_AT_ONCE)
     ]
-    return sum(matched(session, statement, row) for row in rows) == len(rows)
+    return sum(matched(session, statement, row) for row in rows) == len(tokens)

@@ -305,9 +305,13 @@ def _time(text: str | None, submitted: float) -> float | None:
 
 
 class RemoveOptions(_Options, frozen=True):
-    """``recursive``: whether a directory may be removed with all that is in it."""
+    """``recursive``: whether a directory may be removed with all that is in it.
+
+    ``only_empty``: a directory is removed only if it is empty, and anything else is not.
+    """
 
     recursive: bool = True
+    only_empty: bool = False
 
 
 class RenameOptions(_Options, frozen=True):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.gridftp import GridFtpBackend
+from pdm.workqueue.helpers.gridftp.checksum_command import checksum_command, checksum_in, computes_checksums
 from pdm.workqueue.helpers.gridftp.control import ControlChannel
 from pdm.workqueue.helpers.gridftp.download import NoBlockModeError
 from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply, file_stat_in
@@ -56,6 +58,15 @@ class GroupedGridFtpBackend(GridFtpBackend, GroupBackend):
 
     def group_versions(self, urls: Sequence[StorageUrl]) -> list[FileVersion | None]:
         return [None if found is None else FileVersion(found.size, found.mtime) for found in self._stats(urls)]
+
+    def group_checksums(self, urls: Sequence[StorageUrl], algorithm: ChecksumAlgorithm) -> list[str | None]:
+        if not computes_checksums(algorithm, self._channel(urls[0])):
+            return [None] * len(urls)
+        command = checksum_command(algorithm, b"")
+        return [
+            None if reply is None or not reply.good else checksum_in(algorithm, reply)
+            for reply in self._replies(urls, command)
+        ]
 
     def rename_group(self, files: Sequence[tuple[StorageUrl, StorageUrl, int]], *, replace: bool) -> list[bool]:
         # The server replaces what is there without an error.

@@ -16,8 +16,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -25,37 +24,37 @@ from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.copying import FileCopier, FileCopy, PendingCopy
+from pdm.workqueue.helpers.fts.file_groups import FileGroups, groups
+from pdm.workqueue.helpers.fts.patience import PatientClient
 from pdm.workqueue.helpers.fts.reasons import error_of
 from pdm.workqueue.helpers.fts.rest import (
     FINISHED,
     FtsClient,
     HandedFile,
     HandedJob,
-    Identity,
     JobExistsError,
     NewFile,
     RefusedError,
-    end_transfers,
+    cancel_files,
     job_id,
 )
 from pdm.workqueue.helpers.storage import StoppedError, Storage, StorageError
-from pdm.workqueue.helpers.threads import WorkerThreads
+from pdm.workqueue.helpers.threads import WorkerThreads, may_begin
 from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest, TransferService
 
-_T = TypeVar("_T")
 MAX_WORKERS = 4
 #: A login at a GridFTP server costs as much as a hundred small files.
 _ITEMS_PER_WORKER = 50
 #: Files of one job.
 _MOST_FILES = 1000
-#: First pause between two polls; grows by half each time that nothing has changed.
-_FIRST_POLL_S, _GROWTH = 0.2, 1.5
+#: First pause between two polls, longer by so much for each file; grows by half each time that nothing has changed.
+_FIRST_POLL_S, _POLL_S_EACH, _GROWTH = 0.2, 0.002, 1.5
+#: The state of files that were submitted.
+_SUBMITTED = "SUBMITTED"
 #: A file must be missing in so many answers in a row.
 _MOST_MISSING = 3
 #: A summary is written at least so often: an agent that is silent is killed.
 _SUMMARY_S = 60.0
-#: Seconds between two checks of the delegation.
-_DELEGATION_S = 600.0
 
 
 class HandedCopy:
@@ -76,8 +75,9 @@ class HandedCopy:
         self._limits = request.limits
         self._workers = workers
         self._client = client
+        self._patient = PatientClient(client, batch, request.limits.stall_s)
         self._copier = FileCopier(batch, request, request.items)
-        self._identity = Identity("", [])
+        self._groups = FileGroups(batch, request, self._copier)
         self._guard = threading.Lock()
         #: Files that were checked, and have no outcome.
         self._pending: dict[int, PendingCopy] = {}
@@ -90,15 +90,15 @@ class HandedCopy:
         self._missing: Counter[int] = Counter()
         #: Keys of items that continue what an earlier attempt has handed over.
         self._attached: set[int] = set()
-        self._woken = threading.Event()
-        self._changed_at = self._summed_at = self._delegated_at = time.monotonic()
+        self._changed_at = self._summed_at = time.monotonic()
 
     def carry_out(self) -> None:
         """Copy all items; each has its outcome afterwards."""
-        self._batch.ends_items(lambda keys: self._woken.set())
-        self._batch.on_stop(self._stop)
+        self._batch.ends_items(lambda keys: self._patient.wake())
+        self._batch.on_stop(self._client.interrupt)
+        self._batch.on_stop(self._patient.wake)
         try:
-            self._patiently(self._log_in)
+            self._patient.log_in()
             fresh, again = self._take_up()
             self._begin()
             for job, keys in again.items():
@@ -111,37 +111,6 @@ class HandedCopy:
             for key in self._batch.open_keys():
                 # What was handed over stays at the FTS3, for the next attempt.
                 self._batch.failed(key, error, leftover=True)
-
-    def _stop(self) -> None:
-        self._client.interrupt()
-        self._woken.set()
-
-    # -- an FTS3 that does not answer
-
-    def _patiently(self, ask: Callable[[], _T]) -> _T:
-        """Ask again while the FTS3 does not answer, for as long as a server may be silent."""
-        until, pause_s = time.monotonic() + self._limits.stall_s, 1.0
-        while True:
-            try:
-                return ask()
-            except StorageError as error:
-                if not error.unreachable or time.monotonic() + pause_s > until:
-                    raise
-                self._log_to(self._batch.open_keys()[:1], f"{error.message}: asking again")
-            self._sleep(pause_s)
-            pause_s = min(2 * pause_s, 10.0)
-
-    def _sleep(self, seconds: float) -> None:
-        self._woken.wait(seconds)
-        if self._batch.stopped:
-            raise StoppedError
-        self._woken.clear()
-
-    def _log_in(self) -> None:
-        self._identity = self._client.whoami()
-        if self._client.delegate(self._identity):
-            self._log_to(self._batch.open_keys()[:1], f"the proxy is delegated to {self._client.url}")
-        self._delegated_at = time.monotonic()
 
     def _log_to(self, keys: Iterable[int], text: str) -> None:
         for key in keys:
@@ -166,10 +135,10 @@ class HandedCopy:
         again: dict[HandedJob, list[int]] = {}
         for job, items in handed.items():
             if not self._batch.stopped:
-                files = self._patiently(lambda job=job: self._client.files(job.id))  # type: ignore[misc]
+                files = self._patient.ask(lambda job=job: self._client.files(job.id))  # type: ignore[misc]
             if files is None:
                 # Of another VO, the same `sid` would be another job.
-                known = job_id(self._identity, job.sid) == job.id
+                known = job_id(self._patient.identity, job.sid) == job.id
                 keys = [item.key for item in items]
                 if known:
                     again[job] = keys
@@ -213,14 +182,23 @@ class HandedCopy:
     def _begin(self) -> None:
         """Check both ends of all items; those that need no transfer have their outcome."""
         items = list(self._items.values())
-        self._workers.share(self._batch, items, 1 + len(items) // _ITEMS_PER_WORKER, self._begin_one)
+        count = 1 + len(items) // _ITEMS_PER_WORKER
+        self._workers.share_groups(self._batch, list(groups(items)), count, self._begin_group, self._begin_one)
         if self._batch.stopped:
             raise StoppedError
         # The transfer of a file that is at its destination meanwhile is not needed.
         self._drop([key for key in self._attached if key not in self._pending])
 
+    def _begin_group(self, storage: Storage, items: Sequence[CopyItem]) -> Sequence[CopyItem]:
+        # What is at the FTS3 already is looked at with more doubt.
+        begun = self._groups.begin(storage, [item for item in items if item.key not in self._attached])
+        with self._guard:
+            self._pending |= begun
+        opened = set(self._batch.open_keys()).difference(begun)
+        return [item for item in items if item.key in opened]
+
     def _begin_one(self, storage: Storage, item: CopyItem) -> None:
-        pending = self._copier.begin(storage, FileCopy.of(item))
+        pending = self._copier.begin(storage, FileCopy.of(item)) if may_begin(self._batch, item.key) else None
         if pending is not None:
             with self._guard:
                 self._pending[item.key] = pending
@@ -242,7 +220,7 @@ class HandedCopy:
         names = sorted(str(self._pending[key].item.temporary) for key in keys)
         # The names have the uids of the jobs, and the numbers of elements and attempts.
         sid = hashlib.sha256("\n".join(names).encode()).hexdigest()
-        job = HandedJob(self._client.url, job_id(self._identity, sid), sid)
+        job = HandedJob(self._client.url, job_id(self._patient.identity, sid), sid)
         self._batch.hand_over(keys, str(job), self._limits.stall_s)
         keys = self._not_ended(keys)
         try:
@@ -281,10 +259,10 @@ class HandedCopy:
         items = [self._pending[key].item for key in keys]
         files = [NewFile(str(item.source), str(item.temporary), item.size) for item in items]
         try:
-            got = self._patiently(lambda: self._client.submit(job.sid, files))
+            got = self._patient.ask(lambda: self._client.submit(job.sid, files))
         except JobExistsError:
             self._log_to(keys, f"job {job.id} exists at the FTS3 already")
-            there = self._patiently(lambda: self._client.files(job.id))
+            there = self._patient.ask(lambda: self._client.files(job.id))
             return self._attach(job, keys, there or ())
         if got != job.id:
             self._client.cancel(got)
@@ -313,13 +291,14 @@ class HandedCopy:
     def _await_all(self) -> None:
         pause_s = _FIRST_POLL_S
         while self._pending:
-            self._sleep(pause_s)
+            pause_s = min(pause_s, self._service.poll_s)
+            self._patient.sleep(pause_s)
             self._end_cancelled()
-            pause_s = min(pause_s * _GROWTH, self._service.poll_s)
-            if time.monotonic() - self._delegated_at > _DELEGATION_S:
-                self._patiently(self._log_in)
+            pause_s *= _GROWTH
+            self._patient.keep_logged_in()
             if self._poll():
-                pause_s = _FIRST_POLL_S
+                # Each answer has all files of the job, and what has arrived is proven in groups.
+                pause_s = _FIRST_POLL_S + _POLL_S_EACH * len(self._pending)
             elif time.monotonic() - self._changed_at > self._service.patience_s:
                 self._give_up_all()
             self._summarize()
@@ -332,7 +311,7 @@ class HandedCopy:
             if not names:
                 del self._jobs[job]
                 continue
-            files = self._patiently(lambda job=job: self._client.files(job.id))  # type: ignore[misc]
+            files = self._patient.ask(lambda job=job: self._client.files(job.id))  # type: ignore[misc]
             unseen = dict(names)
             for file in files or ():
                 key = unseen.pop(file.dest_surl, None)
@@ -343,7 +322,8 @@ class HandedCopy:
                     final.append(self._items[key])
             self._note_missing(job, unseen.values())
         if final:
-            self._workers.share(self._batch, final, 1 + len(final) // _ITEMS_PER_WORKER, self._conclude, begun=True)
+            count = 1 + len(final) // _ITEMS_PER_WORKER
+            self._workers.share_groups(self._batch, list(groups(final)), count, self._prove_group, self._conclude)
         if changed:
             self._changed_at = time.monotonic()
         return changed
@@ -355,6 +335,9 @@ class HandedCopy:
         self._files[key] = file
         if before is not None and before.file_state == file.file_state:
             return False
+        if before is None and file.file_state == _SUBMITTED:
+            # The log says so already.
+            return True
         reason = f": {' '.join(file.reason.split())[:1000]}" if file.reason else ""
         self._batch.log(key, f"FTS3 job {job.id} file {file.file_id}: {file.file_state}{reason}")
         if file.file_state == "ACTIVE":
@@ -382,6 +365,22 @@ class HandedCopy:
             )
 
     # -- afterwards
+
+    def _prove_group(self, storage: Storage, items: Sequence[CopyItem]) -> Sequence[CopyItem]:
+        keys = [item.key for item in items]
+        with self._guard:
+            files = [
+                self._pending[key]
+                for key in keys
+                if self._files[key].file_state == FINISHED and not self._batch.is_ended(key)
+            ]
+        self._groups.prove(storage, files)
+        opened = set(self._batch.open_keys())
+        with self._guard:
+            for key in keys:
+                if key not in opened:
+                    self._take(key)
+        return [item for item in items if item.key in opened]
 
     def _conclude(self, storage: Storage, item: CopyItem) -> None:
         """Prove a file that the FTS3 calls FINISHED, and rename it; clean up after one that it has given up."""
@@ -447,16 +446,5 @@ class HandedCopy:
 
     def _drop(self, keys: Collection[int]) -> None:
         """Cancel files at the FTS3; an FTS3 that does not answer gets the request later, when the files are removed."""
-        wanted = set(keys)
-        for job, names in self._jobs.items():
-            if wanted.isdisjoint(names.values()):
-                continue
-            there = {name: key for name, key in names.items() if key in wanted}
-            try:
-                if len(there) == len(names):
-                    self._client.cancel(job.id)
-                else:
-                    end_transfers(self._client, job, there)
-                self._log_to(there.values(), f"cancelled at the FTS3, job {job.id}")
-            except StorageError as error:
-                self._log_to(there.values(), f"not cancelled at the FTS3 yet: {error.message}")
+        for dropped, what in cancel_files(self._client, self._jobs, keys):
+            self._log_to(dropped, what)

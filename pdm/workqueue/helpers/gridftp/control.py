@@ -26,7 +26,8 @@ from pdm.workqueue.helpers.storage import StorageError
 
 #: Default timeout in seconds for the greeting, and for each step of the login.
 LOGIN_S = 30.0
-_PIECE = 256 * 1024
+#: Bytes of one read. A buffer of 128 KiB or more would be mapped, shrunk and unmapped by each: three system calls.
+_PIECE = 64 * 1024
 #: A longer line is no part of a reply: entries of listings, the longest lines, are wrapped one by one.
 _LONGEST_LINE = 512 * 1024
 #: Further lines of a reply, and the rest of longer ones, are dropped.

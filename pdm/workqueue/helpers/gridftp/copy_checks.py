@@ -31,11 +31,13 @@ from pdm.workqueue.wire.agent_messages import CopyItem, PreservedAttribute
 _MIN_FILES_FOR_LISTING, _MAX_FILES_FOR_LISTING, _ENTRIES_FOR_A_FILE = 64, 128, 4
 #: Entries of a source directory above which a command for each file costs less than listings during the transfers.
 _MOST_ENTRIES_LISTED_AGAIN = 256
-#: Files of one source directory for which a listing before the copy is worth its cost: if its size is known to be
-#: small enough, and if it is not known.
-_MIN_SOURCES_OF_KNOWN, _MIN_SOURCES = 4, 16
-#: Entries of a source directory for each file of the batch, above which two commands for each file cost less.
+#: Files of one directory for which a listing before the copy is worth its cost: if its number of entries is known, and
+#: if it is not.
+_MIN_FILES_OF_KNOWN, _MIN_FILES = 4, 16
+#: Entries of a directory for each file of the batch, above which two commands for each file cost less.
 _MOST_ENTRIES_A_FILE = 3
+#: Bytes that servers report as the size of a small directory, and more for each entry.
+_SMALL_DIRECTORY, _BYTES_OF_ENTRY = 4096, 40
 #: Maximum directories whose numbers of entries are kept.
 _MOST_COUNTS = 10_000
 
@@ -142,16 +144,17 @@ class SharedListing:
 
     def list_if_due(self, *, all_arrived: bool) -> bool:
         """List the directory if enough files ask, or no more will for now; returns whether it did."""
+        # The last files of a directory are waited for: another listing of all its entries would be for them alone.
         enough = min(max(_MIN_FILES_FOR_LISTING, self._count // _ENTRIES_FOR_A_FILE), _MAX_FILES_FOR_LISTING)
-        if len(self._asking) < enough and self.to_come and not all_arrived:
+        if self.to_come and not all_arrived and (len(self._asking) < enough or self.to_come < enough):
             return False
         asking, self._asking = self._asking, []
 
-        def listed(entries: Mapping[bytes, FileStat], count: int) -> None:
+        def listed(entries: Mapping[bytes, FileStat] | None, count: int) -> None:
             self._count = count
             for file in asking:
                 if not file.over:
-                    self._check(file, entries)
+                    self._check(file, entries or {})
 
         list_entries(self._channel, self._path, self._names, listed)
         return True
@@ -161,7 +164,7 @@ def list_entries(
     channel: ControlChannel,
     path: bytes,
     names: Collection[bytes] | None,
-    listed: Callable[[Mapping[bytes, FileStat], int], None],
+    listed: Callable[[Mapping[bytes, FileStat] | None, int], None],
 ) -> None:
     """List a directory.
 
@@ -169,15 +172,16 @@ def list_entries(
         channel: to a server that has MLSC.
         path: of the directory.
         names: names of interest; None for all.
-        listed: called with the entries of interest by name, and the number of all entries. An incomplete or invalid
-            listing has no entries.
+        listed: called with the entries of interest by name, and the number of all, also of those that the server counts
+            but does not name; with None if the listing is incomplete or invalid.
     """
     entries: dict[bytes, FileStat] = {}
-    count = 0
+    count = counted = 0
 
     def found(entry: ListingEntry) -> None:
-        nonlocal count
+        nonlocal count, counted
         count += 1
+        counted = entry.counted or counted
         if names is None or entry.name in names:
             entries[entry.name] = entry.file_stat
 
@@ -185,9 +189,34 @@ def list_entries(
 
     def ended(reply: Reply) -> None:
         lines.end()
-        listed(entries if reply.good and lines.storage_error is None else {}, count)
+        listed(entries if reply.good and lines.storage_error is None else None, max(count, counted))
 
     channel.send(b"MLSC " + path, ended, lines.take)
+
+
+def may_pay_off(files: int, count: int, size: int = 0) -> bool:
+    """Whether a listing of a directory may cost less than commands for each file.
+
+    Args:
+        files: of the batch in the directory.
+        count: its entries when it was last listed; 0 if they are not known.
+        size: bytes that the server reports for the directory itself, which grow with its entries.
+    """
+    # It may have grown since.
+    is_small = size <= _SMALL_DIRECTORY + _BYTES_OF_ENTRY * _MOST_ENTRIES_A_FILE * files
+    return files >= (_MIN_FILES_OF_KNOWN if count else _MIN_FILES) and is_small and is_small_enough(files, count)
+
+
+def is_small_enough(files: int, count: int) -> bool:
+    """Whether a directory has few entries besides the files of the batch."""
+    return count <= _MOST_ENTRIES_A_FILE * files
+
+
+def remember_count(counts: dict[tuple[str, bytes], int], directory: tuple[str, bytes], count: int) -> None:
+    """Store the number of entries of a directory."""
+    if len(counts) >= _MOST_COUNTS:
+        counts.clear()
+    counts[directory] = count
 
 
 def ask_checksums(
@@ -219,7 +248,9 @@ class DestinationCheck:
         channels: to source and destination.
         overwrite: of the request.
         algorithm: of the checksums that are compared.
+        counts: numbers of entries of directories when they were last listed, by address and path; updated here.
         free: called with a file that may be copied.
+        verify_by_listing: called with a directory that has hardly any other files, and those that may be copied to it.
         same: called with a file that is there already, after its checksum was noted.
         leave: called with a file that is left to the fallback.
     """
@@ -229,20 +260,53 @@ class DestinationCheck:
         channels: tuple[ControlChannel, ControlChannel],
         overwrite: str,
         algorithm: ChecksumAlgorithm,
+        counts: dict[tuple[str, bytes], int],
         free: Passed,
+        verify_by_listing: Callable[[bytes, Sequence[PipelinedFile]], None],
         same: Passed,
         leave: Leave,
     ) -> None:
         self._channels = channels
         self._overwrite = overwrite
         self._algorithm = algorithm
+        self._counts = counts
         self._free = free
+        self._verify_by_listing = verify_by_listing
         self._same = same
         self._leave = leave
 
-    def look(self, file: PipelinedFile) -> None:
-        """Check a destination in a directory that already existed."""
-        _, at_destination = self._channels
+    def look(self, directory: bytes, files: Sequence[PipelinedFile], size: int) -> None:
+        """Check destinations in a directory that already existed.
+
+        Args:
+            directory: its path.
+            files: of the batch in it.
+            size: bytes that the server reports for the directory itself.
+        """
+        at_destination = self._channels[1]
+        key = at_destination.address, directory
+        if "MLSC" not in at_destination.features or not may_pay_off(len(files), self._counts.get(key, 0), size):
+            for file in files:
+                self._look_at(file)
+            return
+
+        def listed(entries: Mapping[bytes, FileStat] | None, count: int) -> None:
+            remember_count(self._counts, key, count)
+            free: list[PipelinedFile] = []
+            if entries is not None and len(entries) == count and is_small_enough(len(files), count):
+                # The server may take names for the same that differ in case, or in the form of other letters.
+                taken = {name.lower() for name in entries}
+                names = [(file, base_name(file.destination)) for file in files if not file.item.stale]
+                free = [file for file, name in names if name.isascii() and name.lower() not in taken]
+            self._verify_by_listing(directory, free)
+            may_be_copied = {file.key for file in free}
+            for file in files:
+                (self._free if file.key in may_be_copied else self._look_at)(file)
+
+        list_entries(at_destination, directory, None, listed)
+
+    def _look_at(self, file: PipelinedFile) -> None:
+        at_destination = self._channels[1]
         for stale in file.item.stale:
             at_destination.send(b"DELE " + server_path(stale), lambda reply: None)
         at_destination.send(b"MLST " + file.destination, lambda reply: self._looked(file, reply))
@@ -329,20 +393,16 @@ class SourceCheck:
         for file in files:
             directories[parent_path(file.source)].append(file)
         for path, some in directories.items():
-            count = self._counts.get((self._channel.address, path), 0)
-            least = _MIN_SOURCES_OF_KNOWN if count else _MIN_SOURCES
-            if len(some) >= least and count <= _MOST_ENTRIES_A_FILE * len(some):
+            if may_pay_off(len(some), self._counts.get((self._channel.address, path), 0)):
                 self._list(path, some)
 
     def _list(self, path: bytes, files: Sequence[PipelinedFile]) -> None:
         names = {base_name(file.source) for file in files}
         after = SharedListing(self._channel, path, names, self._listed_again)
 
-        def listed(entries: Mapping[bytes, FileStat], count: int) -> None:
-            if len(self._counts) >= _MOST_COUNTS:
-                self._counts.clear()
-            self._counts[self._channel.address, path] = count
-            if count > _MOST_ENTRIES_A_FILE * len(files):
+        def listed(entries: Mapping[bytes, FileStat] | None, count: int) -> None:
+            remember_count(self._counts, (self._channel.address, path), count)
+            if entries is None or not is_small_enough(len(files), count):
                 return
             again = count <= _MOST_ENTRIES_LISTED_AGAIN or not self._knows_times
             for file in files:

@@ -14,7 +14,7 @@ import errno
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -189,28 +189,25 @@ class _RouteCopy:
             self._sources.list_directories(files)
         directories = PipelinedDirectories(self._destination, {file.directory for file in files})
         self._carry_on()
-        self._find_new_directories(files, directories)
+        self._asked.clear()
         check = DestinationCheck(
-            channels, self._overwrite, self._algorithm, self._ready.append, self._is_there, self._leave
+            channels,
+            self._overwrite,
+            self._algorithm,
+            self._connections.entry_counts,
+            self._ready.append,
+            self._verify_by_listing,
+            self._is_there,
+            self._leave,
         )
+        by_directory: dict[bytes, list[PipelinedFile]] = collections.defaultdict(list)
         for file in files:
             if not file.over:
-                self._look(file, directories, check)
+                by_directory[file.directory].append(file)
+        for directory, some in by_directory.items():
+            self._look(directory, some, directories, check)
         self._carry_on()
         self._carry_on(self._refill)
-
-    def _find_new_directories(self, files: list[PipelinedFile], directories: PipelinedDirectories) -> None:
-        """Let one listing verify the files of a directory that this batch has made, and which has hardly any others."""
-        self._asked.clear()
-        listings: dict[bytes, SharedListing] = {}
-        if "MLSC" not in self._destination.features:
-            return
-        for file in files:
-            if directories.states.get(file.directory) == NEW:
-                if file.directory not in listings:
-                    listings[file.directory] = SharedListing(self._destination, file.directory, None, self._arrived)
-                file.wait_for(listings[file.directory])
-                file.is_listed = True
 
     def _carry_on(self, refill: Callable[[], None] = lambda: None) -> None:
         run_until_answered(
@@ -221,14 +218,30 @@ class _RouteCopy:
         largest = max((file.size for file in self._under_way.values()), default=0)
         return self._limits.stall_s + largest / self._limits.least_rate
 
-    def _look(self, file: PipelinedFile, directories: PipelinedDirectories, check: DestinationCheck) -> None:
-        state = directories.states.get(file.directory)
+    def _look(
+        self,
+        directory: bytes,
+        files: list[PipelinedFile],
+        directories: PipelinedDirectories,
+        check: DestinationCheck,
+    ) -> None:
+        state = directories.states.get(directory)
         if state is None:
-            self._leave(file, f"the directory of {file.item.destination} cannot be used")
+            for file in files:
+                self._leave(file, f"the directory of {file.item.destination} cannot be used")
         elif state == NEW:
-            self._ready.append(file)
+            self._verify_by_listing(directory, files)
+            self._ready.extend(files)
         else:
-            check.look(file)
+            check.look(directory, files, directories.sizes.get(directory, 0))
+
+    def _verify_by_listing(self, directory: bytes, files: Sequence[PipelinedFile]) -> None:
+        """Let a listing of their directory, which has hardly any other files, check files after their transfer."""
+        if "MLSC" in self._destination.features:
+            listing = SharedListing(self._destination, directory, None, self._arrived)
+            for file in files:
+                file.wait_for(listing)
+                file.is_listed = True
 
     # -- transfer and verification
 
@@ -314,7 +327,7 @@ class _RouteCopy:
             self._rename(file)
 
     def _arrived(self, file: PipelinedFile, entries: Mapping[bytes, FileStat]) -> None:
-        """Check a file against the listing of its new directory: its size, and that its name is free."""
+        """Check a file against a listing of its directory: its size, and that its name is free."""
         there = entries.get(base_name(file.temporary))
         if there is None or there.kind != "file" or there.size != file.size:
             self._leave(file, f"the temporary file does not have {file.size} bytes: {there}")

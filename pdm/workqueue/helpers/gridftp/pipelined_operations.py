@@ -25,8 +25,15 @@ from pdm.workqueue.helpers.gridftp.connections import (
 )
 from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, SilentServerError
 from pdm.workqueue.helpers.gridftp.event_loop import BrokenError, SilenceError, Waker, run_until_answered
-from pdm.workqueue.helpers.gridftp.replies import ListingEntry, Reply, WrappedEntries, errno_of_reply, file_stat_in
-from pdm.workqueue.helpers.listing import DirectoryEntries, EntryReporter, directory_url, is_listed
+from pdm.workqueue.helpers.gridftp.replies import (
+    ListingEntry,
+    Reply,
+    WrappedEntries,
+    errno_of_reply,
+    file_stat_in,
+    size_of_directory_in,
+)
+from pdm.workqueue.helpers.listing import DirectoryEntries, EntryReporter, directory_url, is_listed, report_alone
 from pdm.workqueue.helpers.operations import check_unchanged_since_listing, must_recheck
 from pdm.workqueue.helpers.storage import StoppedError, StorageError
 from pdm.workqueue.wire.agent_messages import ListRequest, MkdirRequest, PathItem, RemoveRequest
@@ -40,11 +47,13 @@ class PipelinedDirectories:
 
     Attributes:
         states: whether each usable directory is new, or existed before.
+        sizes: bytes that the server reports for each directory that existed before.
     """
 
     def __init__(self, channel: ControlChannel, directories: set[bytes]) -> None:
         self._channel = channel
         self.states: dict[bytes, str] = {}
+        self.sizes: dict[bytes, int] = {}
         #: Callbacks for when a directory exists.
         self._then: dict[bytes, list[Callable[[], None]]] = {}
         for directory in sorted(directories):
@@ -72,6 +81,7 @@ class PipelinedDirectories:
         def looked(reply: Reply) -> None:
             there = file_stat_in(reply)
             if there is not None and "directory" in (there.kind, there.target_kind):
+                self.sizes[directory] = size_of_directory_in(reply)
                 self._is(directory, THERE)
 
         if directory in (b"/", b"~"):
@@ -245,6 +255,10 @@ def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool
     except BaseException:
         connections.drop(channel)
         raise
+    if there is not None and there.kind == "file":
+        # Nothing else is to be found out about it.
+        report_alone(batch, request, there)
+        return []
     return tree.left if is_tree else None
 
 

@@ -30,6 +30,7 @@ _USUAL_ENTRY = re.compile(
 )
 _PASSIVE_ADDRESS = re.compile(r"227 [^\n]{0,200}?((?:\d{1,3},){5}\d{1,3})")
 _BREAK = re.compile(rb"\r\n(?=(?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+ )")
+_SIZE_FACT = re.compile(r" ?(?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)*?[Ss]ize=([0-9]{1,19});")
 _DIGITS = re.compile(rb"[0-9]{1,20}\Z")
 _MODE = re.compile(rb"[0-7]{1,6}\Z")
 
@@ -303,3 +304,9 @@ def file_stat_in(reply: Reply) -> FileStat | None:
         return read_entry(lines[1].strip().encode()).file_stat if reply.good and len(lines) == _LINES_OF_MLST else None
     except StorageError:
         return None
+
+
+def size_of_directory_in(reply: Reply) -> int:
+    """The bytes of a directory itself in a reply to MLST; 0 if they are not told."""
+    found = _SIZE_FACT.match(reply.text.partition("\n")[2])
+    return int(found.group(1)) if found is not None else 0

@@ -1,4 +1,4 @@
-"""``/dm``: list, stat, mkdir, unlink and rename at storages, as jobs that the request waits for."""
+"""``/dm``: list, stat, mkdir, rmdir, unlink and rename at storages, as jobs that the request waits for."""
 
 from __future__ import annotations
 
@@ -97,6 +97,10 @@ async def _done(
         reason = f": {failure.message}" if failure is not None else ""
         raise SiteFailedError(f"this takes longer than {_WAIT_S:.0f} s; job {job.id} of the service continues{reason}")
     if failure is None:
+        # The listing is done, and what it has found could not be removed.
+        removal = await api.database.read("the element after the listing", jobs.fetch_element, job.id, 1)
+        failure = None if removal is None else removal.failure
+    if failure is None:
         raise SiteFailedError(f"job {job.id} of the service ended {job.status.name}")
     raise _ERRORS.get(failure.code, SiteFailedError)(f"[{failure.code}] {failure.message}")
 
@@ -159,6 +163,7 @@ async def rename(call: FtsCall) -> FtsAnswer:
     return FtsAnswer(0)
 
 
-async def refuse_rmdir(call: FtsCall) -> FtsAnswer:
-    """The service removes directories with all that is in them, which this must not."""
-    raise InvalidInputError("rmdir: this service cannot remove a directory only if it is empty")
+async def remove_directory(call: FtsCall) -> FtsAnswer:
+    """Remove an empty directory."""
+    await _done(call, JobType.REMOVE, read_document(call.body).get("surl"), only_empty=True)
+    return FtsAnswer(0)

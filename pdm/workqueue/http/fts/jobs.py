@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
 from attrs import evolve
+from twisted.internet.task import deferLater
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.fts import FINAL_STATES, element_of_file, file_state, job_priority, job_state
@@ -18,7 +20,7 @@ from pdm.workqueue.http.endpoints.credentials import delegation_id
 from pdm.workqueue.http.fts import submission
 from pdm.workqueue.http.fts.calls import FtsAnswer, FtsCall
 from pdm.workqueue.http.fts.documents import read_document, read_submission
-from pdm.workqueue.http.fts.views import file_object, fts_reason, fts_time, job_object
+from pdm.workqueue.http.fts.views import TIMES, file_object, fts_reason, fts_time, job_object
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, NotFoundError
 from pdm.workqueue.store import fts, jobs
 from pdm.workqueue.store.fts import FtsFilter, FtsJob
@@ -34,6 +36,8 @@ _MOST_SCANNED = 20_000
 
 #: For which the end of what is cancelled is awaited.
 _CANCEL_WAIT_S = 5.0
+#: Seconds between two looks at files that are being ended.
+_CANCEL_LOOK_S = 0.1
 
 _OK, _NOT_MODIFIED = "200 Ok", "304 Not Modified"
 _OKAY: Mapping[str, Any] = {"http_status": _OK}
@@ -143,13 +147,13 @@ async def _with_files(
 
 async def _files(api: ApiContext, job: FtsJob, fields: Sequence[str]) -> AsyncGenerator[bytes | AsyncGenerator[bytes]]:
     """The files of a job, encoded; all fields if none is named."""
+    read_page = partial(fts.files, with_times=not fields or not TIMES.isdisjoint(fields))
     for part in job.parts:
         after = -1
         while True:
-            page = await api.database.read("files of a job of FTS", fts.files, part, after, _PAGE)
+            page = await api.database.read("files of a job of FTS", read_page, part, after, _PAGE)
             for found in page:
-                value = file_object(job, found)
-                yield msgspec.json.encode({name: value[name] for name in fields if name in value} if fields else value)
+                yield msgspec.json.encode(file_object(job, found, fields))
             if len(page) < _PAGE:
                 break
             after = page[-1].element.id
@@ -332,9 +336,9 @@ async def _changed(call: FtsCall, ids: Sequence[str], going: Sequence[FtsJob]) -
 
 
 async def cancel_files(call: FtsCall) -> FtsAnswer:
-    """Cancel files that wait; the state of each.
+    """Cancel files; the state of each.
 
-    A file that is being copied is cancelled only with all others of its job that have not ended.
+    One that another daemon is copying goes on, unless all others of its job that have not ended are named as well.
     """
     api = call.api
     job = await own_job(api, call.caller, call.values["job_id"])
@@ -362,10 +366,26 @@ async def cancel_files(call: FtsCall) -> FtsAnswer:
         # Nothing else of the job runs, so that the running ones can be ended with it.
         await cancel_parts(api, [part.id for part in changed if part.counters.running])
         statuses |= dict.fromkeys(named, JobStatus.CANCELLED)
+    elif named:
+        statuses |= await _end_running(api, named)
     states = [
         file_state(statuses[place]) if place in statuses else "File does not belong to the job" for place in places
     ]
     return FtsAnswer(states if len(states) > 1 else states[0])
+
+
+async def _end_running(api: ApiContext, places: Collection[tuple[int, int]]) -> Mapping[tuple[int, int], JobStatus]:
+    """End elements that run; the status in which that leaves each after some seconds at most."""
+    numbers: dict[int, list[int]] = {}
+    for job_id, number in places:
+        numbers.setdefault(job_id, []).append(number)
+    run_here = [api.cancel_elements(job_id, some) for job_id, some in numbers.items()]
+    until = api.reactor.seconds() + (_CANCEL_WAIT_S if any(run_here) else 0.0)
+    while True:
+        found = await api.database.read("statuses of elements", fts.statuses, numbers)
+        if JobStatus.RUNNING not in found.values() or api.reactor.seconds() >= until:
+            return found
+        await deferLater(api.reactor, _CANCEL_LOOK_S, lambda: None)
 
 
 #: No job has this number.

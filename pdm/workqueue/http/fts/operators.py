@@ -40,6 +40,10 @@ async def ban_storage(call: FtsCall) -> FtsAnswer:
         raise InvalidInputError("status can only be cancel or wait")
     if accepts and status == "CANCEL":
         raise InvalidInputError("allow_submit and status = CANCEL can not be combined")
+    if str(values.get("timeout") or 0) != "0":
+        raise InvalidInputError(
+            "timeout: jobs that wait for a banned storage do so until it is unbanned, or their own end"
+        )
     ban = FtsBan(
         storage,
         "WAIT_AS" if accepts else status,
@@ -161,7 +165,8 @@ async def list_users(call: FtsCall) -> FtsAnswer:
 
 
 async def show_hosts(call: FtsCall) -> FtsAnswer:
-    """How many files all daemons copy now, under the name of the service."""
+    """How many files all daemons copy now, and how many come from tape, under the name of the service."""
     require_operator(call.caller)
     running = await call.api.database.read("running elements", fts_bans.running_elements)
-    return FtsAnswer({call.api.service_name(): {"active": running}})
+    staged = await call.api.database.read("elements that are staged", fts_bans.staged_elements)
+    return FtsAnswer({call.api.service_name(): {"active": running, "staging": staged}})

@@ -59,7 +59,7 @@ ROUTES: Sequence[tuple[str, str, FtsHandler]] = (
     ("POST", "/dm/mkdir", data.make_directory),
     ("POST", "/dm/unlink", data.unlink),
     ("POST", "/dm/rename", data.rename),
-    ("POST", "/dm/rmdir", data.refuse_rmdir),
+    ("POST", "/dm/rmdir", data.remove_directory),
     ("GET", "/ban/se", operators.list_storages),
     ("POST", "/ban/se", operators.ban_storage),
     ("DELETE", "/ban/se", operators.unban_storage),

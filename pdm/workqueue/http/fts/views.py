@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ from pdm.workqueue.domain.fts import (
     job_state,
     storage_element,
 )
-from pdm.workqueue.domain.jobs import CancelReason
+from pdm.workqueue.domain.jobs import CancelReason, ElementRecord
 from pdm.workqueue.http.endpoints.credentials import delegation_id
 from pdm.workqueue.store.fts import FtsFile, FtsJob
 
@@ -108,16 +108,39 @@ def _job_reason(job: FtsJob, state: str) -> str | None:
     return _ALL_FAILED if state == "FAILED" else None
 
 
-def file_object(job: FtsJob, found: FtsFile) -> dict[str, Any]:
-    """A file, an element of a part of a job."""
-    element, file, details = found.element, found.file, found.file.details
+#: Fields that need the times of attempts.
+TIMES = frozenset({"start_time", "finish_time"})
+
+
+def file_object(job: FtsJob, found: FtsFile, fields: Sequence[str] = ()) -> dict[str, Any]:
+    """A file, an element of a part of a job; all fields if none is named, and no unknown ones."""
+    element = found.element
     state = NOT_USED if is_unused(found.job) else file_state(element.status, element.failure)
+    brief = {
+        "file_id": file_id(element.job_id, element.id),
+        "file_state": state,
+        "source_surl": found.file.source_surl,
+        "dest_surl": found.file.dest_surl,
+        "reason": _file_reason(state, _failure(element), found.job.cancel_reason),
+    }
+    if fields and brief.keys() >= set(fields):
+        return {name: brief[name] for name in fields}
+    value = _whole_file(job, found, state) | brief
+    return {name: value[name] for name in fields if name in value} if fields else value
+
+
+def _failure(element: ElementRecord) -> AttemptFailure | None:
+    return element.failure if element.status is not JobStatus.DONE else None
+
+
+def _whole_file(job: FtsJob, found: FtsFile, state: str) -> dict[str, Any]:
+    """The fields that few clients ask for."""
+    element, file, details = found.element, found.file, found.file.details
     is_final = state in FINAL_STATES
     elapsed_s = element.elapsed_s if is_final else None
     moved = element.transferred if is_final else None
-    failure = element.failure if element.status is not JobStatus.DONE else None
+    failure = _failure(element)
     return {
-        "file_id": file_id(element.job_id, element.id),
         "file_index": file.file_index,
         "job_id": job.fts_id,
         "dest_surl_uuid": None,
@@ -125,12 +148,8 @@ def file_object(job: FtsJob, found: FtsFile) -> dict[str, Any]:
         "source_se": storage_element(file.source_surl),
         "dest_se": storage_element(file.dest_surl),
         "priority": fts_priority(found.job.priority),
-        "file_state": state,
         "transfer_host": None,
-        "source_surl": file.source_surl,
-        "dest_surl": file.dest_surl,
         "staging_host": None,
-        "reason": _file_reason(state, failure, found.job.cancel_reason),
         "recoverable": failure.retryable if failure is not None and state == "FAILED" else None,
         "filesize": element.size,
         "checksum": _checksum(details.get("checksum"), element.checksum),
