@@ -2,11 +2,12 @@
 
 The history is copies of one job, made in the database by INSERT ... SELECT. Each cycle times, in both databases in
 turn: submissions, claims, settlements, what pages and commands ask for, and the purge of one job of the history. SQLite
-files by default; two databases of a PostgreSQL server with ``--server``.
+files by default; two databases of a PostgreSQL server with ``--server URL``, of one of its own with ``--server own``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -23,6 +24,7 @@ import sqlalchemy as sa
 from attrs import define, field
 from figures import BenchmarkError, ratios, spread
 from meter import memory_mib
+from postgresql import postgresql
 from rig import directory_for_all, file_system, options_of, report, run
 from sqlalchemy.orm import Session
 
@@ -242,8 +244,12 @@ def main() -> None:
     options = options_of(
         __doc__ or "", jobs=(5_000, 50), elements=(2_000, 500), cycles=(8, 3), rounds=(3, 2), server=("", "")
     )
-    with directory_for_all("pdm-bench-") as directory:
-        many, few = (Stock.make(engine, options.elements) for engine in _engines(options.server, directory))
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(directory_for_all("pdm-bench-"))
+        server = options.server
+        if server == "own":
+            server = stack.enter_context(postgresql(directory / "server")).url("postgres")
+        many, few = (Stock.make(engine, options.elements) for engine in _engines(server, directory))
         began = time.perf_counter()
         many.add_history(options.jobs)
         filled_s = time.perf_counter() - began

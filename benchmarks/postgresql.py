@@ -49,7 +49,11 @@ class Postgresql:
         """Make a database; its URL for the daemon."""
         with self._connected() as connection:
             connection.execute(f'CREATE DATABASE "{name}"'.encode())
-        return f"postgresql+psycopg://pdm@/{name}?host={self.directory}"
+        return self.url(name)
+
+    def url(self, database: str) -> str:
+        """URL of a database for the daemon."""
+        return f"postgresql+psycopg://pdm@/{database}?host={self.directory}"
 
     def written(self) -> Written:
         """What it has written so far, in all databases."""

@@ -841,11 +841,21 @@ class WorkqueueClient:
         return self._add_credential({"kind": "token", "site": site, "secret": token, "label": label})
 
     def s3_key(
-        self, access_key: str, secret_key: str, site: int | str | None = None, *, label: str | None = None
+        self,
+        access_key: str,
+        secret_key: str,
+        site: int | str | None = None,
+        *,
+        session_token: str | None = None,
+        valid_until: datetime | None = None,
+        label: str | None = None,
     ) -> Deferred[CredentialView]:
-        """Store an access key of S3 with its secret key in the service, for one site or for all."""
+        """Store an access key of S3 with its secret key in the service, for one site or for all.
+
+        Temporary ones have a session token, and an end.
+        """
         body = {"kind": "s3-key", "site": site, "access_key": access_key, "secret": secret_key, "label": label}
-        return self._add_credential(body)
+        return self._add_credential({**body, "session_token": session_token, "valid_until": valid_until})
 
     def session(self, site: int | str) -> Deferred[CredentialView | None]:
         """The proxy of the caller's logon at a site; None if there is none."""

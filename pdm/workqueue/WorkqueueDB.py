@@ -272,6 +272,26 @@ class Job(Base):
     purged_at: Mapped[datetime | None]
 
 
+class JobCountsRow(Base):
+    """Elements of a job that are DONE and that its row still counts as RUNNING; see `pdm.workqueue.store.job_counts`.
+
+    Attributes:
+        bytes_total: by how much it grows, as the other columns of this name in `Job`.
+    """
+
+    __tablename__ = "job_counts"
+    __table_args__ = (Index("ix_job_counts_job", "job_id"),)
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    #: No foreign key: its check would lock the row of the job.
+    job_id: Mapped[int]
+    done: Mapped[int]
+    bytes_total: Mapped[int]
+    bytes_done: Mapped[int]
+    already_there: Mapped[int]
+    bytes_already_there: Mapped[int]
+
+
 class PredecessorRow(Base):
     """A job that still waits for another one; removed when that has ended and the job was told.
 
@@ -422,6 +442,7 @@ class Worker(Base):
         drain_until: then it gives back what still runs; null for never.
         sick: why it claims nothing, by its own checks; null while it is healthy.
         report: what it says of itself with each renewal.
+        counts_apart: whether it knows of `JobCountsRow`.
     """
 
     __tablename__ = "workers"
@@ -441,6 +462,7 @@ class Worker(Base):
     drain_until: Mapped[datetime | None]
     sick: Mapped[str | None] = mapped_column(UntrustedText)
     report: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    counts_apart: Mapped[bool | None]
 
 
 class KeyCheck(Base):

@@ -156,6 +156,19 @@ async def test_s3_keys_are_sealed_and_shown_by_their_id(service: Service) -> Non
     assert secret not in answer.body.decode()
 
 
+@pytest_twisted.ensureDeferred
+async def test_temporary_s3_keys_have_an_end(service: Service) -> None:
+    token = canary.watched("canary+session/token==")
+    asked = {"kind": "s3-key", "access_key": "ASIA4711", "secret": "x", "session_token": token}
+    answer = await service.call(
+        "sts user", "POST", "/credentials", {**asked, "valid_until": "2099-01-01T01:00:00+01:00"}
+    )
+    assert (answer.status, answer.json["valid_until"]) == (201, "2099-01-01T00:00:00Z")
+    assert token not in answer.body.decode()
+    answer = await service.call("sts user", "POST", "/credentials", asked)
+    assert (answer.status, answer.json["valid_until"]) == (201, None)
+
+
 _BAD_CREDENTIALS: list[tuple[dict[str, Any], str]] = [
     ({}, "$.kind"),
     ({"kind": "proxy"}, "$.kind"),
@@ -180,6 +193,10 @@ _BAD_CREDENTIALS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "s3-key", "access_key": "a/b", "secret": "x"}, "$.access_key"),
     ({"kind": "s3-key", "access_key": "x", "secret": "a b"}, "$.secret"),
     ({"kind": "s3-key", "access_key": "x", "secret": "x", "account": "me"}, "$.account"),
+    ({"kind": "s3-key", "access_key": "x", "secret": "x", "session_token": "a b"}, "$.session_token"),
+    ({"kind": "s3-key", "access_key": "x", "secret": "x", "valid_until": "2020-01-01T00:00:00Z"}, "$.valid_until"),
+    ({"kind": "s3-key", "access_key": "x", "secret": "x", "valid_until": "2099-01-01T00:00:00"}, "$.valid_until"),
+    ({"kind": "token", "secret": "x", "session_token": "x"}, "$.session_token"),
     ({"kind": "ssh-key", "account": "-oProxyCommand=x"}, "$.account"),
     ({"kind": "ssh-key", "account": "a\n"}, "$.account"),
     ({"kind": "ssh-key", "account": "a b"}, "$.account"),

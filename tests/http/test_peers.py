@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from twisted.internet.task import deferLater
 from pdm.testgrid.ports import reserve_port
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import ClaimToken, NewElement
+from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.execution.progress_board import ReportedProgress
+from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.context import Allow
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from pdm.workqueue.logstore.attempt_log import LogRef
@@ -36,7 +39,7 @@ _AWAY = "on node south, which does not answer"
 @pytest_twisted.ensureDeferred
 async def test_only_nodes_may_ask_what_nodes_ask(service: Service) -> None:
     """Each route of the table, by all kinds of certificates; of one daemon alone not even its own is a node's."""
-    assert len(FOR_NODES) == 4
+    assert len(FOR_NODES) == 5
     authority = service.certificates.authority
     other = authority.host(["other.example.org"])
     callers: list[Any] = [
@@ -223,6 +226,34 @@ async def test_nodes_are_listed_and_recognised(pair: Pair) -> None:
     for path in ("/peers/logs/..%2F..%2Fetc/1/1", "/peers/logs/a.b.c.d/1/1", "/peers/logs/0123456789abcdef/1/0"):
         answer = await pair.north.call(pair.north.certificates.host, "GET", path)
         assert answer.status in (400, 404), path
+
+
+@pytest_twisted.ensureDeferred
+async def test_routes_of_all_nodes_are_shown(pair: Pair) -> None:
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    for node, running in ((pair.north, 2), (pair.south, 3)):
+        state = RouteState(
+            route=Route(1, 2),
+            running=running,
+            limit=4,
+            least=1,
+            most=4,
+            throughput=None,
+            unit=None,
+            reason="as many as",
+            decided_at=now,
+            changed_at=now,
+        )
+        node.routes[:] = [state]
+    try:
+        for asked, names in ((pair.north, ["north", "south"]), (pair.south, ["south", "north"])):
+            routes = (await asked.call("operator", "GET", "/routes")).json
+            assert [route["node"] for route in routes] == names
+            assert {route["node"]: route["running"] for route in routes} == {"north": 2, "south": 3}
+    finally:
+        for node in (pair.north, pair.south):
+            node.routes.clear()
+            node.assembly.nodes.peers._answers.clear()
 
 
 @pytest_twisted.ensureDeferred

@@ -352,5 +352,6 @@ async def test_routes(service: Service) -> None:
         "reason": words,
         "decided_at": "2026-03-01T12:00:01Z",
         "changed_at": "2026-03-01T12:00:01Z",
+        "node": None,
     }
     assert (second["destination"], second["throughput"], second["unit"]) == (None, None, None)

@@ -159,6 +159,23 @@ def test_renames_copy_and_remove(helper: HelperProcess, server: SmallS3Server) -
     assert b"file" not in server.objects
 
 
+def test_a_server_that_copies_no_markers_renames_directories(helper: HelperProcess, server: SmallS3Server) -> None:
+    for key in ("a/", "a/b", "a/empty/"):
+        server.put(key, b"content" if key == "a/b" else b"")
+    server.rules.append(
+        lambda request: (
+            s3_error(404, "NoSuchKey") if request.headers.get("x-amz-copy-source", "").endswith("/") else None
+        )
+    )
+    item = wire.RenameItem(1, _url(server, "a"), _url(server, "c"))
+    assert isinstance(_run(helper, wire.RenameRequest, item, overwrite="never"), wire.DoneEvent)
+    assert {key: data for key, (data, _) in server.objects.items()} == {
+        b"c/": b"",
+        b"c/b": b"content",
+        b"c/empty/": b"",
+    }
+
+
 def test_a_rename_of_a_directory_that_was_killed_is_continued(helper: HelperProcess, server: SmallS3Server) -> None:
     server.put("d/a", b"not yet")
     server.put("new/b", b"renamed before")
@@ -328,6 +345,7 @@ def test_bytes_that_a_server_changes_are_found(helper: HelperProcess, server: Sm
     ("reply", "expected"),
     [
         (s3_error(403, "AccessDenied"), "source PERMISSION_DENIED"),
+        (s3_error(400, "ExpiredToken"), "service CREDENTIAL_EXPIRED"),
         (s3_error(403, "SignatureDoesNotMatch"), "source CREDENTIAL_REFUSED"),
         (s3_error(403, "InvalidAccessKeyId"), "source CREDENTIAL_REFUSED"),
         (s3_error(403, "RequestTimeTooSkewed"), "source SERVER_ERROR"),

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import Batch, ClaimToken
-from pdm.workqueue.store import claim_limits, claiming, jobs, leases, results
+from pdm.workqueue.store import claim_limits, claiming, counted_apart, jobs, leases, results
 from pdm.workqueue.store.engines import _sqlite_engine
+from pdm.workqueue.store.errors import ChangedMeanwhileError
 from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.store.jobs import JobFilter
 from pdm.workqueue.store.transaction_threads import _max_tries
@@ -57,6 +58,7 @@ class Daemon(threading.Thread):
         while not self._board.over.is_set():
             batches = repeated(self._store, claiming.claim, self.name, LIMITS, self._store.now)
             if not batches:
+                repeated(self._store, counted_apart.add_up, self._store.now)
                 if not self._store.run(jobs.page, _UNFINISHED):
                     self._board.over.set()
                 self._board.over.wait(0.005)
@@ -78,7 +80,7 @@ class Daemon(threading.Thread):
             verdicts = ended(JobStatus.SUBMITTED, *batches, failure=BROKEN)
         else:
             verdicts = done(*batches)
-        settled = repeated(self._store, results.settle, self.name, verdicts, self._store.now)
+        settled = repeated(self._store, results.settle, self.name, verdicts, self._store.now, may_count_apart=True)
         assert settled.lost == ()
 
 
@@ -108,12 +110,12 @@ class Board:
             self._running.difference_update((token.job_id, token.element_id) for token in tokens)
 
 
-def repeated(store: Store, function: Callable[..., Any], *args: object) -> Any:
+def repeated(store: Store, function: Callable[..., Any], *args: object, **more: object) -> Any:
     """As the daemon does: what may pass is tried again."""
     for _ in range(20):
         try:
-            return store.run(function, *args)
-        except sa.exc.DBAPIError as error:
+            return store.run(function, *args, **more)
+        except (sa.exc.DBAPIError, ChangedMeanwhileError) as error:
             if _max_tries(error) == 1:
                 raise
     raise AssertionError("it never passed")

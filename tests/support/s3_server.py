@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -12,10 +13,12 @@ import re
 import ssl
 import threading
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, quote_from_bytes, unquote_to_bytes, urlsplit
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 from tests.support.loopback import HttpHandler, LoopbackServer, tls_server
 
@@ -40,7 +43,7 @@ class S3Request(NamedTuple):
     @property
     def what(self) -> str:
         """The method, and what of the query tells its kind."""
-        kinds = [name for name in ("uploads", "uploadId", "partNumber", "list-type") if name in self.query]
+        kinds = [name for name in ("uploads", "uploadId", "partNumber", "list-type", "delete") if name in self.query]
         return " ".join([self.method, *kinds])
 
 
@@ -77,7 +80,7 @@ def once(rule: S3Rule) -> S3Rule:
 
 
 class SmallS3Server(LoopbackServer):
-    """``s3s://localhost:PORT/bucket``.
+    """``s3s://localhost:PORT/bucket``, and ``s3sv://bucket.HOST:PORT``.
 
     Args:
         certificate: of the host.
@@ -92,6 +95,8 @@ class SmallS3Server(LoopbackServer):
         has_conditions: whether it heeds ``If-None-Match``.
         region: that requests must be signed for.
         page: keys of a page of a listing, at most.
+        session_token: that requests must have.
+        locked: keys that may not be removed.
         tag_of: makes the entity tag of bytes.
     """
 
@@ -121,6 +126,8 @@ class SmallS3Server(LoopbackServer):
         self.has_conditions = True
         self.region = "us-east-1"
         self.page = 1000
+        self.session_token: str | None = None
+        self.locked: set[bytes] = set()
         self.tag_of: Callable[[bytes], str] = lambda data: hashlib.md5(data, usedforsecurity=False).hexdigest()
 
     @property
@@ -144,7 +151,10 @@ class SmallS3Server(LoopbackServer):
         parts = urlsplit(handler.path)
         length = int(handler.headers.get("Content-Length") or 0)
         body = handler.rfile.read(length)
-        bucket, _, key = parts.path[1:].partition("/")
+        label, is_virtual, _ = handler.headers.get("Host", "").partition(".")
+        bucket, key = label, parts.path[1:]
+        if not is_virtual:
+            bucket, _, key = key.partition("/")
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         headers = {name.lower(): value for name, value in handler.headers.items()}
         request = S3Request(handler.command, bucket, unquote_to_bytes(key), query, headers, body)
@@ -175,20 +185,34 @@ class SmallS3Server(LoopbackServer):
     # -- signatures, computed here by the words of the specification
 
     def _refusal(self, request: S3Request, target: str) -> S3Reply | None:
+        asked, moment = request.headers.get("authorization", ""), request.headers.get("x-amz-date", "")
+        payload = request.headers.get("x-amz-content-sha256", "")
+        if "X-Amz-Signature" in request.query:
+            named = {name.removeprefix("X-Amz-"): value for name, value in request.query.items()}
+            asked = "{Algorithm} Credential={Credential}, SignedHeaders={SignedHeaders}, Signature={Signature}".format(
+                **named
+            )
+            moment, payload = named["Date"], "UNSIGNED-PAYLOAD"
+            until = datetime.strptime(moment, "%Y%m%dT%H%M%S%z") + timedelta(seconds=int(named["Expires"]))
+            if datetime.now(UTC) > until:
+                return s3_error(403, "AccessDenied")
         found = re.fullmatch(
             r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d+)/([^/]+)/s3/aws4_request, "
             r"SignedHeaders=([^,]+), Signature=([0-9a-f]+)",
-            request.headers.get("authorization", ""),
+            asked,
         )
         if found is None:
             return s3_error(403, "AccessDenied")
         access_key, day, region, names, signature = found.groups()
         if access_key != ACCESS_KEY:
             return s3_error(403, "InvalidAccessKeyId")
+        token = request.headers.get("x-amz-security-token") or request.query.get("X-Amz-Security-Token")
+        if token != self.session_token:
+            return s3_error(400, "InvalidToken")
         if region != self.region:
             return s3_error(400, "AuthorizationHeaderMalformed", f"<Region>{self.region}</Region>")
         path, _, query = target.partition("?")
-        pairs = sorted(parse_qsl(query, keep_blank_values=True))
+        pairs = sorted(pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] != "X-Amz-Signature")
         canonical = "\n".join(
             [
                 request.method,
@@ -197,12 +221,12 @@ class SmallS3Server(LoopbackServer):
                 *(f"{name}:{request.headers[name].strip()}" for name in names.split(";")),
                 "",
                 names,
-                request.headers["x-amz-content-sha256"],
+                payload,
             ]
         )
         scope = f"{day}/{region}/s3/aws4_request"
         digest = hashlib.sha256(canonical.encode()).hexdigest()
-        text = f"AWS4-HMAC-SHA256\n{request.headers['x-amz-date']}\n{scope}\n{digest}"
+        text = f"AWS4-HMAC-SHA256\n{moment}\n{scope}\n{digest}"
         key = f"AWS4{self._secret}".encode()
         for part in (day, region, "s3", "aws4_request"):
             key = hmac.new(key, part.encode(), hashlib.sha256).digest()
@@ -228,6 +252,8 @@ class SmallS3Server(LoopbackServer):
                 return self._put_part(request)
             case "PUT":
                 return self._put(request, key)
+            case "POST" if "delete" in query:
+                return self._delete(request)
             case "POST" if "uploads" in query:
                 upload = f"upload{next(self._ids)}"
                 self.uploads[upload] = key, {}
@@ -238,6 +264,8 @@ class SmallS3Server(LoopbackServer):
                 if self.uploads.pop(query["uploadId"], None) is None:
                     return s3_error(404, "NoSuchUpload")
                 return S3Reply(204)
+            case "DELETE" if key in self.locked:
+                return s3_error(403, "AccessDenied")
             case "DELETE":
                 self.objects.pop(key, None)
                 return S3Reply(204)
@@ -317,6 +345,20 @@ class SmallS3Server(LoopbackServer):
         tag = f"{hashlib.md5(tags, usedforsecurity=False).hexdigest()}-{len(named)}"
         self.objects[key] = b"".join(parts[number] for number, _ in named), tag
         return _document("CompleteMultipartUploadResult", f"<ETag>&quot;{tag}&quot;</ETag>")
+
+    def _delete(self, request: S3Request) -> S3Reply:
+        md5 = hashlib.md5(request.body, usedforsecurity=False).digest()
+        if request.headers.get("content-md5") != base64.b64encode(md5).decode():
+            return s3_error(400, "InvalidRequest")
+        rows = ""
+        for each in ElementTree.fromstring(request.body).iterfind("{*}Object"):
+            key = (each.findtext("{*}Key") or "").encode()
+            if key in self.locked:
+                rows += f"<Error><Key>{escape(key.decode())}</Key><Code>AccessDenied</Code></Error>"
+                continue
+            self.objects.pop(key, None)
+            rows += f"<Deleted><Key>{escape(key.decode())}</Key></Deleted>"
+        return _document("DeleteResult", rows)
 
     def _parts(self, upload: str) -> S3Reply:
         if upload not in self.uploads:

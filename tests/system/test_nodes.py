@@ -187,7 +187,9 @@ def test_a_daemon_alone_is_drained(tmp_path: Path) -> None:
 def _earlier_version(directory: Path) -> Path:
     """The sources before the newest migration, from the history of the checkout."""
     root = Path(__file__).parents[2]
-    newest = max((root / "pdm/workqueue/store/migrations/versions").glob("0*.py"))
+    migrations = "pdm/workqueue/store/migrations/versions/"
+    present = {path.name for path in (root / migrations).glob("0*.py")}
+    newest = max(present)
 
     def git(*arguments: str) -> bytes:
         done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, check=False)
@@ -195,10 +197,19 @@ def _earlier_version(directory: Path) -> Path:
             pytest.skip("there is no history of this checkout to take an earlier version from")
         return done.stdout
 
-    added = git("log", "--diff-filter=A", "--format=%H", "--", str(newest.relative_to(root))).split()
-    if not added:
+    # By merges and renames, too: without these options git shows no file that came in so.
+    parents = git("log", "-m", "--no-renames", "--diff-filter=A", "--format=%P", "--", migrations + newest).split()
+
+    def is_before(commit: str) -> bool:
+        """Whether a commit has none but our migrations, without the newest."""
+        listed = git("ls-tree", "--name-only", commit, migrations).decode().split()
+        names = {name for path in listed if (name := Path(path).name).startswith("0")}
+        return newest not in names and names < present
+
+    before = next(filter(is_before, (parent.decode() for parent in parents)), None)
+    if before is None:
         pytest.skip("the newest migration is not in the history yet")
-    archive = git("archive", "--format=tar", f"{added[-1].decode()}^", "pdm", "twisted")
+    archive = git("archive", "--format=tar", before, "pdm", "twisted")
     directory.mkdir()
     subprocess.run(["tar", "-x", "-C", directory], input=archive, check=True)
     return directory

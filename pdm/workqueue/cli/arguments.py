@@ -87,6 +87,7 @@ class TimestampType(click.ParamType[datetime]):
     """A timestamp (``2026-03-02``, ``2026-03-02T11:04``; UTC) or a time before now (``12h``)."""
 
     name = "timestamp"
+    direction, direction_words = -1, "before"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         if isinstance(value, datetime):
@@ -94,12 +95,19 @@ class TimestampType(click.ParamType[datetime]):
         text = str(value).strip()
         match = _DURATION.fullmatch(text)
         if match is not None and match[2] is not None:
-            return datetime.now(UTC) - timedelta(seconds=float(match[1]) * _UNITS_S[match[2]])
+            return datetime.now(UTC) + self.direction * timedelta(seconds=float(match[1]) * _UNITS_S[match[2]])
         try:
             timestamp = datetime.fromisoformat(text)
         except ValueError:
-            self.fail(f"{value!r} is neither a timestamp (2026-03-02T11:04) nor a time before now (12h).", param, ctx)
+            text = f"{value!r} is neither a timestamp (2026-03-02T11:04) nor a time {self.direction_words} now (12h)."
+            self.fail(text, param, ctx)
         return timestamp.astimezone(UTC) if timestamp.tzinfo else timestamp.replace(tzinfo=UTC)
+
+
+class EndType(TimestampType):
+    """A timestamp (``2026-03-02``, ``2026-03-02T11:04``; UTC) or a time from now (``12h``)."""
+
+    direction, direction_words = 1, "from"
 
 
 class ExtraOptionType(click.ParamType[tuple[str, Any]]):
@@ -126,6 +134,7 @@ SITE_PATH = SitePathType()
 SITE_OR_PATH = SitePathType(site_alone=True)
 DURATION = DurationType()
 TIMESTAMP = TimestampType()
+END = EndType()
 JOB_NUMBER = click.IntRange(min=1, max=2**63 - 1)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import click
 
-from pdm.workqueue.cli.arguments import DURATION, SitePath, find_site, format_option, resolve_paths
+from pdm.workqueue.cli.arguments import DURATION, END, SitePath, find_site, format_option, resolve_paths
 from pdm.workqueue.cli.display import table
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.oidc_login import log_in, login_line
@@ -198,10 +198,7 @@ def token(site: str | None, label: str | None, form: str) -> None:
         if form == "json":
             print_json(credential)
         else:
-            until = (
-                "" if credential.valid_until is None else f", valid until {display_timestamp(credential.valid_until)}"
-            )
-            click.echo(f"stored: {display_line(credential.subject)}{until}")
+            click.echo(f"stored: {display_line(credential.subject)}{_validity(credential)}")
 
     run(action)
 
@@ -209,24 +206,34 @@ def token(site: str | None, label: str | None, form: str) -> None:
 @click.command(name="s3-key")
 @click.argument("site", metavar="[SITE]", required=False)
 @click.option("--label", help="A word by which to find the key.")
+@click.option("--session-token", is_flag=True, help="The keys are temporary: their session token is prompted for, too.")
+@click.option("--until", type=END, metavar="TIME", help="When temporary keys end (12h; 2026-03-02T11:04; UTC).")
 @format_option
-def s3_key(site: str | None, label: str | None, form: str) -> None:
+def s3_key(site: str | None, label: str | None, session_token: bool, until: datetime | None, form: str) -> None:
     """Store an access key of S3 with its secret key in the service, for SITE or for all sites.
 
-    Both are prompted for, or read from two lines of standard input if that is not a terminal.
+    They are prompted for, or read from one line each of standard input if that is not a terminal. Jobs are held when
+    temporary keys end, and resume with the next ones.
     """
     access_key = _prompt("Access key: ", hidden=False)
     secret_key = _prompt("Secret key: ", hidden=True)
+    token = _prompt("Session token: ", hidden=True) if session_token else None
 
     async def action(client: WorkqueueClient) -> None:
         number = None if site is None else await _site_number(client, site)
-        credential = await client.s3_key(access_key, secret_key, number, label=label)
+        credential = await client.s3_key(
+            access_key, secret_key, number, session_token=token, valid_until=until, label=label
+        )
         if form == "json":
             print_json(credential)
         else:
-            click.echo(f"stored: {display_line(credential.subject)}")
+            click.echo(f"stored: {display_line(credential.subject)}{_validity(credential)}")
 
     run(action)
+
+
+def _validity(credential: CredentialView) -> str:
+    return "" if credential.valid_until is None else f", valid until {display_timestamp(credential.valid_until)}"
 
 
 def _prompt(prompt: str, *, hidden: bool) -> str:

@@ -327,7 +327,7 @@ def routes(activity: bool, form: str) -> None:
     """Show streams between sites, and their limits.
 
     RUNNING is the number of concurrent streams, up to LIMIT; the limit is adjusted by the measured throughput, up to
-    MOST. WHY is the reason for its latest change.
+    MOST. WHY is the reason for its latest change. Each node has its own.
     """
 
     async def action(client: WorkqueueClient) -> None:
@@ -347,8 +347,10 @@ def routes(activity: bool, form: str) -> None:
         def name(number: int | None) -> str:
             return "-" if number is None else names.get(number, str(number))
 
+        named = any(route.node is not None for route in found)
         rows = [
             [
+                *([display_name(route.node or "-")] if named else []),
                 name(route.source),
                 name(route.destination),
                 str(route.running),
@@ -361,7 +363,8 @@ def routes(activity: bool, form: str) -> None:
             for route in found
         ]
         head = ["FROM", "TO", "RUNNING", "LIMIT", "MOST", "THROUGHPUT", "SINCE (UTC)", "WHY"]
-        click.echo(stdout_table(head, rows, right=[2, 3, 4, 5], flexible=[0, 1, 7]))
+        numbers, texts = ((place + named for place in places) for places in ((2, 3, 4, 5), (0, 1, 7)))
+        click.echo(stdout_table([*(["NODE"] if named else []), *head], rows, right=[*numbers], flexible=[*texts]))
 
     run(action)
 

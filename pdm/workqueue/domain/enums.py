@@ -89,7 +89,7 @@ class JobProtocol(_NamedEnum):
     #: Simulated work, for tests and benchmarks.
     DUMMY = ProtocolInfo(2, ("dummy",), has_homes=True)
     #: Directories that the service itself can see.
-    FILE = ProtocolInfo(3, ("file",), None, "local:LocalBackend")
+    FILE = ProtocolInfo(3, ("file",), None, "local_groups:GroupedLocalBackend")
     #: WebDAV over HTTPS.
     HTTPS = ProtocolInfo(4, ("https", "davs"), 443, "webdav_groups:GroupedWebdavBackend", ("token", "proxy"))
     #: XRootD.

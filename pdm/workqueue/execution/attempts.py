@@ -22,6 +22,7 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, ElementRecord, JobRecord, Verdict
 from pdm.workqueue.domain.lifecycle import MOST_UNCOUNTED, GiveUp, Hold, RetryAt, RetryPolicy, decide_retry
+from pdm.workqueue.execution.adding_up import AddingUp
 from pdm.workqueue.execution.attempt_counts import AttemptCounts
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.progress_board import ProgressBoard, ReportedProgress
@@ -77,6 +78,7 @@ class Settler:
         #: Fires when there are enough verdicts for the next transaction; None while it is not waited for.
         self._gathering: Deferred[None] | None = None
         self._idle_waiters: list[Deferred[None]] = []
+        self._adding_up = AddingUp(reactor, database, clock, self._wake_idle)
 
     def submit(self, verdict: Verdict) -> Callable[[ClosedLog], None]:
         """Accept a verdict, which is settled once its log is on disk.
@@ -117,8 +119,9 @@ class Settler:
         return set(self._tokens)
 
     async def drained(self) -> None:
-        """Wait until every submitted verdict is settled."""
-        while self._awaited or self._busy:
+        """Wait until every submitted verdict is settled, and counted in the row of its job."""
+        while self._awaited or self._busy or not self._adding_up.is_idle:
+            self._adding_up.now()
             waiter: Deferred[None] = Deferred()
             self._idle_waiters.append(waiter)
             self._end_gathering()
@@ -133,7 +136,13 @@ class Settler:
                 verdicts = self._pending[:at_once]
                 try:
                     settled = await self._database.run(
-                        "settle", results.settle, self._worker, verdicts, self._clock(), skip_locked=skip_locked
+                        "settle",
+                        results.settle,
+                        self._worker,
+                        verdicts,
+                        self._clock(),
+                        skip_locked=skip_locked,
+                        may_count_apart=True,
                     )
                 except DatabaseClosedError:
                     self._log.error(
@@ -173,6 +182,7 @@ class Settler:
                 self.counts.settled((verdict for verdict in verdicts if verdict.token not in later), {*dropped})
                 for job in settled.finished:
                     log_ended(job)
+                self._adding_up.later(settled.counted_apart, soon=not settled.has_waiting)
                 self._on_settled(any(verdict.leftover for verdict in verdicts), settled.has_waiting)
                 skip_locked = bool(settled.passed_over)
                 if settled.passed_over:
@@ -185,9 +195,12 @@ class Settler:
                     await self._gather()
         finally:
             self._busy = False
-            waiters, self._idle_waiters = self._idle_waiters, []
-            for waiter in waiters:
-                waiter.callback(None)
+            self._wake_idle()
+
+    def _wake_idle(self) -> None:
+        waiters, self._idle_waiters = self._idle_waiters, []
+        for waiter in waiters:
+            waiter.callback(None)
 
     async def _gather(self) -> None:
         """Wait until there are enough verdicts for the next transaction."""

@@ -16,11 +16,12 @@ from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import boot_seconds
 from pdm.workqueue.domain.jobs import ClaimToken
-from pdm.workqueue.store import leases, nodes
+from pdm.workqueue.store import counted_apart, job_counts, leases, nodes
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError
 from pdm.workqueue.store.leases import FindBegun, Registration, WorkerIdentity
 from pdm.workqueue.telemetry.background import Background, DueTimer, Periodic, ReportedError
+from pdm.workqueue.telemetry.logging import log_ended
 
 #: Seconds after a failed renewal.
 _PAUSE_AFTER_ERROR_S = 1.0
@@ -303,10 +304,18 @@ class Lease:
         if total:
             self._log.warn("{count} elements of a daemon that is gone go back to the queue", count=total)
             self._on_work()
+        await self._add_up_counters()
         left_s = await self.database.run_for_lease(
             "find the next end of a lease", nodes.seconds_to_next_end, self.worker.incarnation
         )
         return self.lease_s if left_s is None else left_s + _AFTER_END_S
+
+    async def _add_up_counters(self) -> None:
+        """Add to the counters of jobs what a daemon that is gone has counted apart."""
+        if await self.database.read("find counters to add up", job_counts.jobs_with_counts):
+            added = await self.database.run("add up counters", counted_apart.add_up, self.clock())
+            for job in added.finished:
+                log_ended(job)
 
 
 def _conflict_message(worker: WorkerIdentity, held: Registration) -> str:

@@ -30,6 +30,9 @@ class GroupBackend(StorageBackend):
     group, for example a lost connection.
     """
 
+    #: Whether its operations cost round trips; a copy between two places of a backend without any is not grouped.
+    has_round_trips: bool = True
+
     @abc.abstractmethod
     def renames_groups(self, url: StorageUrl, replace: bool) -> bool:
         """Whether `rename_group` is safe at the server of a URL."""
@@ -71,6 +74,13 @@ class GroupBackend(StorageBackend):
     @abc.abstractmethod
     def remove_group(self, urls: Sequence[StorageUrl]) -> list[bool]:
         """Remove files; True where the name is free afterwards."""
+
+    def remove_at_once(self, urls: Sequence[StorageUrl]) -> list[bool]:
+        """Remove files by one request for many; True where the server says that the name is free now.
+
+        Where the protocol or the server has no such request, none is removed.
+        """
+        return [False] * len(urls)
 
 
 class GroupStorage(Storage):

@@ -162,7 +162,9 @@ class GroupCopier:
         first = FileCopy.of(items[0])
         try:
             source, destination = storage.group_backend(first.source), storage.group_backend(first.temporary)
-            if source is None or destination is None or not destination.renames_groups(first.temporary, self.replaces):
+            if source is None or destination is None or not (source.has_round_trips or destination.has_round_trips):
+                return items
+            if not destination.renames_groups(first.temporary, self.replaces):
                 return items
         except (StoppedError, StorageError):
             return items

@@ -138,6 +138,9 @@ class RelayStorage(GroupStorage):
         source_backend, backend = self._backend(source), self._backend(temporary)
         if source_backend is backend:
             return backend.transfer(source, temporary, size, checksum, arrived)
+        link = at_source(source_backend.link_to, source)
+        if link is not None and backend.fetch(link, source, temporary, arrived):
+            return None
         if checksum is not None and at_source(source_backend.computes, source, checksum):
             # A checksum of the file itself proves more than one of the bytes that have passed.
             checksum = None

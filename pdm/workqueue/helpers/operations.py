@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
@@ -15,17 +15,20 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import checking, copying
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.directories import ensure_directory
+from pdm.workqueue.helpers.group_backend import GroupStorage
 from pdm.workqueue.helpers.storage import (
     FRESH_S,
     FileKind,
     FileStat,
+    StoppedError,
     Storage,
     StorageError,
+    Timeouts,
     at_destination,
     at_source,
     scoped,
 )
-from pdm.workqueue.helpers.threads import WorkerThreads
+from pdm.workqueue.helpers.threads import WorkerThreads, may_begin
 from pdm.workqueue.wire.agent_messages import (
     CheckRequest,
     CopyRequest,
@@ -42,6 +45,8 @@ from pdm.workqueue.wire.agent_messages import (
 
 #: Protocols whose servers may rename by copying: the new name has another mtime.
 _RENAMED_BY_COPY = (JobProtocol.HTTPS, JobProtocol.S3)
+#: Protocols with a request that removes many files, and files of one at most.
+_REMOVED_AT_ONCE, _MOST_AT_ONCE = (JobProtocol.S3,), 250
 #: Age of a listing in seconds from which a file is checked again before it is removed.
 _MAX_LISTING_AGE_S = 1800.0
 
@@ -65,7 +70,52 @@ def remove_items(batch: ActiveBatch, items: Sequence[PathItem], workers: WorkerT
         scoped(item.scope, storage.sync_directory, url.parent)
         batch.done(item.key)
 
+    if items and JobProtocol.of_scheme(StorageUrl(items[0].url).scheme) in _REMOVED_AT_ONCE:
+        _remove_at_once(batch, items, workers, count, work)
+        return
     workers.share(batch, items, count, work)
+
+
+def _remove_at_once(
+    batch: ActiveBatch,
+    items: Sequence[PathItem],
+    workers: WorkerThreads,
+    count: int,
+    remove_one: Callable[[Storage, PathItem], None],
+) -> None:
+    """Remove files by one request for many; then those that the server has not confirmed, and all else, one by one."""
+
+    def together(storage: Storage, group: Sequence[PathItem]) -> Sequence[PathItem]:
+        storage.timeouts = Timeouts.of(batch.request.limits)
+        backend = storage.group_backend(StorageUrl(group[0].url)) if isinstance(storage, GroupStorage) else None
+        if backend is None:
+            return group
+        begun = [item for item in group if may_begin(batch, item.key)]
+        try:
+            gone = backend.remove_at_once([StorageUrl(item.url) for item in begun])
+        except (StoppedError, StorageError):
+            # Which are gone is not known: each one shows it by itself.
+            return begun
+        for item, is_gone in zip(begun, gone, strict=True):
+            if is_gone:
+                batch.done(item.key)
+        return [item for item, is_gone in zip(begun, gone, strict=True) if not is_gone]
+
+    def alone(storage: Storage, item: PathItem) -> None:
+        if may_begin(batch, item.key):
+            remove_one(storage, item)
+
+    plain = [item for item in items if not item.directory and not must_recheck(item)]
+    others = [item for item in items if item.directory or must_recheck(item)]
+    by_server: dict[str, list[PathItem]] = {}
+    for item in plain:
+        by_server.setdefault(StorageUrl(item.url).server, []).append(item)
+    groups = [
+        alike[start : start + _MOST_AT_ONCE]
+        for alike in by_server.values()
+        for start in range(0, len(alike), _MOST_AT_ONCE)
+    ]
+    workers.share_groups(batch, [*groups, *([item] for item in others)], count, together, alone)
 
 
 def must_recheck(item: PathItem) -> bool:

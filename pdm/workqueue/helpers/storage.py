@@ -420,6 +420,21 @@ class StorageBackend(Storage):
         """Whether the server of a URL computes checksums of its files; if not, those of the passing bytes count."""
         return False
 
+    def link_to(self, url: StorageUrl) -> str | None:
+        """A link by which another server can read a file without a credential, for as long as this operation may take.
+
+        Whoever has it can read the file: it must not appear in messages. None if the storage makes no links.
+        """
+        return None
+
+    def fetch(self, link: str, source: StorageUrl, temporary: StorageUrl, arrived: ProgressCallback) -> bool:
+        """Have the server of ``temporary`` read a file by its `link_to`; False if nothing has begun.
+
+        Raises:
+            StorageError: without the link in its message.
+        """
+        return False
+
     @abc.abstractmethod
     def read(self, url: StorageUrl) -> Pieces:
         """The bytes of a file."""

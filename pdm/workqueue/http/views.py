@@ -256,7 +256,7 @@ def credential_view(record: CredentialRecord) -> CredentialView:
     )
 
 
-def route_view(state: RouteState) -> RouteView:
+def route_view(state: RouteState, node: str | None) -> RouteView:
     return RouteView(
         source=state.route.source,
         destination=state.route.destination,
@@ -269,6 +269,7 @@ def route_view(state: RouteState) -> RouteView:
         reason=state.reason,
         decided_at=state.decided_at.replace(microsecond=0),
         changed_at=state.changed_at.replace(microsecond=0),
+        node=node,
     )
 
 

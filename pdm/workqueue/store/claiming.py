@@ -15,7 +15,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from attrs import frozen
-from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
@@ -25,7 +24,8 @@ from pdm.workqueue.store import claim_queries
 from pdm.workqueue.store.claim_limits import ClaimBudget, ClaimLimits
 from pdm.workqueue.store.leases import live_worker
 from pdm.workqueue.store.locks import LockedJob, lock_due_jobs, save_jobs
-from pdm.workqueue.store.records import elements, jobs
+from pdm.workqueue.store.records import columns_of, elements, jobs
+from pdm.workqueue.store.row_statements import RowStatement
 
 #: Jobs that one claim locks at most, so that many small ones fill its batches.
 _MOST_CANDIDATES = 500
@@ -290,13 +290,7 @@ def mark_running(session: Session, claimed: Sequence[tuple[int, int]], worker_id
 
     ``claimed``: job and number of each, sorted.
     """
-    session.execute(
-        _MARK_RUNNING,
-        [
-            {"of_job": job_id, "first": first, "last": last, "claimed_by": worker_id, "claimed_now": now}
-            for job_id, first, last in _ranges(claimed)
-        ],
-    )
+    _MARK_RUNNING.execute(session, _ranges(claimed), worker_id, now)
 
 
 def _ranges(claimed: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -310,16 +304,17 @@ def _ranges(claimed: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]
     yield *first, last[1]
 
 
-#: Fresh elements are claimed in the order of their numbers, and a range of them costs an eighth of so many statements.
-_MARK_RUNNING = (
-    sa.update(elements)
-    .where(elements.c.job_id == bindparam("of_job"), elements.c.id.between(bindparam("first"), bindparam("last")))
-    .values(
-        status=JobStatus.RUNNING,
-        attempts=elements.c.attempts + 1,
-        worker_id=bindparam("claimed_by"),
-        claimed_at=bindparam("claimed_now"),
-    )
+#: Fresh elements are claimed in the order of their numbers, and a range of them costs an eighth of so many rows; all
+#: ranges are one statement, for many jobs of one element are claimed together.
+_MARK_RUNNING = RowStatement(
+    """
+    WITH claimed (job_id, lowest, highest) AS (VALUES {rows})
+    UPDATE job_elements SET status = 'RUNNING', attempts = job_elements.attempts + 1, worker_id = ?, claimed_at = ?
+    FROM claimed WHERE job_elements.job_id = claimed.job_id
+        AND job_elements.id BETWEEN claimed.lowest AND claimed.highest
+    """,
+    columns_of(elements, "job_id", "id", "id"),
+    columns_of(elements, "worker_id", "claimed_at"),
 )
 
 

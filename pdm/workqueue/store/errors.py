@@ -50,6 +50,10 @@ class DatabaseUnavailableError(ReportedError):
         self.needs_operator = needs_operator
 
 
+class ChangedMeanwhileError(Exception):
+    """Another transaction has changed what this one has read: it must be repeated."""
+
+
 class DatabaseFileGoneError(Exception):
     """The file of an SQLite database, or its write-ahead log, was removed or replaced while it was open.
 

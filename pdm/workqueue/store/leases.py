@@ -30,7 +30,7 @@ from pdm.workqueue.store.engines import APPLICATION_NAME
 from pdm.workqueue.store.events import note_failures
 from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.jobs import attempts as ended_attempts
-from pdm.workqueue.store.locks import lock_jobs, save_jobs
+from pdm.workqueue.store.locks import is_shared, lock_jobs, save_jobs
 from pdm.workqueue.store.records import (
     INSERT_ATTEMPTS,
     IS_INCARNATION,
@@ -115,11 +115,6 @@ class Renewal:
     cancelled_jobs: frozenset[int]
 
 
-def is_shared(session: Session) -> bool:
-    """Whether several daemons may share the database; then its clock measures leases."""
-    return session.get_bind().dialect.name == "postgresql"
-
-
 def lease_clock(session: Session, now: datetime) -> datetime:
     """The present time of the clock that measures leases."""
     if not is_shared(session):
@@ -192,6 +187,7 @@ def register_worker(
             seen_at=timestamp,
             sick=None,
             report=None,
+            counts_apart=True,
         )
     )
     left = [number]
@@ -400,6 +396,8 @@ def _release(
         )
         .where(held, elements.c.job_id.in_(locked))
         .limit(most)
+        # Results may be stored without the lock of their job: those that are being stored now are waited for.
+        .with_for_update(key_share=True, of=elements)
     ).all()
     tokens_of: dict[int, set[ClaimToken]] = {}
     for row in rows:

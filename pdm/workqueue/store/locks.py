@@ -18,6 +18,7 @@ from pdm.workqueue.domain import lifecycle
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Counters, JobRecord, NewElement
+from pdm.workqueue.store import job_counts
 from pdm.workqueue.store.events import note_changes
 from pdm.workqueue.store.jobs import note_written
 from pdm.workqueue.store.records import IS_THERE, JOB_COLUMNS, columns_of, job_record, jobs
@@ -115,6 +116,18 @@ class LockedJob:
             self._already_there += 1
             self._bytes_already_there = min(self._bytes_already_there + size, MAX_BYTES)
 
+    def counted_done(self) -> tuple[int, ...]:
+        """What `job_counts.append` takes, of a job that is not locked: its changes since it was read."""
+        before = self._before[0]
+        return (
+            self.id,
+            self.counters.done - before.counters.done,
+            self._bytes_total - before.bytes_total,
+            self._bytes_done - before.bytes_done,
+            self._already_there - before.already_there,
+            self._bytes_already_there - before.bytes_already_there,
+        )
+
     def schedule_listing(self, due_at: datetime = AT_ONCE) -> None:
         """Make the LIST element claimable from a time on."""
         self.list_due_at = due_at
@@ -160,20 +173,27 @@ class LockedJob:
             self._noted = self.record
 
 
-_LOCK = sa.select(*_COLUMNS).order_by(jobs.c.id)
+_READ = sa.select(*_COLUMNS).order_by(jobs.c.id)
+#: By whether there may be counts apart from the jobs: on a shared database.
+_LOCK = {False: _READ, True: _READ.add_columns(job_counts.HAS_COUNTS)}
+_BY_NUMBER = (jobs.c.id.in_(bindparam("numbers", expanding=True)), IS_THERE)
 _LOCK_BY_NUMBER = {
-    skip_locked: _LOCK.where(jobs.c.id.in_(bindparam("numbers", expanding=True)), IS_THERE).with_for_update(
-        key_share=True, skip_locked=skip_locked
-    )
+    (shared, skip_locked): _LOCK[shared]
+    .where(*_BY_NUMBER)
+    .with_for_update(key_share=True, skip_locked=skip_locked, of=jobs)
+    for shared in (False, True)
     for skip_locked in (False, True)
 }
 _LOCK_DUE = {
-    (column, skip_locked): _LOCK.where(
-        jobs.c.id.in_(bindparam("numbers", expanding=True)), column <= bindparam("now")
-    ).with_for_update(key_share=True, skip_locked=skip_locked)
+    (column, shared, skip_locked): _LOCK[shared]
+    .where(jobs.c.id.in_(bindparam("numbers", expanding=True)), column <= bindparam("now"))
+    .with_for_update(key_share=True, skip_locked=skip_locked, of=jobs)
     for column in (jobs.c.list_due_at, jobs.c.work_due_at)
+    for shared in (False, True)
     for skip_locked in (False, True)
 }
+_WITHOUT_LOCK = _READ.where(*_BY_NUMBER)
+_ADD_UP = job_counts.added_up(_COLUMNS)
 
 
 def lock_job(session: Session, job_id: int) -> LockedJob | None:
@@ -181,9 +201,27 @@ def lock_job(session: Session, job_id: int) -> LockedJob | None:
     return next(iter(lock_jobs(session, [job_id])), None)
 
 
-def lock_jobs(session: Session, numbers: Collection[int], *, skip_locked: bool = False) -> list[LockedJob]:
-    """Lock jobs by id; with ``skip_locked`` only those that no other transaction has locked."""
-    return _locked(session, _LOCK_BY_NUMBER[skip_locked], {"numbers": list(numbers)})
+def lock_jobs(
+    session: Session, numbers: Collection[int], *, skip_locked: bool = False, to_the_end: bool = False
+) -> list[LockedJob]:
+    """Lock jobs by id; with ``skip_locked`` only those that no other transaction has locked.
+
+    ``to_the_end``: add up what is counted apart even if nothing is open then; the caller derives the status.
+    """
+    if not numbers:
+        return []
+    statement = _LOCK_BY_NUMBER[is_shared(session), skip_locked]
+    return _locked(session, statement, {"numbers": list(numbers)}, to_the_end=to_the_end)
+
+
+def read_jobs(session: Session, numbers: Collection[int]) -> list[JobRecord]:
+    """Jobs as they are now, without a lock."""
+    return [job_record(row) for row in session.execute(_WITHOUT_LOCK, {"numbers": list(numbers)})]
+
+
+def is_shared(session: Session) -> bool:
+    """Whether several daemons may share the database."""
+    return session.get_bind().dialect.name == "postgresql"
 
 
 #: PostgreSQL: ``lock_timeout`` expired.
@@ -203,20 +241,28 @@ def lock_due_jobs(
         The jobs; none if the lock was not available in time.
     """
     parameters = {"numbers": list(numbers), "now": now}
-    if skip_locked or session.get_bind().dialect.name != "postgresql":
-        return _locked(session, _LOCK_DUE[due_at, skip_locked], parameters)
+    shared = is_shared(session)
+    if skip_locked or not shared:
+        return _locked(session, _LOCK_DUE[due_at, shared, skip_locked], parameters)
     try:
         with session.begin_nested():
             session.execute(_WAIT_BRIEFLY)
-            return _locked(session, _LOCK_DUE[due_at, False], parameters)
+            return _locked(session, _LOCK_DUE[due_at, shared, False], parameters)
     except sa.exc.OperationalError as error:
         if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
             raise
         return []
 
 
-def _locked(session: Session, statement: sa.Select[Any], parameters: dict[str, Any]) -> list[LockedJob]:
+def _locked(
+    session: Session, statement: sa.Select[Any], parameters: dict[str, Any], *, to_the_end: bool = False
+) -> list[LockedJob]:
     rows = session.execute(statement, parameters).all()
+    counted = [row.id for row in rows if row.has_counts] if rows and is_shared(session) else ()
+    if counted:
+        added_up = session.execute(_ADD_UP, {"numbers": counted, "to_the_end": to_the_end})
+        by_number = {row.id: row for row in added_up}
+        rows = [by_number.get(row.id, row) for row in rows]
     return [LockedJob(job_record(row), row.list_due_at, row.work_due_at) for row in rows]
 
 

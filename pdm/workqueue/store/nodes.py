@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from attrs import frozen
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.store.leases import is_shared, lease_clock
+from pdm.workqueue.store.leases import lease_clock
+from pdm.workqueue.store.locks import is_shared
 from pdm.workqueue.store.records import IS_INCARNATION, columns_of, matched, workers
 
 #: Bytes of a report as JSON, at most; all nodes read those of all others.

@@ -43,6 +43,7 @@ from pdm.workqueue.WorkqueueDB import (
     FtsPartRow,
     IdempotentRequest,
     Job,
+    JobCountsRow,
     JobElement,
     KeptReceiptRow,
     KeyCheck,
@@ -77,6 +78,7 @@ def _table(model: type[Base]) -> sa.Table:
 jobs = _table(Job)
 elements = _table(JobElement)
 attempts = _table(Attempt)
+job_counts = _table(JobCountsRow)
 users = _table(User)
 workers = _table(Worker)
 key_checks = _table(KeyCheck)

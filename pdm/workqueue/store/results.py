@@ -17,11 +17,14 @@ from pdm.workqueue.domain.jobs import AttemptRecord, ClaimToken, ElementRecord, 
 from pdm.workqueue.domain.lifecycle import settled_status
 from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.domain.waits import HOLDS, WaitKind
+from pdm.workqueue.store import job_counts
+from pdm.workqueue.store.counted_apart import worker_and_jobs_apart
 from pdm.workqueue.store.credentials import last_stored
+from pdm.workqueue.store.errors import ChangedMeanwhileError
 from pdm.workqueue.store.events import note_failures
 from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.jobs import fetch_attempt
-from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
+from pdm.workqueue.store.locks import LockedJob, is_shared, lock_job, lock_jobs, save_jobs
 from pdm.workqueue.store.planned_elements import add_source_removals, is_moved
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
@@ -57,6 +60,7 @@ class SettleOutcome:
         repeated: those of them that an earlier transaction has written, whose commit was not acknowledged.
         finished: jobs that became final.
         passed_over: nothing was written, because another session has locked their jobs.
+        counted_apart: jobs to whose counters `counted_apart.add_up` must add some.
         has_waiting: whether any of the jobs has SUBMITTED elements.
     """
 
@@ -65,6 +69,7 @@ class SettleOutcome:
     repeated: frozenset[ClaimToken] = frozenset()
     passed_over: tuple[Verdict, ...] = ()
     has_waiting: bool = False
+    counted_apart: frozenset[int] = frozenset()
 
 
 #: Delay before a retry with a credential that was stored during the attempt; avoids a busy loop if it fails, too.
@@ -75,7 +80,7 @@ _RENEWED_PAUSE = timedelta(seconds=1)
 _SETTLE_DONE = RowStatement(
     """
     WITH done (job_id, id, lost, transferred, elapsed_s, checksum, residue, already_there,
-        not_preserved, started_at, log_offset, log_length) AS (VALUES {rows})
+        not_preserved, started_at, log_offset, log_length, attempt) AS (VALUES {rows})
     UPDATE job_elements SET status = 'DONE', lost = done.lost, transferred = done.transferred,
         elapsed_s = done.elapsed_s, checksum = done.checksum, residue = done.residue,
         already_there = done.already_there, not_preserved = done.not_preserved,
@@ -83,18 +88,25 @@ _SETTLE_DONE = RowStatement(
         log_offset = CAST(done.log_offset AS BIGINT), log_length = CAST(done.log_length AS BIGINT),
         failure_scope = NULL, failure_code = NULL, failure_message = NULL
     FROM done WHERE job_elements.job_id = done.job_id AND job_elements.id = done.id
+        AND job_elements.attempts = done.attempt AND job_elements.status = 'RUNNING'
     """,
     [
         *columns_of(
             elements, "job_id", "id", "lost", "transferred", "elapsed_s", "checksum", "residue", "already_there"
         ),
-        *columns_of(elements, "not_preserved", "started_at", "log_offset", "log_length"),
+        *columns_of(elements, "not_preserved", "started_at", "log_offset", "log_length", "attempts"),
     ],
 )
 
 
 def settle(
-    session: Session, worker: str, verdicts: Sequence[Verdict], now: datetime, *, skip_locked: bool = False
+    session: Session,
+    worker: str,
+    verdicts: Sequence[Verdict],
+    now: datetime,
+    *,
+    skip_locked: bool = False,
+    may_count_apart: bool = False,
 ) -> SettleOutcome:
     """Write the results of claimed attempts.
 
@@ -102,15 +114,22 @@ def settle(
     an element that would be SUBMITTED again becomes CANCELLED.
 
     ``worker``: the incarnation that claimed them. ``verdicts``: in any order; at most one per attempt. ``skip_locked``:
-    skip verdicts whose jobs another session has locked, instead of waiting.
+    skip verdicts whose jobs another session has locked, instead of waiting. ``may_count_apart``: whether jobs need not
+    be locked to count elements that are DONE; then the caller sees to it that `counted_apart.add_up` is called.
+
+    Raises:
+        ChangedMeanwhileError: another transaction has changed an element; a repetition finds that.
     """
-    worker_id = session.scalar(WORKER_ID, {"of_incarnation": worker})
-    numbers = {verdict.token.job_id for verdict in verdicts}
-    locked = {job.id: job for job in lock_jobs(session, numbers, skip_locked=skip_locked)}
+    by_number: dict[int, list[Verdict]] = {}
+    for verdict in verdicts:
+        by_number.setdefault(verdict.token.job_id, []).append(verdict)
+    worker_id, apart = worker_and_jobs_apart(session, worker, by_number, may_count_apart=may_count_apart)
+    locked = {job.id: job for job in lock_jobs(session, by_number.keys() - apart.keys(), skip_locked=skip_locked)}
+    found = locked | apart
     passed_over: tuple[Verdict, ...] = ()
-    if skip_locked and len(locked) < len(numbers):
-        passed_over = tuple(verdict for verdict in verdicts if verdict.token.job_id not in locked)
-        verdicts = [verdict for verdict in verdicts if verdict.token.job_id in locked]
+    if skip_locked and len(found) < len(by_number):
+        passed_over = tuple(verdict for verdict in verdicts if verdict.token.job_id not in found)
+        verdicts = [verdict for verdict in verdicts if verdict.token.job_id in found]
     running = _running(session, worker_id, [verdict.token for verdict in verdicts])
     lost: list[ClaimToken] = []
     repeated: set[ClaimToken] = set()
@@ -120,7 +139,7 @@ def settle(
     others: list[dict[str, Any]] = []
     ended: list[dict[str, Any]] = []
     moved: dict[int, list[int]] = {}
-    archiving = {job.id for job in locked.values() if job.record.archives}
+    archiving = {job.id for job in found.values() if job.record.archives}
     archived: dict[int, list[int]] = {}
     renewed: dict[int, datetime] = {}
     failed: dict[tuple[int, FailureCode], list[tuple[int, AttemptFailure]]] = {}
@@ -133,7 +152,7 @@ def settle(
                 repeated.add(token)
             continue
         del running[token.job_id, token.element_id]
-        job = locked[token.job_id]
+        job = found[token.job_id]
         verdict = given
         if given.status is JobStatus.HELD:
             if job.id not in renewed:
@@ -173,9 +192,12 @@ def settle(
         if row.type is JobType.LIST and status.is_final and status is not JobStatus.DONE:
             cancel_later_phases(session, job)
     if not done and not others:
-        return SettleOutcome(tuple(lost), (), frozenset(repeated), passed_over)
-    if done:
-        _SETTLE_DONE.execute(session, done)
+        # What is stored already may be counted apart.
+        return SettleOutcome(
+            tuple(lost), (), frozenset(repeated), passed_over, counted_apart=frozenset(found if repeated else ())
+        )
+    if done and _SETTLE_DONE.matched(session, done) < len(done) and is_shared(session):
+        raise ChangedMeanwhileError("an element was changed while its result was being stored")
     if measured:
         session.execute(UPDATE_ELEMENT, measured)
     if others:
@@ -194,11 +216,12 @@ def settle(
     if failed:
         note_failures(session, failed, {job.id: job.record for job in locked.values()}, now)
     save_jobs(session, locked.values())
-    has_waiting = any(job.counters.submitted for job in locked.values())
+    job_counts.append(session, [counts for job in apart.values() if any((counts := job.counted_done())[1:])])
+    has_waiting = any(job.counters.submitted for job in found.values())
     if any(change["status"] is JobStatus.SUBMITTED and change["due_at"] <= now for change in others):
         # Given back: another node may begin it at once.
         note(session, SignalKind.WORK)
-    return SettleOutcome(tuple(lost), finished, frozenset(repeated), passed_over, has_waiting)
+    return SettleOutcome(tuple(lost), finished, frozenset(repeated), passed_over, has_waiting, frozenset(apart))
 
 
 def _outcome(verdict: Verdict) -> JobStatus:
@@ -277,6 +300,7 @@ def _done_change(verdict: Verdict, row: _ClaimedElement) -> tuple[Any, ...]:
         verdict.started_at,
         None if log is None else log.offset,
         None if log is None else log.length,
+        row.attempt,
     )
 
 

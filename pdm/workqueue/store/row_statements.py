@@ -10,7 +10,7 @@ whose few parameters the driver need not find in a long text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Any
@@ -65,9 +65,22 @@ class RowStatement:
         # Not by the session: that would look up its engine for each statement.
         connection = session.connection()
         form = self._form(connection.dialect)
+        found: list[Sequence[Any]] = []
+        for done in self._pieces(connection, form, rows, shared):
+            if self.result:
+                found += done.all()
+        return _converted(found, form.of_result)
+
+    def matched(self, session: Session, rows: Iterable[Sequence[Any]], *shared: Any) -> int:
+        """Execute it for all rows; returns how many rows of the table it has matched. SQLite's driver does not know."""
+        connection = session.connection()
+        return sum(done.rowcount for done in self._pieces(connection, self._form(connection.dialect), rows, shared))
+
+    def _pieces(
+        self, connection: sa.Connection, form: _Form, rows: Iterable[Sequence[Any]], shared: Sequence[Any]
+    ) -> Iterator[sa.CursorResult[Any]]:
         values = _converted(rows, form.of_row)
         common = tuple(chain.from_iterable(_converted([shared], form.of_shared)))
-        found: list[Sequence[Any]] = []
         first, size = 0, _MOST_IN_ARRAYS if form.arrays else _MOST_ROWS
         while first < len(values):
             if form.arrays:
@@ -78,11 +91,8 @@ class RowStatement:
                     size //= 2
                 text = form.texts.get(size) or self._text(form, size)
                 flat = (*chain.from_iterable(values[first : first + size]), *common)
-            done = connection.exec_driver_sql(text, flat)
-            if self.result:
-                found += done.all()
+            yield connection.exec_driver_sql(text, flat)
             first += size
-        return _converted(found, form.of_result)
 
     def _form(self, dialect: sa.Dialect) -> _Form:
         form = self._forms.get(dialect.name)

@@ -25,7 +25,12 @@ from twisted.python.threadpool import ThreadPool
 
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store.engines import cut_connection, is_reachable
-from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError, unavailable_error
+from pdm.workqueue.store.errors import (
+    ChangedMeanwhileError,
+    DatabaseClosedError,
+    DatabaseUnavailableError,
+    unavailable_error,
+)
 from pdm.workqueue.store.events import write_noted
 from pdm.workqueue.store.jobs import JobCache, written_jobs
 from pdm.workqueue.store.signals import NotedSignal, noted_signals
@@ -335,8 +340,8 @@ class TransactionThreads:
 
 def _max_tries(error: Exception, *, committing: bool = False) -> int:
     """How often a transaction with this error is run in total."""
-    if isinstance(error, sa.exc.IntegrityError):
-        # A concurrent transaction inserted the same row: the second run finds it.
+    if isinstance(error, sa.exc.IntegrityError | ChangedMeanwhileError):
+        # A concurrent transaction has inserted or changed the same row: the second run finds it.
         return _MAX_TRIES
     if not isinstance(error, sa.exc.DBAPIError):
         return 1

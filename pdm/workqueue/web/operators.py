@@ -100,7 +100,8 @@ async def show_routes(visit: Visit) -> Page:
     require_operator(visit.caller)
     found: Any = await list_routes.handler(visit.api, visit.caller)
     rows = [(route, _route_words(visit, route.source, route.destination)) for route in found]
-    return Page(template="routes.html", context={"rows": rows})
+    named = any(route.node is not None for route in found)
+    return Page(template="routes.html", context={"rows": rows, "named": named})
 
 
 @page("GET", "/web/operators/users", query=UserListQuery)

@@ -203,6 +203,13 @@ class NewCredential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     access_key: Annotated[
         Annotated[str, Meta(pattern=_S3_ACCESS_KEY)] | None, Meta(description="s3-key: the id of the key.")
     ] = None
+    session_token: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=16384)] | None,
+        Meta(description="s3-key: the session token of temporary keys, as a security token service (STS) gives them."),
+    ] = None
+    valid_until: Annotated[
+        datetime | None, Meta(description="s3-key: when temporary keys end, RFC 3339; null if it is not known.")
+    ] = None
 
     def __repr__(self) -> str:
         return f"NewCredential(kind={self.kind!r}, site={self.site!r})"

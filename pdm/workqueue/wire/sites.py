@@ -248,7 +248,7 @@ class CheckView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RouteView(msgspec.Struct, frozen=True, kw_only=True):
-    """Work from one site to another, in streams: helpers that run one batch after the other.
+    """Work from one site to another by one daemon, in streams: helpers that run one batch after the other.
 
     A stream more is tried while it brings more throughput; failures of connections halve them. Listings are not
     counted.
@@ -265,6 +265,7 @@ class RouteView(msgspec.Struct, frozen=True, kw_only=True):
     reason: Annotated[str, Meta(description="Of the latest decision about the limit, a sentence.")]
     decided_at: Annotated[datetime, Meta(description="When that was.")]
     changed_at: Annotated[datetime, Meta(description="When the limit changed last.")]
+    node: Annotated[str | None, Meta(description="Name of the node, where several may share the work.")] = None
 
 
 class UserView(msgspec.Struct, frozen=True, kw_only=True):

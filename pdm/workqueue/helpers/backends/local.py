@@ -47,7 +47,7 @@ _WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 @contextlib.contextmanager
-def _storage_errors(url: StorageUrl) -> Iterator[None]:
+def storage_errors(url: StorageUrl) -> Iterator[None]:
     """Convert an `OSError` to a `StorageError` with the path."""
     try:
         yield
@@ -65,7 +65,7 @@ class LocalStorage(Storage):
         self._interrupted = False
 
     def stat(self, url: StorageUrl) -> FileStat | None:
-        with _storage_errors(url):
+        with storage_errors(url):
             try:
                 with self._roots.resolved(url) as resolved:
                     status = os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False)
@@ -93,11 +93,11 @@ class LocalStorage(Storage):
         return FileStat("link", target.st_size if target_kind == "file" else 0, *common, resolved.path, target_kind)
 
     def real_path(self, url: StorageUrl, there: FileStat) -> bytes | None:
-        with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
+        with storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
             return resolved.path
 
     def entries(self, url: StorageUrl) -> EntryIterator:
-        with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
+        with storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
             directory = os.open(
                 resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=resolved.directory
             )
@@ -117,18 +117,18 @@ class LocalStorage(Storage):
         return self._file_stat(directory_url.child(os.fsencode(entry.name)), status)
 
     def make_directory(self, url: StorageUrl) -> None:
-        with _storage_errors(url), self._roots.resolved(url) as resolved:
+        with storage_errors(url), self._roots.resolved(url) as resolved:
             lease.check()
             os.mkdir(resolved.name, dir_fd=resolved.directory)
 
     def remove(self, url: StorageUrl, *, directory: bool) -> None:
-        with _storage_errors(url), self._roots.resolved(url) as resolved:
+        with storage_errors(url), self._roots.resolved(url) as resolved:
             _refuse_root(resolved)
             lease.check()
             (os.rmdir if directory else os.unlink)(resolved.name, dir_fd=resolved.directory)
 
     def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
-        with _storage_errors(source), self._roots.resolved(source) as old, self._roots.resolved(destination) as new:
+        with storage_errors(source), self._roots.resolved(source) as old, self._roots.resolved(destination) as new:
             _refuse_root(old)
             _refuse_root(new)
             lease.check()
@@ -170,7 +170,7 @@ class LocalStorage(Storage):
     def _opened(self, url: StorageUrl, scope: FailureScope | None = None) -> Iterator[int]:
         """Open a regular file for reading."""
         try:
-            with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
+            with storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
                 # Non-blocking: opening a pipe would wait for its writer.
                 file = os.open(resolved.name, _READ, dir_fd=resolved.directory)
         except StorageError as error:
@@ -191,7 +191,7 @@ class LocalStorage(Storage):
     @contextlib.contextmanager
     def _created(self, url: StorageUrl) -> Iterator[int]:
         try:
-            with _storage_errors(url), self._roots.resolved(url) as resolved:
+            with storage_errors(url), self._roots.resolved(url) as resolved:
                 lease.check()
                 file = os.open(resolved.name, _CREATE, 0o666, dir_fd=resolved.directory)
         except StorageError as error:
@@ -202,22 +202,21 @@ class LocalStorage(Storage):
             os.close(file)
 
     def size(self, url: StorageUrl) -> int:
-        with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
+        with storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
             return os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False).st_size
 
     def version(self, url: StorageUrl) -> FileVersion:
-        with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
+        with storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
             status = os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False)
-        tag = f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}"
-        return FileVersion(status.st_size, status.st_mtime, tag, is_exact=True)
+        return version_of(status)
 
     def attributes(self, url: StorageUrl) -> FileStat:
-        with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
+        with storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
             status = os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False)
         return FileStat("file", mode=stat.S_IMODE(status.st_mode), mtime=int(status.st_mtime))
 
     def set_mtime(self, url: StorageUrl, mtime: int) -> None:
-        with _storage_errors(url), self._opened(url) as file:
+        with storage_errors(url), self._opened(url) as file:
             lease.check()
             try:
                 os.utime(file, (time.time(), mtime))
@@ -226,16 +225,14 @@ class LocalStorage(Storage):
             os.fsync(file)
 
     def set_mode(self, url: StorageUrl, mode: int) -> None:
-        with _storage_errors(url), self._opened(url) as file:
+        with storage_errors(url), self._opened(url) as file:
             lease.check()
             os.fchmod(file, mode)
             os.fsync(file)
 
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
-        with _storage_errors(url), self._opened(url) as file:
-            # The checksum must be that of the disk: drop written pages from the cache.
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        with storage_errors(url), self._opened(url) as file:
+            _forget_pages(file)
             digest = running_checksum(algorithm)
             buffer = memoryview(bytearray(_CHUNK))
             while count := os.readv(file, [buffer]):
@@ -244,7 +241,7 @@ class LocalStorage(Storage):
         return digest.hexdigest()
 
     def free_bytes(self, directory_url: StorageUrl) -> int | None:
-        with _storage_errors(directory_url), self._roots.resolved(directory_url, follow=True) as resolved:
+        with storage_errors(directory_url), self._roots.resolved(directory_url, follow=True) as resolved:
             directory = os.open(resolved.name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=resolved.directory)
             try:
                 found = os.statvfs(directory)
@@ -260,7 +257,7 @@ class LocalStorage(Storage):
         self._interrupted = False
 
     def sync_directory(self, directory_url: StorageUrl) -> None:
-        with _storage_errors(directory_url), self._roots.resolved(directory_url, follow=True) as resolved:
+        with storage_errors(directory_url), self._roots.resolved(directory_url, follow=True) as resolved:
             try:
                 directory = os.open(
                     resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=resolved.directory
@@ -273,6 +270,18 @@ class LocalStorage(Storage):
                 os.fsync(directory)
             finally:
                 os.close(directory)
+
+
+def _forget_pages(file: int) -> None:
+    """Drop the written pages of a file from the cache: a checksum must be that of the disk."""
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def version_of(status: os.stat_result) -> FileVersion:
+    """The version of a file with this status."""
+    tag = f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+    return FileVersion(status.st_size, status.st_mtime, tag, is_exact=True)
 
 
 class _LocalCopy:
@@ -393,6 +402,15 @@ class LocalBackend(LocalStorage, StorageBackend):
                 os.fsync(file)
             except OSError as error:
                 raise _storage_error(error) from error
+
+    def write_content(self, url: StorageUrl, content: bytes) -> None:
+        """Write a new file, so that what is read of it next comes from the disk."""
+        with storage_errors(url), self._created(url) as file:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+            os.fsync(file)
+            _forget_pages(file)
 
     def transfer(
         self,

@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import secrets
-from collections import deque
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from functools import partial
-from http import HTTPStatus
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.backends.http_client import HttpResponse
 from pdm.workqueue.helpers.backends.http_connection import exactly
-from pdm.workqueue.helpers.backends.propfind import byte_count, http_date
-from pdm.workqueue.helpers.backends.s3_client import S3Client, S3Place, may_copy, place_of
+from pdm.workqueue.helpers.backends.s3_client import S3Client, S3Place, may_copy, place_of, presigned
 from pdm.workqueue.helpers.backends.s3_copies import (
     LARGEST_COPY,
     DirectoryRename,
@@ -34,17 +31,24 @@ from pdm.workqueue.helpers.backends.s3_copies import (
     source_at,
 )
 from pdm.workqueue.helpers.backends.s3_documents import ListingPage, listing_page
+from pdm.workqueue.helpers.backends.s3_objects import (
+    checksum_in,
+    is_temporary,
+    length_of,
+    modified_at,
+    prefix_of,
+    version_of,
+)
+from pdm.workqueue.helpers.backends.s3_reading import ObjectReader
+from pdm.workqueue.helpers.backends.s3_records import remove_record
 from pdm.workqueue.helpers.backends.s3_uploads import (
     PART_SIZE,
     KeptObject,
     MultipartUpload,
     StagedObject,
-    is_md5,
-    remove_record,
     tag_of,
 )
-from pdm.workqueue.helpers.backends.s3_workers import PARALLEL_PARTS, PartWorkers, retried
-from pdm.workqueue.helpers.checksums import from_base64
+from pdm.workqueue.helpers.backends.s3_workers import PartWorkers
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileStat,
@@ -273,84 +277,16 @@ class S3Backend(StorageBackend):
         return self._last_read[1]
 
     def read(self, url: StorageUrl) -> Pieces:
-        place = place_of(url)
+        reader = ObjectReader(self._client, self._workers, self.check, place_of(url))
         try:
-            response = self._client.send("GET", place, None, {"Range": f"bytes=0-{PART_SIZE - 1}"}, ok=(200, 206))
+            yield from reader.pieces()
         except StorageError as error:
-            if error.code is FailureCode.SIZE_CHANGED:
-                # Of an object without bytes there is no range.
-                response = self._client.send("GET", place)
-            elif error.errno == errno.ENOENT and self._has_keys(place):
+            if error.errno == errno.ENOENT and self._has_keys(place_of(url)):
                 raise StorageError(f"{url} is a directory", errno=errno.EISDIR) from error
-            else:
-                raise
-        size, tag = _total(response), tag_of(response)
-        if size is None:
-            response.drop()
-            raise StorageError(f"{url}: the server does not tell its size", code=FailureCode.UNSUPPORTED)
-        at = 0
-        try:
-            with _dropped_early(response):
-                while chunk := response.read():
-                    at += len(chunk)
-                    yield chunk
-        except StorageError as error:
-            if not error.lost or not tag:
-                raise
-        if at < size:
-            if not tag:
-                raise StorageError(f"{url}: the server shows no version", code=FailureCode.UNSUPPORTED)
-            yield from self._rest(place, tag, at, size)
+            raise
 
-    def _rest(self, place: S3Place, tag: str, at: int, size: int) -> Iterator[bytes]:
-        """The bytes of one version of an object from an offset on: several ranges at once, in their order."""
-        starts = iter(range(at, size, PART_SIZE))
-        under_way: deque[Future[bytes]] = deque()
-
-        def begin() -> None:
-            start = next(starts, None)
-            if start is not None:
-                end = min(start + PART_SIZE, size)
-                under_way.append(self._workers.submit(lambda client: self._range(client, place, tag, start, end)))
-
-        try:
-            for _ in range(PARALLEL_PARTS):
-                begin()
-            while under_way:
-                data = under_way.popleft().result()
-                begin()
-                yield data
-        finally:
-            for future in under_way:
-                future.cancel()
-
-    def _range(self, client: S3Client, place: S3Place, tag: str, start: int, end: int) -> bytes:
-        held = bytearray()
-
-        def fetch() -> None:
-            headers = {"Range": f"bytes={start + len(held)}-{end - 1}", "If-Match": f'"{tag}"'}
-            try:
-                response = client.send("GET", place, None, headers, ok=(200, 206))
-            except StorageError as error:
-                if error.errno == errno.EEXIST:
-                    text = f"{place.url()} was replaced while it was read"
-                    raise StorageError(text, code=FailureCode.SIZE_CHANGED, scope=FailureScope.SOURCE) from error
-                raise
-            with _dropped_early(response):
-                if not (response.header("Content-Range") or "").startswith(f"bytes {start + len(held)}-"):
-                    text = f"{place.url()}: the server sends another range than was asked for"
-                    raise StorageError(text, code=FailureCode.UNSUPPORTED)
-                while chunk := response.read():
-                    held.extend(chunk)
-                    if len(held) > end - start:
-                        raise StorageError(
-                            f"{place.url()}: more bytes than were asked for", code=FailureCode.UNSUPPORTED
-                        )
-            if len(held) != end - start:
-                raise StorageError(f"{place.url()}: fewer bytes than were asked for", code=FailureCode.SERVER_ERROR)
-
-        retried(fetch, self.check)
-        return bytes(held)
+    def link_to(self, url: StorageUrl) -> str | None:
+        return presigned(place_of(url), math.ceil(self.timeouts.until - time.monotonic()))
 
     def expect_rename(
         self,
@@ -489,59 +425,3 @@ class S3Backend(StorageBackend):
         super().resume()
         self._client.interrupted = False
         self._workers.set_interrupted(interrupted=False)
-
-
-def prefix_of(place: S3Place) -> bytes:
-    """What all keys of a directory begin with."""
-    return place.key + b"/" if place.key else b""
-
-
-def is_temporary(place: S3Place) -> bool:
-    """Whether a key has the form of a copy's temporary name."""
-    name = place.key.rpartition(b"/")[2]
-    return name.startswith(b".pdm-") and name.endswith(b".part")
-
-
-def length_of(place: S3Place, response: HttpResponse) -> int:
-    """Bytes of the object of a HEAD; servers leave the header out of an empty one."""
-    return byte_count(response.header("Content-Length") or "0") or 0
-
-
-def modified_at(response: HttpResponse) -> int | None:
-    """When an object was written, in seconds since 1970 UTC."""
-    return http_date(response.header("Last-Modified") or "")
-
-
-def version_of(place: S3Place, response: HttpResponse) -> FileVersion:
-    """The version of an object that the response to HEAD or GET shows."""
-    tag = tag_of(response)
-    # Made of the bytes, or new with each write: no two writes have the same one but of the same bytes.
-    return FileVersion(length_of(place, response), modified_at(response), tag, is_exact=bool(tag))
-
-
-def checksum_in(response: HttpResponse, algorithm: ChecksumAlgorithm) -> str | None:
-    """The checksum of an object that the response to HEAD shows; None if it shows none."""
-    if algorithm is ChecksumAlgorithm.MD5 and is_md5(tag := tag_of(response), response):
-        return tag.lower()
-    if algorithm is ChecksumAlgorithm.SHA256 and "-" not in (value := response.header("x-amz-checksum-sha256") or "-"):
-        return from_base64(algorithm, value)
-    return None
-
-
-def _total(response: HttpResponse) -> int | None:
-    """Bytes of the whole object in a response to a request of a range; None if it is not told."""
-    # gofakes3 answers with 200 and a range.
-    content_range = response.header("Content-Range")
-    if content_range is None and response.status == HTTPStatus.OK:
-        return byte_count(response.header("Content-Length"))
-    return byte_count((content_range or "").rpartition("/")[2])
-
-
-@contextlib.contextmanager
-def _dropped_early(response: HttpResponse) -> Iterator[None]:
-    """Close the connection of a response whose body is not read to its end."""
-    try:
-        yield
-    except BaseException:
-        response.drop()
-        raise

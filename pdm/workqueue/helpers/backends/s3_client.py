@@ -1,7 +1,8 @@
 """Requests to S3 servers: signed, never redirected, errors as `StorageError`.
 
-``PDM_CREDENTIALS`` has the file with the keys for each endpoint: a JSON object with ``access_key`` and ``secret_key``.
-A request is signed with the keys of the endpoint that its URL is below, and with no others.
+``PDM_CREDENTIALS`` has the file with the keys for each endpoint: a JSON object with ``access_key``, ``secret_key``, and
+the ``session_token`` of temporary keys. A request is signed with the keys of the endpoint that its URL is below, and
+with no others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import Body, Headers, HttpClient, HttpResponse, known_server
 from pdm.workqueue.helpers.backends.http_errors import HttpStatusError, error_from_response
 from pdm.workqueue.helpers.backends.s3_documents import MAX_DOCUMENT, error_fields
-from pdm.workqueue.helpers.credentials import credential_below
+from pdm.workqueue.helpers.credentials import EndpointCredential, credential_below
 from pdm.workqueue.helpers.storage import StorageError, truncated
 
 #: Scheme of URLs whose host begins with the bucket's name; the others have it as the first part of their path.
@@ -33,6 +34,8 @@ _USUAL_REGION = "us-east-1"
 _regions: dict[str, str] = {}
 _MAX_REGIONS = 1000
 _MAX_ERROR = 64 * 1024
+#: Seconds for which a link can be valid.
+_LONGEST_LINK_S = 7 * 24 * 3600
 _SIGNED = ("x-amz-", "content-md5")
 #: What stays as it is in the canonical path of a signature, besides letters, digits, dots, dashes and underscores.
 _SAFE = "/~"
@@ -62,7 +65,8 @@ _CODE_BY_CODE: Mapping[str, FailureCode] = {
     "SignatureDoesNotMatch": FailureCode.CREDENTIAL_REFUSED,
     "InvalidAccessKeyId": FailureCode.CREDENTIAL_REFUSED,
     "InvalidToken": FailureCode.CREDENTIAL_REFUSED,
-    "ExpiredToken": FailureCode.CREDENTIAL_REFUSED,
+    "ExpiredToken": FailureCode.CREDENTIAL_EXPIRED,
+    "ExpiredTokenException": FailureCode.CREDENTIAL_EXPIRED,
     "RequestTimeTooSkewed": FailureCode.SERVER_ERROR,
     "SlowDown": FailureCode.BUSY,
     "SlowDownRead": FailureCode.BUSY,
@@ -89,6 +93,7 @@ _CODE_BY_CODE: Mapping[str, FailureCode] = {
 _HINTS: Mapping[str, str] = {
     "SignatureDoesNotMatch": "the secret key is not the one of this access key: store both again with 'pdm s3-key'",
     "InvalidAccessKeyId": "the server does not know this access key: store another one with 'pdm s3-key'",
+    "ExpiredToken": "the temporary keys have ended: store others with 'pdm s3-key --session-token'",
     "RequestTimeTooSkewed": "the clocks of the service and the server differ too much: set the wrong one",
     "InvalidObjectState": "the object is archived: restore it at its server first",
     "EntityTooSmall": "the server takes no parts of this size",
@@ -140,6 +145,11 @@ def place_of(url: StorageUrl) -> S3Place:
     Raises:
         StorageError: EILSEQ, no key can have this name.
     """
+    return _place(url, credential_below(url))
+
+
+@functools.lru_cache(maxsize=512)
+def _place(url: StorageUrl, credential: EndpointCredential | None) -> S3Place:
     path = url.path.rstrip(b"/")
     bucket = b""
     if url.scheme != VIRTUAL_HOST_SCHEME:
@@ -150,7 +160,6 @@ def place_of(url: StorageUrl) -> S3Place:
     except UnicodeDecodeError:
         raise StorageError(f"{url}: a key is UTF-8, and this name is not", errno=errno.EILSEQ) from None
     bucket_url = StorageUrl(f"{url.server}/{urllib.parse.quote_from_bytes(bucket, safe='~')}".rstrip("/"))
-    credential = credential_below(url)
     return S3Place(bucket_url, key, credential and credential.file)
 
 
@@ -160,10 +169,11 @@ def _signer(file: str, region: str) -> AwsRequestSigner:
     try:
         keys = json.loads(Path(file).read_bytes())
         access_key, secret_key = str(keys["access_key"]), str(keys["secret_key"])
+        session_token = keys.get("session_token")
     except (OSError, ValueError, KeyError, TypeError) as error:
         text = f"the S3 keys cannot be read: {type(error).__name__}"
         raise StorageError(text, code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE) from error
-    return AwsRequestSigner(region, access_key, secret_key, "s3")
+    return AwsRequestSigner(region, access_key, secret_key, "s3", session_token)
 
 
 def signer_for(place: S3Place) -> AwsRequestSigner:
@@ -172,6 +182,18 @@ def signer_for(place: S3Place) -> AwsRequestSigner:
         text = f"there are no S3 keys for {place.bucket}"
         raise StorageError(text, code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE)
     return _signer(place.keys_file, _regions.get(place.bucket, _USUAL_REGION))
+
+
+def presigned(place: S3Place, seconds: int) -> str:
+    """A link by which anybody can read an object for some seconds."""
+    url = place.url()
+    target = f"https://{url.authority.removesuffix(':443')}{url.encoded_path}"
+    expires = min(max(seconds, 1), _LONGEST_LINK_S)
+    signer = signer_for(place)
+    if signer.session_token is not None:
+        target += f"?X-Amz-Security-Token={urllib.parse.quote(signer.session_token, safe='')}"
+    link: str = signer.presign_url("GET", target, content_hash=UNSIGNED_PAYLOAD, expires=expires)
+    return link
 
 
 def may_copy(source: S3Place, destination: S3Place) -> bool:
@@ -326,6 +348,8 @@ def s3_error(
     )
     if code in _CODE_BY_CODE:
         found.errno, found.code = None, _CODE_BY_CODE[code]
+        if found.code is FailureCode.CREDENTIAL_EXPIRED:
+            found.scope = FailureScope.SERVICE
     elif code in _ERRNO_BY_CODE:
         found.code = None
     found.status, found.s3_code = status, code

@@ -163,7 +163,10 @@ class DirectoryRename:
     def _move(self, client: S3Client, *, key: bytes, continues: bool) -> None:
         new = self._destination._replace(key=self._destination.key + key[len(self._source.key) :])
         source = source_at(client, self._source._replace(key=key))
-        if not continues or not self._is_there(client, source, new):
+        if key.endswith(b"/") and not source.size:
+            # A marker is made anew: SeaweedFS keeps it, and does not copy it.
+            client.call("PUT", new, None, {"Content-Length": "0"})
+        elif not continues or not self._is_there(client, source, new):
             retried(lambda: copy_object(client, source, new, replace=False), self._check)
         client.call("DELETE", source.place, ok=(200, 204))
 

@@ -6,19 +6,22 @@ bounded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
+from xml.sax.saxutils import escape
 
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.helpers.storage import FileStat, StorageError
 
 #: Bytes of a document: a page of 1,000 keys of 1,024 bytes, each percent-encoded, with what is said of each.
 MAX_DOCUMENT = 8 * 1024 * 1024
+#: Of the documents that are sent.
+NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _MAX_ELEMENTS, _MAX_DEPTH = 50_000, 16
 
 
@@ -146,6 +149,18 @@ def _key(element: Element, name: str, *, is_encoded: bool) -> bytes:
     raw = found.text
     # A blank is "+" in this encoding, as in forms.
     return unquote_to_bytes(raw.replace("+", " ")) if is_encoded else raw.encode()
+
+
+def delete_document(keys: Iterable[bytes]) -> bytes:
+    """The body of DeleteObjects, whose answer names each key."""
+    objects = "".join(f"<Object><Key>{escape(key.decode())}</Key></Object>" for key in keys)
+    return f'<Delete xmlns="{NAMESPACE}">{objects}<Quiet>false</Quiet></Delete>'.encode()
+
+
+def deleted_keys(where: str, document: bytes) -> set[bytes]:
+    """The keys that an answer to DeleteObjects names as removed; ``where`` is for errors."""
+    root = expected(where, document, "DeleteResult")
+    return {(each.findtext("Key") or "").encode() for each in root.iterfind("Deleted")}
 
 
 def seconds_of(text: str) -> int | None:

@@ -6,19 +6,33 @@ under its final name, when the other steps have proven its bytes; until then it 
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import itertools
+import re
 from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 
+from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import Headers
 from pdm.workqueue.helpers.backends.http_groups import GroupAnswer, GroupRequest, RequestGroup, of_one
-from pdm.workqueue.helpers.backends.s3 import S3Backend, version_of
+from pdm.workqueue.helpers.backends.s3 import S3Backend
 from pdm.workqueue.helpers.backends.s3_client import S3Place, place_of
+from pdm.workqueue.helpers.backends.s3_documents import delete_document, deleted_keys
+from pdm.workqueue.helpers.backends.s3_objects import is_temporary, version_of
 from pdm.workqueue.helpers.backends.s3_uploads import KeptObject, confirmed, put_headers
 from pdm.workqueue.helpers.group_backend import FileContent, GroupBackend
-from pdm.workqueue.helpers.storage import FileVersion
+from pdm.workqueue.helpers.storage import FileVersion, StorageError
+
+#: Names in one directory from which one listing is cheaper than a HEAD of each.
+_FEWEST_TO_LIST = 8
+
+#: Buckets whose servers do not remove many objects by one request, or not for this user; shared by all threads.
+_buckets_without_delete: set[StorageUrl] = set()
+_MAX_BUCKETS = 1000
+_NOT_IN_XML = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class GroupedS3Backend(S3Backend, GroupBackend):
@@ -69,9 +83,33 @@ class GroupedS3Backend(S3Backend, GroupBackend):
         return [of_one(partial(self.size, url), None) for url in urls]
 
     def are_free(self, urls: Sequence[StorageUrl]) -> list[bool]:
-        requests = [GroupRequest("HEAD", place_of(url).url()) for url in urls]
-        answers = self._requests.answers(requests)
-        return [answer is not None and answer.response.status == HTTPStatus.NOT_FOUND for answer in answers]
+        by_directory: dict[StorageUrl, list[StorageUrl]] = {}
+        for url in urls:
+            by_directory.setdefault(url.parent, []).append(url)
+        free: dict[StorageUrl, bool] = {}
+        for alike in by_directory.values():
+            if len(alike) >= _FEWEST_TO_LIST:
+                free.update(self._free_in_listing(alike))
+        unknown = [url for url in urls if url not in free]
+        answers = self._requests.answers([GroupRequest("HEAD", place_of(url).url()) for url in unknown])
+        for url, answer in zip(unknown, answers, strict=True):
+            free[url] = answer is not None and answer.response.status == HTTPStatus.NOT_FOUND
+        return [free[url] for url in urls]
+
+    def _free_in_listing(self, urls: Sequence[StorageUrl]) -> dict[StorageUrl, bool]:
+        """Whether URLs of one directory are free, by one request; empty if their part of it is too long for one."""
+        places = [place_of(url) for url in urls]
+        # What the first and the last one have in common, all have; the keys may differ within a letter.
+        ends = min(place.key for place in places), max(place.key for place in places)
+        common = bytes(
+            first for first, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))
+        )
+        prefix = common.decode(errors="ignore").encode()
+        page = of_one(lambda: self._page(places[0], prefix, delimiter="/"), None)
+        if page is None or page.next_token:
+            return {}
+        taken = {key for key, _, _ in page.objects} | {key.removesuffix(b"/") for key in page.prefixes}
+        return {url: place.key not in taken for url, place in zip(urls, places, strict=True)}
 
     def renames_groups(self, url: StorageUrl, replace: bool) -> bool:
         return True
@@ -103,6 +141,36 @@ class GroupedS3Backend(S3Backend, GroupBackend):
         if answer is None or answer.response.status not in (200, 201):
             return False
         return of_one(lambda: confirmed(place, answer.response, digest).is_confirmed, False)
+
+    def remove_at_once(self, urls: Sequence[StorageUrl]) -> list[bool]:
+        places = {url: place_of(url) for url in urls if url not in self._staged}
+        by_bucket: dict[StorageUrl, list[S3Place]] = {}
+        for place in places.values():
+            if place.bucket not in _buckets_without_delete and place.key and not is_temporary(place):
+                by_bucket.setdefault(place.bucket, []).append(place)
+        gone = {place for alike in by_bucket.values() for place in self._deleted(alike)}
+        return [places.get(url) in gone for url in urls]
+
+    def _deleted(self, places: Sequence[S3Place]) -> list[S3Place]:
+        """Remove objects of one bucket by one request; returns those that the server names as removed."""
+        # Other characters have no form in XML, or another one after it was read.
+        named = [place for place in places if not _NOT_IN_XML.search(place.key.decode())]
+        if not named:
+            return []
+        body = delete_document(place.key for place in named)
+        md5 = hashlib.md5(body, usedforsecurity=False).digest()
+        headers = {"Content-MD5": base64.b64encode(md5).decode(), "Content-Type": "application/xml"}
+        try:
+            _, document = self._client.call("POST", named[0], {"delete": ""}, headers, body, key=b"")
+            found = deleted_keys(f"POST {named[0].bucket}?delete", document)
+        except StorageError as error:
+            if error.is_of_server or error.code is FailureCode.BUSY:
+                raise
+            if len(_buckets_without_delete) > _MAX_BUCKETS:
+                _buckets_without_delete.clear()
+            _buckets_without_delete.add(named[0].bucket)
+            return []
+        return [place for place in named if place.key in found]
 
     def remove_group(self, urls: Sequence[StorageUrl]) -> list[bool]:
         return [of_one(partial(self._remove_one, url), False) for url in urls]

@@ -15,28 +15,27 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from http import HTTPStatus
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from xml.sax.saxutils import escape
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.backends.http_client import Headers, HttpResponse
 from pdm.workqueue.helpers.backends.http_connection import exactly
-from pdm.workqueue.helpers.backends.propfind import http_date
 from pdm.workqueue.helpers.backends.s3_client import S3Client, S3Error, S3Place
 from pdm.workqueue.helpers.backends.s3_documents import (
+    NAMESPACE,
     UploadedPart,
     expected,
     text_of,
     uploaded_parts,
-    uploads_of_key,
 )
+from pdm.workqueue.helpers.backends.s3_records import UploadRecord, read_record, remove_record
 from pdm.workqueue.helpers.backends.s3_workers import PARALLEL_PARTS, PartWorkers, retried
 from pdm.workqueue.helpers.checksums import RunningChecksum, checksum_of, running_checksum
 from pdm.workqueue.helpers.storage import StorageError
@@ -48,13 +47,8 @@ PART_SIZE = 8 * _MIB
 _MAX_UNDER_WAY = PARALLEL_PARTS * PART_SIZE
 #: Parts of an upload at most, and bytes of a part that the server copies itself: 5 TiB are allowed, in 5 GiB at most.
 _MAX_PARTS, _COPIED_PART = 10_000, 1024 * _MIB
-#: A record has an id and a key, percent-encoded.
-_MAX_RECORD = 16 * 1024
-#: Seconds in which an upload begins after its record was written.
-_BEGINS_WITHIN_S = 60
 #: Statuses of servers that do not know ``If-None-Match`` at an upload; others ignore it.
 CONDITION_REFUSED = (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.METHOD_NOT_ALLOWED)
-_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
 class ObjectState(NamedTuple):
@@ -163,30 +157,6 @@ class KeptObject:
 
     def drop(self) -> None:
         self.data = b""
-
-
-class UploadRecord(NamedTuple):
-    """What is kept of a multipart upload under the copy's temporary name.
-
-    Attributes:
-        key: of the object.
-        upload: its id; empty before the upload has begun.
-    """
-
-    key: bytes
-    upload: str
-
-    def document(self) -> bytes:
-        return json.dumps({"pdm_upload": self.upload, "key": self.key.decode()}).encode()
-
-    @classmethod
-    def of(cls, document: bytes) -> UploadRecord | None:
-        """The record in a document; None if it is none."""
-        try:
-            fields: Any = json.loads(document)
-            return cls(str(fields["key"]).encode(), str(fields["pdm_upload"]))
-        except (ValueError, TypeError, KeyError):
-            return None
 
 
 class MultipartUpload:
@@ -365,7 +335,7 @@ class MultipartUpload:
             f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(tag)}</ETag></Part>"
             for number, tag in enumerate(tags, start=1)
         )
-        document = f'<CompleteMultipartUpload xmlns="{_NAMESPACE}">{body}</CompleteMultipartUpload>'.encode()
+        document = f'<CompleteMultipartUpload xmlns="{NAMESPACE}">{body}</CompleteMultipartUpload>'.encode()
         headers = {} if replace else {"If-None-Match": "*"}
         try:
             answer = self._complete(document, headers)
@@ -437,47 +407,3 @@ def _present_parts(client: S3Client, place: S3Place, upload: str) -> dict[int, U
         if not following or following == marker or len(found) > _MAX_PARTS:
             return found
         marker = following
-
-
-def read_record(client: S3Client, place: S3Place) -> UploadRecord | None:
-    """The record under a temporary name; None if there is none."""
-    try:
-        response = client.send("GET", place, None, {"Range": f"bytes=0-{_MAX_RECORD - 1}"}, ok=(200, 206))
-    except StorageError as error:
-        if error.is_of_server:
-            raise
-        return None
-    document = b""
-    while (chunk := response.read()) and len(document) < _MAX_RECORD:
-        document += chunk
-    if len(document) >= _MAX_RECORD:
-        response.drop()
-    return UploadRecord.of(document)
-
-
-def remove_record(client: S3Client, place: S3Place) -> None:
-    """Abort the upload whose record has a temporary name, and remove the record; nothing if there is none."""
-    found = read_record(client, place)
-    if found is None:
-        return
-    at = place._replace(key=found.key)
-    for upload in [found.upload] if found.upload else _begun_since(client, place, at):
-        try:
-            client.call("DELETE", at, {"uploadId": upload}, ok=(200, 204))
-        except S3Error as error:
-            if error.errno != errno.ENOENT and error.s3_code != "NoSuchUpload":
-                raise
-    client.call("DELETE", place, ok=(200, 204))
-
-
-def _begun_since(client: S3Client, record: S3Place, place: S3Place) -> list[str]:
-    """The uploads that may be the one of a record without an id: begun soon after it was written."""
-    response, _ = client.call("HEAD", record)
-    written_at = http_date(response.header("Last-Modified") or "")
-    query = {"uploads": "", "prefix": place.key.decode(), "encoding-type": "url"}
-    _, document = client.call("GET", place, query, key=b"")
-    return [
-        upload
-        for upload, begun_at in uploads_of_key(f"GET {place.bucket}", document, place.key)
-        if None not in (begun_at, written_at) and 0 <= begun_at - written_at <= _BEGINS_WITHIN_S  # type: ignore[operator]
-    ]

@@ -402,6 +402,9 @@ class WebdavBackend(StorageBackend):
             return digest
         return None
 
+    def fetch(self, link: str, source: StorageUrl, temporary: StorageUrl, arrived: ProgressCallback) -> bool:
+        return self._third_party.fetch(link, source, temporary, arrived)
+
     def interrupt(self) -> None:
         super().interrupt()
         self._client.interrupt()

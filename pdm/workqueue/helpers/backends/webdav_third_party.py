@@ -1,4 +1,4 @@
-"""Third-party copies between WebDAV servers: the destination pulls, with a token that the source has issued for it."""
+"""Third-party copies to WebDAV servers: the destination pulls, with a token of the source, or by a link."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+import urllib.parse
 from http import HTTPStatus
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
@@ -35,6 +36,23 @@ _COPY_UNSUPPORTED = frozenset({400, 404, 405, 409, 500, 501})
 #: all threads.
 _failed_pairs: dict[tuple[str, str], float] = {}
 _MAX_PAIRS, _FAILED_PAIR_S = 1000, 3600.0
+
+
+#: What may be a part of a link's query, as it is or encoded again.
+_OF_QUERY = re.compile(r"[A-Za-z0-9+/=%_.~&;-]{12,}")
+
+
+def without_link(text: str, link: str) -> str:
+    """A server's message without the query of a link, and without pieces of it: they let their reader in."""
+    query = link.partition("?")[2]
+    hidden = [query.lower(), urllib.parse.unquote(query).lower()]
+    *_, signature = hidden[0].rpartition("x-amz-signature=")
+
+    def kept(found: re.Match[str]) -> str:
+        piece = found[0].lower()
+        return "..." if signature in piece or any(piece in each for each in hidden) else found[0]
+
+    return _OF_QUERY.sub(kept, text)
 
 
 class NotBegunError(StorageError):
@@ -78,6 +96,39 @@ class ThirdPartyCopies:
         verdict = at_destination(self._pull, source, temporary, headers, arrived)
         if not verdict.lower().startswith("success"):
             raise self._copy_error(source, temporary, verdict)
+
+    def fetch(self, link: str, source: StorageUrl, temporary: StorageUrl, arrived: ProgressCallback) -> bool:
+        """Have the destination read a file of another storage by a link; False if it does not."""
+        if not self.may_work(source, temporary):
+            return False
+        headers = {"Source": link, "Overwrite": "T", "Credential": "none", "RequireChecksumVerification": "false"}
+        moved = 0
+
+        def arriving(count: int) -> None:
+            nonlocal moved
+            moved = count
+            arrived(count)
+
+        try:
+            verdict = at_destination(self._pull, source, temporary, headers, arriving)
+        except (NotBegunError, HttpStatusError):
+            # Whatever the reason is, streaming shows whether it is one of the file.
+            self.remember_failure(source, temporary)
+            return False
+        except StorageError as error:
+            if not moved:
+                self.remember_failure(source, temporary)
+            error.message = without_link(error.message, link)
+            error.args = (error.message,)
+            raise
+        if verdict.lower().startswith("success"):
+            return True
+        if verdict and not moved:
+            # It cannot reach the source, does not trust its certificate, or writes the link in another way.
+            self.remember_failure(source, temporary)
+            return False
+        text = without_link(truncated(verdict or "the server did not say how the copy ended", 1000), link)
+        raise StorageError(text, errno=errno_from_text(text), scope=FailureScope.TRANSFER)
 
     def _pull(
         self, source: StorageUrl, temporary: StorageUrl, headers: dict[str, str], arrived: ProgressCallback

@@ -133,7 +133,7 @@ def _listed(system: Any, directory: str, flags: int) -> dict[str, Any]:
     return {}
 
 
-def own_stats(server: str, paths: Sequence[str], own: Sequence[str]) -> list[Any]:
+def own_stats(server: str, paths: Sequence[str], own: Sequence[str] = ()) -> list[Any]:
     """As `stats`; in directories that were made for the batch by a listing, which ends at an entry without a stat.
 
     Args:

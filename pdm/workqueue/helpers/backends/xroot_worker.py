@@ -403,8 +403,7 @@ def pull(server: str, path: str, cgi: str) -> None:
 
 
 WORK: dict[str, Callable[..., Any]] = {
-    "stat_group": groups.stats,
-    "own_stat_group": groups.own_stats,
+    "stat_group": groups.own_stats,
     "read_group": functools.partial(groups.read, send),
     "write_group": functools.partial(groups.write, receive),
     "rename_group": groups.rename,

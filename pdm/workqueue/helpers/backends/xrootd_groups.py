@@ -39,7 +39,7 @@ class GroupedXrootdBackend(XrootdBackend, GroupBackend):
         return [found is None for found in self._stats(urls)]
 
     def group_sizes(self, urls: Sequence[StorageUrl]) -> list[int | None]:
-        found = self._call("own_stat_group", urls, own=self._own)
+        found = self._call("stat_group", urls, own=self._own)
         return [stat["size"] if stat and stat["kind"] == "file" else None for stat in found]
 
     def group_versions(self, urls: Sequence[StorageUrl]) -> list[FileVersion | None]:

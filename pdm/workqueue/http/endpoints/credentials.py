@@ -220,6 +220,7 @@ async def delete_delegation(api: ApiContext, caller: Caller, delegation_id: str)
 _DEFAULT_LIFETIME_S = 12 * 3600
 _COMMON_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _S3_SECRET = re.compile(r"[\x21-\x7e]{1,256}")
+_S3_SESSION_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 @endpoint("GET", "/credentials", summary="Stored credentials of the caller", result=list[CredentialView])
@@ -247,6 +248,9 @@ async def add_credential(
     site. Repeated calls return the same key; delete it to generate a new one. Jobs that are held for it resume.
     """
     site_id = ALL_SITES if body.site is None else usable_site(api, caller, int(body.site), "$.site").id
+    for name in ("session_token", "valid_until"):
+        if getattr(body, name) is not None and body.kind != CredentialKind.S3_KEY.value:
+            raise InvalidInputError(f"only an S3 key has a {name}: leave it out", f"$.{name}")
     if body.label is not None and not body.label.isprintable():
         raise InvalidInputError("a label is one line of printable characters", "$.label")
     if body.kind == CredentialKind.SSH_KEY.value:
@@ -289,13 +293,20 @@ async def _add_s3_key(api: ApiContext, caller: Caller, body: NewCredential, site
         raise InvalidInputError("the key 'secret' is missing: it must be the secret key", "$.secret")
     if not _S3_SECRET.fullmatch(body.secret):
         raise InvalidInputError("a secret key of S3 is one word of at most 256 plain characters", "$.secret")
+    if body.session_token is not None and not _S3_SESSION_TOKEN.fullmatch(body.session_token):
+        raise InvalidInputError("a session token of S3 is one word of plain characters", "$.session_token")
+    if body.valid_until is not None:
+        if body.valid_until.tzinfo is None:
+            raise InvalidInputError("the end has no time zone: add Z, or its offset", "$.valid_until")
+        if body.valid_until <= api.clock() + MIN_VALIDITY:
+            raise InvalidInputError(f"the keys expired at {body.valid_until:%Y-%m-%dT%H:%M:%S%z}", "$.valid_until")
     kind = CredentialKind.S3_KEY
-    keys = json.dumps({"access_key": body.access_key, "secret_key": body.secret}).encode("ascii")
+    keys = {"access_key": body.access_key, "secret_key": body.secret, "session_token": body.session_token}
     new = EncryptedCredential(
         kind=kind,
         subject=body.access_key,
-        valid_until=None,
-        secret=api.vault.seal(keys, vault_context(caller.user_id, kind, site_id)),
+        valid_until=body.valid_until and body.valid_until.astimezone(UTC),
+        secret=api.vault.seal(json.dumps(keys).encode("ascii"), vault_context(caller.user_id, kind, site_id)),
         site_id=site_id,
         label=body.label,
     )

@@ -6,6 +6,7 @@ from pdm.workqueue.domain.jobs import LogSpan
 from pdm.workqueue.execution.cluster import history_view, motion_view
 from pdm.workqueue.http.context import Allow, ApiContext, endpoint
 from pdm.workqueue.http.problems import InvalidInputError, NotFoundError
+from pdm.workqueue.http.views import route_view
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.reader import LogMissingError
 from pdm.workqueue.wire.peers import (
@@ -17,6 +18,10 @@ from pdm.workqueue.wire.peers import (
     LogQuery,
     NodeProgressView,
 )
+from pdm.workqueue.wire.sites import RouteView
+
+#: Of an answer; each has some hundred bytes.
+_MOST_ROUTES = 500
 
 
 @endpoint(
@@ -28,6 +33,13 @@ async def get_peer_progress(api: ApiContext) -> NodeProgressView:
         incarnation=api.cluster.peers.incarnation,
         jobs=[motion_view(motion) for motion in api.progress.motions(MOST_JOBS)],
     )
+
+
+@endpoint("GET", "/peers/routes", summary="Routes of this node", result=list[RouteView], allow=Allow.NODES)
+async def get_peer_routes(api: ApiContext) -> list[RouteView]:
+    """For other nodes: the most used first, as many as an answer has."""
+    states = sorted(api.routes(), key=lambda state: -state.running)[:_MOST_ROUTES]
+    return [route_view(state, None) for state in states]
 
 
 @endpoint(

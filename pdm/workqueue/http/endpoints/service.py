@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import msgspec
+
 from pdm.workqueue import __version__
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.credentials import PROXY
@@ -20,15 +22,25 @@ from pdm.workqueue.store.users import UserRecord
 from pdm.workqueue.wire.responses import FaultView, HealthView, WhoamiView
 from pdm.workqueue.wire.sites import AuditView, Message, PageQuery, RouteView, UserView
 
+#: Bytes of the routes of one node.
+_ROUTES_BYTES = 512 * 1024
+
 
 @endpoint("GET", "/routes", summary="Streams between sites, and their limits", result=list[RouteView])
 async def list_routes(api: ApiContext, caller: Caller) -> list[RouteView]:
-    """All routes that this daemon has used since its start, by their sites.
+    """All routes that each node has used since its start, by their sites; those of this node first.
 
-    Each user sees the routes between sites visible to the user; routes reveal nothing about jobs.
+    Each user sees the routes between sites visible to the user; routes reveal nothing about jobs. Those of a node that
+    does not answer are left out.
     """
     hidden = {site.id for site in api.sites.all() if not api.may_see(caller.user_id, caller.scope, site)}
-    return [route_view(state) for state in api.routes() if hidden.isdisjoint(state.route)]
+    peers = api.cluster.peers
+    own = next((node.name for node in await peers.nodes() if node.incarnation == peers.incarnation), None)
+    found = [route_view(state, own) for state in api.routes()]
+    # A name is what its own row says of it.
+    answers, _ = await peers.ask_all(await peers.others(), "/peers/routes", list[RouteView], _ROUTES_BYTES)
+    found += [msgspec.structs.replace(route, node=node.name) for node, routes in answers for route in routes]
+    return [route for route in found if hidden.isdisjoint((route.source, route.destination))]
 
 
 _PAGE_SIZE = 500
