@@ -26,7 +26,7 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, cast
 from urllib.parse import quote
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from twisted.internet.defer import Deferred
 from twisted.web.iweb import IPolicyForHTTPS
 
@@ -688,6 +688,34 @@ class WorkqueueClient:
         query = encode_query(code=codes, force=None if force else 0)
         return self._fetch(RetriedJobView, "POST", f"/jobs/{job_id:d}/retry", query, key=_new_key())
 
+    def hold(self, job_id: int, *, message: str | None = None, until: str | None = None) -> Deferred[JobView]:
+        """Hold a job: nothing more of it begins, and what runs ends by itself.
+
+        Args:
+            message: why, for people; operators must give one for a job of another user.
+            until: when it is resumed by itself: a time, or a duration such as ``12h``; None for never.
+        """
+        body = msgspec.json.encode({"message": message, "until": until})
+        return self._fetch(JobView, "POST", f"/jobs/{job_id:d}/hold", body=body, key=_new_key())
+
+    def resume(self, job_id: int) -> Deferred[JobView]:
+        """End the hold of a job; it is no error if it is not held."""
+        return self._fetch(JobView, "POST", f"/jobs/{job_id:d}/resume", key=_new_key())
+
+    def change_job(
+        self, job_id: int, *, priority: int | None = None, max_active: int | UnsetType | None = UNSET
+    ) -> Deferred[JobView]:
+        """Change a job from its next claim on.
+
+        Args:
+            priority: 0 is served first; None for what it has.
+            max_active: how many of its elements may run at once; None for no limit of its own.
+        """
+        changes: dict[str, int | None] = {} if priority is None else {"priority": priority}
+        if max_active is not UNSET:
+            changes["max_active"] = max_active
+        return self._fetch(JobView, "PATCH", f"/jobs/{job_id:d}", body=msgspec.json.encode(changes))
+
     # Schedules
 
     def schedules(self) -> Deferred[Sequence[ScheduleView]]:
@@ -889,6 +917,11 @@ class WorkqueueClient:
     def continue_login(self, site: int | str) -> Deferred[LoginView]:
         """Let the service ask the issuer whether a login is approved; its state is ``waiting`` until then."""
         return self._at_site(LoginView, "PUT", site, "/login")
+
+    def put_refresh_token(self, site: int | str, refresh_token: str) -> Deferred[LoginView]:
+        """Log in at the token issuer of a site by a refresh token of the site's client."""
+        body = msgspec.json.encode({"refresh_token": refresh_token})
+        return self._at_site(LoginView, "PUT", site, "/login/refresh-token", body=body)
 
     def log_out(self, site: int | str) -> Deferred[None]:
         """Remove the tokens of a login from the service, and revoke the refresh token."""

@@ -59,7 +59,8 @@ __all__ = [
 
 #: ``due_at`` of an element that was never postponed: it sorts before all that were.
 AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
-#: ``work_due_at`` of a job whose cancellation or retry is not complete: nothing of it is due.
+#: ``work_due_at`` of a job whose cancellation or retry is not complete: nothing of it is due. ``held_until`` of a hold
+#: without an end.
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 #: Claims and new credentials have times from before their transactions, which may commit in the other order.
 CLOCK_SKEW = timedelta(seconds=5)
@@ -146,6 +147,7 @@ HAS_WORK = "work_due_at IS NOT NULL"
 HAS_LISTING = "list_due_at IS NOT NULL"
 HAS_RUNNING = "num_running > 0"
 HAS_HELD = "num_held > 0"
+HAS_HOLD = "held_until IS NOT NULL"
 HAS_OPEN_DEADLINE = "deadline IS NOT NULL AND finished_at IS NULL"
 IS_DUE = "next_due IS NOT NULL"
 IS_UNDELIVERED = "due_at IS NOT NULL"
@@ -197,13 +199,16 @@ class Job(Base):
         started_at: when its first element was first claimed.
         list_due_at: when its listing may be claimed; null if it does not wait.
         work_due_at: lower bound of when another element may be claimed; null if none can, the year 9999 while a
-            cancellation or retry is not complete. Both are null while the job waits for others.
+            cancellation or retry is not complete. Both are null while the job waits for others or a person holds it.
         after: the jobs that it waits for, as in ``pdm.workqueue.store.records``; null for none.
         is_awaited: whether another job was submitted to wait for this one.
         deadline: when it is cancelled; null for never.
         schedule_id: the schedule of which it is a run; that may have been removed.
         cancel_reason: ``{"code": ..., "message": ...}`` if the service has cancelled it, not its user.
         purged_at: when it became one of `PurgedJobRow`; its rows are being deleted, and nothing reads them any more.
+        hold: ``{"by": ..., "subject": ..., "message": ..., "since": ...}`` while a person holds it; null otherwise.
+        held_until: when it is resumed by itself, the year 9999 for never; null while nobody holds it.
+        max_active: how many of its elements but the listing may run at once; null for no limit of its own.
     """
 
     __tablename__ = "jobs"
@@ -226,6 +231,7 @@ class Job(Base):
         _partial("ix_jobs_listing_due", HAS_LISTING, "list_due_at"),
         _partial("ix_jobs_running", HAS_RUNNING, "user_id", "id"),
         _partial("ix_jobs_held", HAS_HELD, "user_id", "id"),
+        _partial("ix_jobs_hold", HAS_HOLD, "held_until", "id"),
         _partial("ix_jobs_deadline", HAS_OPEN_DEADLINE, "deadline"),
         _partial("ix_jobs_ended", HAS_ENDED, "finished_at", "id"),
         _partial("ix_jobs_purged", IS_PURGED, "id"),
@@ -270,6 +276,9 @@ class Job(Base):
     cancel_reason: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     schedule_id: Mapped[int | None]
     purged_at: Mapped[datetime | None]
+    hold: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    held_until: Mapped[datetime | None]
+    max_active: Mapped[int | None] = mapped_column(Integer)
 
 
 class JobCountsRow(Base):

@@ -67,6 +67,7 @@ def api_context(
         credentials_changed=executor.credentials_changed,
         job_retried=executor.changes.continue_change,
         deadline_added=parts.deadlines.timer.wake,
+        held=parts.job_held,
         schedules_changed=parts.scheduler.timer.wake,
         resume=executor.changes.resume,
         full=lambda job, listing: [*parts.nodes.wait_reasons(), *executor.reached_limits(job, listing)],

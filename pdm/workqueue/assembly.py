@@ -33,7 +33,7 @@ from pdm.workqueue.domain.filters import load_pattern_libraries
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
 from pdm.workqueue.execution.batch import Ending
-from pdm.workqueue.execution.chains import Chains, Deadlines
+from pdm.workqueue.execution.chains import Chains, Deadlines, HoldEnds
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.endpoint_checks import EndpointProbes, SiteCheck
@@ -333,6 +333,7 @@ class Assembly:
             reactor=reactor, database=self.database, clock=clock, on_cancelled=cancel, on_work=self._work_added
         )
         self.deadlines = Deadlines(reactor=reactor, database=self.database, clock=clock, on_cancelled=cancel)
+        self.hold_ends = HoldEnds(reactor=reactor, database=self.database, clock=clock, on_work=self._work_added)
         self.scheduler = Scheduler(
             reactor=reactor,
             database=self.database,
@@ -399,6 +400,7 @@ class Assembly:
                 health.clock_was_set,
                 self.claimer.clock_was_set,
                 self.deadlines.timer.wake,
+                self.hold_ends.timer.wake,
                 self.scheduler.timer.wake,
                 self.waits.timer.wake,
             ),
@@ -441,6 +443,7 @@ class Assembly:
         services.add("executor", start=self.executor.start, stop=self.executor.stop)
         services.add("chains", start=self.chains.start, stop=self.chains.stop)
         services.add("deadlines", start=self.deadlines.timer.start, stop=self.deadlines.timer.stop)
+        services.add("holds", start=self.hold_ends.timer.start, stop=self.hold_ends.timer.stop)
         services.add("waits for tape", start=self.waits.timer.start, stop=self.waits.stop)
         services.add("schedules", start=self.scheduler.timer.start, stop=self.scheduler.timer.stop)
         services.add("peers", stop=self.nodes.peers.stop)
@@ -499,6 +502,12 @@ class Assembly:
         if job.deadline is not None:
             self.deadlines.timer.wake()
         self.claimer.work_added()
+
+    def job_held(self, job: JobRecord) -> None:
+        """A request to this daemon has held a job."""
+        self.executor.held(job.id)
+        if job.hold is not None and job.hold.until is not None:
+            self.hold_ends.timer.wake()
 
     def _capacity_freed(self) -> None:
         self.claimer.capacity_freed()

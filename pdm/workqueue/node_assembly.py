@@ -126,6 +126,7 @@ def subscribe(signals: SignalListener, parts: Assembly) -> None:
 
     signals.subscribe(SignalKind.WORK, lambda _: parts.claimer.offered())
     signals.subscribe(SignalKind.CANCEL, cancelled)
+    signals.subscribe(SignalKind.HOLD, parts.executor.held_elsewhere)
     signals.subscribe(SignalKind.SITES, lambda _: parts.site_directory.changed_elsewhere())
     signals.subscribe(SignalKind.EVENTS, lambda _: parts.feed.written_elsewhere())
     parts.claimer.offer = lambda: signals.send([(SignalKind.WORK, None)])

@@ -205,6 +205,30 @@ def test_a_job_can_be_left_waited_for_and_cancelled(service: TestService) -> Non
     assert "CANCELLED" in pdm(service, "wait", str(number), code=7).stderr
 
 
+def test_a_job_is_held_resumed_and_changed(service: TestService) -> None:
+    number = str(submitted(service, "cp", "1:/a", "2:/b", *ENDLESS))
+    held = pdm(service, "hold", number, "999999999", "--message", "disk is full", "--until", "12h", code=3)
+    assert re.match(rf"job {number} is held until 2\S+", held.stdout)
+    assert "job 999999999: " in held.stderr
+    assert re.search(
+        r"^held +ON_HOLD: its owner holds it, .*: disk is full$", pdm(service, "status", number).stdout, re.MULTILINE
+    )
+    assert "disk is full" in pdm(service, "admin", "why", number).stdout
+    assert "held for ON_HOLD" in pdm(service, "events", number).stdout
+    wrong = pdm(service, "hold", number, "--until", "1999-01-01T00:00:00Z", code=2)
+    assert "the end of a hold must be in the future" in wrong.stderr
+    changed = pdm(service, "set", number, "--priority", "2", "--max-active", "1")
+    assert changed.stdout == f"job {number}: priority 2, at most 1 elements at once\n"
+    assert pdm(service, "set", number, "--max-active", "none").stdout == f"job {number}: priority 2\n"
+    assert "Nothing to change" in pdm(service, "set", number, code=2).stderr
+    assert "a number from 1" in pdm(service, "set", number, "--max-active", "0", code=2).stderr
+    assert pdm(service, "resume", number).stdout == f"job {number} is resumed\n"
+    pdm(service, "cancel", number)
+    pdm(service, "wait", number, code=7)
+    for command in ("hold", "resume"):
+        assert pdm(service, command, number).stdout == f"job {number} had ended: CANCELLED\n"
+
+
 @pytest.mark.full
 def test_a_script_gets_the_number_of_the_job(service: TestService) -> None:
     done = pdm(service, "mkdir", "1:/a", "--no-wait", "--protocol", "dummy")
@@ -294,6 +318,8 @@ def test_logs(service: TestService, directory: Path) -> None:
     output = json.loads(pdm(service, "logs", f"{number}.1", "-a", "-1", "-F", "json").stdout)
     assert output["attempt"] == 1
     assert output["log"] in followed
+    assert output["process"]["ended"] is None
+    assert f" host={output['process']['host']} pid={output['process']['pid']} " in output["log"].splitlines()[0]
     assert pdm(service, "logs", f"{number}.1.1").stdout == output["log"]
     for which in (["-a", "7"], ["-a", "7", "-f"], ["-a", "-7", "-f"]):
         pdm(service, "logs", f"{number}.1", *which, code=3)

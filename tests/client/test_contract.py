@@ -71,6 +71,9 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "wait": (1,),
     "cancel": (1,),
     "retry": (1,),
+    "hold": (1,),
+    "resume": (1,),
+    "change_job": (1,),
     "schedules": (),
     "schedule": (1,),
     "add_schedule": ("every 6h", {}),
@@ -102,6 +105,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "login_state": (1,),
     "begin_login": (1,),
     "continue_login": (1,),
+    "put_refresh_token": (1, "a refresh token"),
     "log_out": (1,),
 }
 #: Methods that call others, or nothing.

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+import msgspec
+import pytest
 import pytest_twisted
+from msgspec import UNSET
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ListedEntry, NewElement
 from pdm.workqueue.domain.planning import Skipped
 from pdm.workqueue.execution.progress_board import ReportedProgress
+from pdm.workqueue.http.processes import process_view
 from pdm.workqueue.store import listings
 from tests.http.service import Service
 
@@ -288,3 +293,23 @@ async def test_filters_of_elements(service: Service) -> None:
     assert await found("site=2") == await found("site=NORTH") == [0, 1, 2]
     assert await found("site=3") == await found("label=none") == await found("since=2100-01-01") == []
     assert await found("since=2020-01-01&limit=2") == [0, 1]
+
+
+_FIRST = "host=node7 pid=4711 job=1 element=1"
+_DIED = {"host": "node7", "pid": 4711, "ended": "signal 9"}
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "expected"),
+    [
+        (_FIRST, FailureCode.CRASHED, _DIED),
+        (_FIRST, FailureCode.TIMEOUT, _DIED | {"ended": None}),
+        ("host=node7 pid=4712 job=1", FailureCode.CRASHED, _DIED | {"pid": 4712, "ended": None}),
+        ("host=node7 job=1 element=1", FailureCode.CRASHED, None),
+        (f"a path with {_FIRST}", FailureCode.CRASHED, None),
+    ],
+)
+def test_the_process_of_an_attempt_is_that_of_the_first_line(first: str, code: FailureCode, expected: Any) -> None:
+    failure = AttemptFailure(FailureScope.SERVICE, code, "the helper process 4711 ended (signal 9; it was silent)")
+    found = process_view(f"2027-01-15T08:00:00.250Z 1.1 {first}\n" + "x" * 1000, failure)
+    assert (None if found is UNSET else msgspec.to_builtins(found)) == expected

@@ -247,6 +247,22 @@ async def test_an_issuer_that_is_away_is_asked_again(service: Service, issuer: I
     assert (await login.token())["sub"] == "alice"
 
 
+@ensure
+async def test_a_secret_that_an_issuer_sends_back_is_left_out(service: Service, issuer: Issuer) -> None:
+    login = await made(service, issuer, "echo", client_secret="a secret")
+    await login.log_in()
+
+    def echo(path: str) -> Any:
+        if path != "/vo/token":
+            return None
+        words = f"Invalid refresh token: {issuer.asked[-1][1]['refresh_token']}"
+        return 400, {}, json.dumps({"error": "invalid_grant", "error_description": words}).encode()
+
+    issuer.fault = echo
+    over = await login.renew()
+    assert (over["state"], "invalid_grant: Invalid refresh token: ***" in over["error"]) == ("ended", True), over
+
+
 _HUGE = b'{"access_token": "' + b"x" * 70_000 + b'"}'
 _FAULTS: dict[str, tuple[Any, str]] = {
     "500": ((500, {}, b"oops"), "it answered 500"),
@@ -406,3 +422,25 @@ async def test_a_changed_site_keeps_its_secret_and_ends_logins_of_another_client
     count = len(issuer.asked)
     assert "another issuer or client" in (await login.renew(_LONG))["error"]
     assert len(issuer.asked) == count
+
+
+@ensure
+async def test_a_user_logs_in_by_a_refresh_token(service: Service, issuer: Issuer) -> None:
+    login = await made(service, issuer, "taker", scope="offline_access")
+    path = f"/sites/{login.site}/login/refresh-token"
+    refused = await service.call("taker", "PUT", path, {"refresh_token": "of somebody else"})
+    assert (refused.status, refused.problem) == (409, "conflict")
+    assert "refuses the refresh token" in refused.json["detail"]
+    assert "of somebody else" not in refused.body.decode()
+    assert await login.ask("GET") is None, "nothing is stored of a token that is refused"
+    _, given = issuer.answer("/vo/token", {"grant_type": "urn:ietf:params:oauth:grant-type:device_code"})
+    answer = await service.call("taker", "PUT", path, {"refresh_token": given["refresh_token"]})
+    assert (answer.status, answer.json["state"], answer.json["subject"]) == (200, "active", f"alice at {issuer.url}")
+    assert answer.json["next_renewal"] is not None
+    assert (await login.token())["sub"] == "alice"
+    assert (await login.renew())["state"] == "active"
+    bodies: list[dict[str, str]] = [{}, {"refresh_token": ""}, {"refresh_token": "two\nlines"}]
+    for wrong in bodies:
+        assert (await service.call("taker", "PUT", path, wrong)).status == 400
+    foreign = await service.call("taker", "PUT", "/sites/1/login/refresh-token", {"refresh_token": "x"})
+    assert foreign.status == 409, "a site without an issuer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -113,9 +114,30 @@ def _submit_jobs(site: Site) -> None:
     site.jobs["hanging"] = site.submit("copy", dummy={"files": 3, "size": 10**9, "hang": True}, **away)
     site.jobs["list"] = site.submit("list")
     site.jobs["mkdir"] = site.submit("mkdir", src_filepath="/new")
+    site.jobs["held"] = site.submit("copy", label="run9", dummy={"files": 20, "size": 10**6, "delay": 1.0}, **away)
+    body = {"message": "the disk of west is full", "until": "30d"}
+    assert site.service.call("alice", "POST", f"/jobs/{site.jobs['held']}/hold", body)[0] == 200
     site.jobs["bob"] = site.submit("list", user="bob")
     for job in ("hostile", "failed", "list", "mkdir"):
         site.ended(site.jobs[job])
+    _add_logins(site)
+
+
+_LOGIN = """
+    INSERT INTO oidc_logins
+        (user_id, site_id, issuer, client_id, generation, subject, logged_in_at, valid_until, due_at, failures, error)
+    SELECT user_id, ?, 'https://issuer.example.org/', 'pdm', 1, 'alice', '2026-01-01 00:00:00.000000', ?, ?, ?, ?
+    FROM jobs WHERE id = ?
+"""
+
+
+def _add_logins(site: Site) -> None:
+    """Logins of alice at token issuers, as they are in the database: one that is renewed, and one that has ended."""
+    job, far = site.jobs["list"], "2099-01-01 00:00:00.000000"
+    with sqlite3.connect(site.service.directory / "var" / "workqueue.sqlite", timeout=30) as connection:
+        connection.execute(_LOGIN, (1, far, far, 0, None, job))
+        connection.execute(_LOGIN, (2, None, None, 3, "the refresh token is not valid any more", job))
+    connection.close()
 
 
 @frozen(eq=False)

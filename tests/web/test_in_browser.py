@@ -81,6 +81,27 @@ def test_a_job_is_cancelled_by_the_keyboard_alone(site: Site, chromium: Chromium
     assert site.ended(job) == "CANCELLED"
 
 
+def test_a_job_is_held_and_resumed(site: Site, chromium: Chromium) -> None:
+    job = site.submit(
+        "copy", label="paused", src_siteid=3, dst_siteid=4, dummy={"files": 900, "size": 10, "delay": 2.0}
+    )
+    page = chromium.open(f"/web/jobs/{job}")
+    expect(page.locator("#element-1 .badge")).to_contain_text("DONE")
+    page.locator("#change summary").press("Enter")
+    page.get_by_label("Why it is held").fill("<b>full</b>")
+    page.get_by_label("Until").fill("12h")
+    page.get_by_role("button", name="Hold it so").press("Enter")
+    expect(page.locator(".sentence")).to_contain_text("its owner holds it")
+    expect(page.locator(".sentence")).to_contain_text("<b>full</b>")
+    expect(page.locator("h1 .badge").first).to_contain_text("HELD", timeout=60_000)
+    expect(page.locator("#timeline")).to_contain_text("held")
+    expect(page.get_by_role("button", name="Hold", exact=True)).to_have_count(0)
+    page.get_by_role("button", name="Resume").press("Enter")
+    expect(page.locator("h1 .badge")).to_contain_text("RUNNING")
+    page.get_by_role("button", name="Cancel").click()
+    assert site.ended(job) == "CANCELLED"
+
+
 def test_the_log_of_a_running_attempt_grows(site: Site, chromium: Chromium) -> None:
     job = site.submit("copy", dummy={"files": 1, "size": 10, "delay": 10.0})
     page = chromium.open(f"/web/jobs/{job}")

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import subprocess
+from datetime import timedelta
 
 import pytest
 import pytest_twisted
@@ -84,7 +85,7 @@ async def test_a_job_of_another_user_is_not_there(service: Service) -> None:
     for path in (*(f"/web/jobs/{number}{page}" for page in pages), element, f"{element}/download"):
         assert (await service.browse("bob", path)).status == 404, path
         assert (await service.browse("operator", path)).status in {200, 400}, path
-    for act in ("cancel", "retry"):
+    for act in ("cancel", "retry", "hold", "resume", "change"):
         assert (await service.act("bob", f"/web/jobs/{number}/{act}")).status == 404
     assert (await service.job(number)).status is JobStatus.FAILED
 
@@ -181,3 +182,54 @@ def test_words_of_commands_are_what_a_shell_reads(text: str) -> None:
     assert done.stdout.decode() == text
     if text.isprintable():
         assert shlex.split(word) == [text]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_job_is_held_resumed_and_changed(service: Service) -> None:
+    number = (await service.submit("ada", "/copy"))["id"]
+    url = f"/web/jobs/{number}"
+    page = (await service.browse("ada", url)).body.decode()
+    assert "Hold</button>" in page
+    assert "Resume</button>" not in page
+    assert (await service.act("ada", f"{url}/hold", {"message": "<b>full", "until": "2h"})).status == 303
+    page = (await service.browse("ada", url)).body.decode()
+    assert "Held: its owner holds it, since" in page
+    assert ": &lt;b&gt;full. What runs ends by itself" in page
+    assert page.count("HELD</span>") == 1
+    assert "Hold</button>" not in page
+    assert "Resume</button>" in page
+    assert '<span class="legend-word">held</span> 1' in page
+    assert (await service.act("ada", f"{url}/resume")).status == 303
+    assert (await service.act("ada", f"{url}/change", {"priority": "2", "max_active": "3"})).status == 303
+    page = (await service.browse("ada", url)).body.decode()
+    assert "priority 2, at most 2 tries, at most 3 elements at once" in page
+    assert (await service.act("ada", f"{url}/change", {"priority": "2"})).status == 303
+    assert (await service.job(number)).max_active is None
+    # An operator says why; then it is for operators to resume it.
+    assert (await service.act("operator", f"{url}/hold")).status == 400
+    assert (await service.act("operator", f"{url}/hold", {"message": "the site asks"})).status == 303
+    page = (await service.browse("ada", url)).body.decode()
+    assert "the site asks" in page
+    assert "Resume</button>" not in page
+    assert "Cancel</button>" in page
+    assert (await service.act("ada", f"{url}/resume")).status == 403
+    assert "Resume</button>" in (await service.browse("operator", url)).body.decode()
+
+
+@pytest_twisted.ensureDeferred
+async def test_elements_that_wait_for_a_retry_are_a_part_of_the_bars(service: Service) -> None:
+    number = (await service.submit("ada", "/copy", max_tries=5))["id"]
+    (listing,) = await service.claim(number)
+    await service.extend(listing, *(NewElement(JobType.COPY, f"data/{n}", f"copy/{n}", size=100) for n in range(3)))
+    await service.settle(listing)
+    first, second, _ = sorted(await service.claim(number))
+    later = service.now() + timedelta(hours=1)
+    away = AttemptFailure(FailureScope.SOURCE, FailureCode.CONNECTION, "away")
+    await service.settle(first, JobStatus.SUBMITTED, away, not_before=later)
+    await service.settle(second, JobStatus.SUBMITTED, away, not_before=later + timedelta(hours=1))
+    await service.call("ada", "PATCH", f"/jobs/{number}", {"max_active": 1})
+    page = (await service.browse("ada", f"/web/jobs/{number}")).body.decode()
+    assert '<span class="legend-word">retrying</span> 2' in page
+    assert "queued</span>" not in page
+    assert f'wait for a retry, the first at <time datetime="{later.isoformat()}' in html.unescape(page)
+    assert "No more runs at once now: at most 1 of its elements may run at once." in page

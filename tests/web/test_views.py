@@ -37,6 +37,7 @@ def _files(site: Site) -> str:
 VIEWS = (
     View("jobs", lambda site: "/", has_picture=True),
     View("job", _of("running"), has_picture=True),
+    View("job-held", _of("held"), has_picture=True),
     View("job-failed", _of("failed"), has_picture=True),
     View("job-names", _of("hostile")),
     View("elements", _of("hostile", "/elements"), has_picture=True),
@@ -64,6 +65,10 @@ def test_a_view_is_accessible(view: View, site: Site, chromium: Chromium) -> Non
     page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
     if view.has_picture:
         page.screenshot(path=_IMAGES / f"{view.name}.png")
+    for summary in page.locator("main details > summary").all():
+        summary.click()
+    if view.name == "credentials":
+        assert page.get_by_role("region", name="Table of logins").get_by_role("row").count() == 3
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         # Nothing is wider than the window: only tables scroll.

@@ -11,7 +11,7 @@ import click
 from pdm.workqueue.cli.arguments import DURATION, END, SitePath, find_site, format_option, resolve_paths
 from pdm.workqueue.cli.display import table
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.oidc_login import log_in, login_line
+from pdm.workqueue.cli.oidc_login import log_in, log_in_by_token, login_line
 from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.domain.formatting import display_line, display_name, display_timestamp
@@ -102,19 +102,26 @@ def _description(credential: CredentialView) -> str:
 @click.option("--username", "-u", help="User name at the MyProxy server (default: prompt for it).")
 @click.option("--lifetime", type=DURATION, default="12h", help="How long the proxy is valid (30m, 12h; default 12h).")
 @click.option("--oidc", is_flag=True, help="Log in at the site's token issuer instead, in a browser.")
+@click.option("--refresh-token", is_flag=True, help="With --oidc: by a refresh token, read from standard input.")
 @format_option
-def login(site: str, username: str | None, lifetime: float, oidc: bool, form: str) -> None:
+def login(site: str, username: str | None, lifetime: float, oidc: bool, refresh_token: bool, form: str) -> None:
     """Log on at SITE: the service fetches a proxy from its MyProxy server, for use at this site only.
 
     The password is prompted for, or read from standard input if that is not a terminal; the service uses it once and
     does not store it. Jobs that are held for a proxy at SITE resume automatically.
 
     With --oidc the command shows a page of the site's token issuer and a code: log in there, with any browser. The
-    service gets the tokens, and renews them until 'pdm logout SITE --oidc'.
+    service gets the tokens, and renews them until 'pdm logout SITE --oidc'. With --refresh-token it reads a refresh
+    token of the site's client instead, which you have by another way; issuers may then end it wherever else it is used.
     """
+    if refresh_token and not oidc:
+        raise click.UsageError("--refresh-token needs --oidc.")
 
     async def action(client: WorkqueueClient) -> None:
         found = await find_site(client, site)
+        if refresh_token:
+            await log_in_by_token(client, found, lambda: _prompt("Refresh token: ", hidden=True), form)
+            return
         if oidc:
             await log_in(client, found, form)
             return

@@ -235,7 +235,7 @@ def status(job_ids: Sequence[int], all_: bool, rate: bool, form: str) -> None:
         await _echo_status(client, job, names, all_=all_)
         return job
 
-    _for_each_job(job_ids, form, one)
+    for_each_job(job_ids, form, one)
 
 
 def _show_rates(job_ids: Sequence[int], form: str) -> None:
@@ -245,7 +245,7 @@ def _show_rates(job_ids: Sequence[int], form: str) -> None:
             click.echo("\n".join([f"job {job_id}", *(rate_lines(found) or ["nothing has ended yet"])]))
         return found
 
-    _for_each_job(job_ids, form, one)
+    for_each_job(job_ids, form, one)
 
 
 async def _echo_status(client: WorkqueueClient, job: JobView, names: dict[int, str], *, all_: bool) -> None:
@@ -273,6 +273,8 @@ async def _echo_status(client: WorkqueueClient, job: JobView, names: dict[int, s
         click.echo(f"deadline  {display_timestamp(job.deadline)}")
     if job.cancel_reason is not UNSET:
         click.echo(f"reason    {job.cancel_reason.code}: {display_line(job.cancel_reason.message)}")
+    if job.max_active is not UNSET:
+        click.echo(f"limit     at most {job.max_active} elements at once")
     if job.hold is not UNSET:
         click.echo(f"held      {job.hold.code}: {display_line(job.hold.reason)}")
         click.echo(f"          {hint_of(job.hold.code, job.hold.hint, job.type, job.id)}")
@@ -379,7 +381,7 @@ def cancel(job_ids: Sequence[int], form: str) -> None:
             click.echo(f"job {job_id} {_cancel_word(job)}")
         return job
 
-    _for_each_job(job_ids, form, one)
+    for_each_job(job_ids, form, one)
 
 
 def _cancel_word(job: JobView) -> str:
@@ -411,7 +413,7 @@ def retry(job_ids: Sequence[int], codes: Sequence[str], force: bool, form: str) 
             print_stderr(f"once the cause is corrected: pdm retry {job_id} --force (see 'pdm errors {job_id}')")
         return job
 
-    _for_each_job(job_ids, form, one, lambda: ExitCode.PARTIAL if left_any else ExitCode.DONE)
+    for_each_job(job_ids, form, one, lambda: ExitCode.PARTIAL if left_any else ExitCode.DONE)
 
 
 def _retry_line(job: RetriedJobView, left: Mapping[str, int]) -> str:
@@ -420,7 +422,7 @@ def _retry_line(job: RetriedJobView, left: Mapping[str, int]) -> str:
     return f"job {job.id}: requeued {job.retried}, left {sum(left.values())} (permanent: {', '.join(sorted(left))})"
 
 
-def _for_each_job(
+def for_each_job(
     job_ids: Sequence[int],
     form: str,
     one: Callable[[WorkqueueClient, int], Awaitable[object]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import click
@@ -20,13 +21,25 @@ _ISSUER_AWAY = 424
 _LONGEST_PAUSE_S = 60
 
 
-async def log_in(client: WorkqueueClient, site: SiteView, form: str) -> None:
-    """Begin a login, show what the user has to do, and wait until it is done or the code has ended."""
+def _show_issuer(site: SiteView) -> str:
+    """Show the issuer of a site; returns the name of the site."""
     name = display_name(site.name)
     if site.oidc is None or site.oidc.issuer is None or site.oidc.client_id is None:
         raise CommandError(ExitCode.FAILED, f"site {name} has no token issuer to log in at", f"Run 'pdm token {name}'.")
     # The owner of the site chooses the issuer: the user must see where the password is asked for.
     click.echo(f"token issuer of {name}: {display_line(site.oidc.issuer)}", err=True)
+    return name
+
+
+async def log_in_by_token(client: WorkqueueClient, site: SiteView, read_token: Callable[[], str], form: str) -> None:
+    """Log in by a refresh token, which is asked for once the issuer is shown: that gets it."""
+    name = _show_issuer(site)
+    _print_login(await client.put_refresh_token(site.id, read_token()), name, form)
+
+
+async def log_in(client: WorkqueueClient, site: SiteView, form: str) -> None:
+    """Begin a login, show what the user has to do, and wait until it is done or the code has ended."""
+    name = _show_issuer(site)
     login = await client.begin_login(site.id)
     _show_code(login)
     pause_s, until = login.interval or 5, login.code_valid_until or datetime.now(UTC)
@@ -40,6 +53,10 @@ async def log_in(client: WorkqueueClient, site: SiteView, form: str) -> None:
                 raise
             click.echo(f"{display_line(str(error))}; asking again", err=True)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    _print_login(login, name, form)
+
+
+def _print_login(login: LoginView, name: str, form: str) -> None:
     if form == "json":
         print_json(login)
         return

@@ -156,7 +156,7 @@ def is_unused(job: JobRecord) -> bool:
         return False
     if job.status is JobStatus.CANCELLED:
         return job.cancel_reason is not None and job.cancel_reason.code is CancelCode.PREDECESSOR
-    return job.status is JobStatus.SUBMITTED
+    return not job.status.is_final
 
 
 def job_state(parts: Sequence[JobRecord]) -> str:

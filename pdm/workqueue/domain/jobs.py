@@ -15,6 +15,7 @@ from attrs import frozen
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import OUTCOME_UNKNOWN, AttemptFailure, FailureScope
+from pdm.workqueue.domain.holds import JobHold
 
 #: Priorities: 0 is served first.
 FIRST_PRIORITY, LAST_PRIORITY, DEFAULT_PRIORITY = 0, 9, 5
@@ -173,6 +174,10 @@ class JobRecord:
     cancel_reason: CancelReason | None = None
     #: The schedule of which it is a run; that may have been removed.
     schedule_id: int | None = None
+    #: By a person; None in a job that is being cancelled, and in one that has ended.
+    hold: JobHold | None = None
+    #: How many of its elements but the listing may run at once, on all nodes; None for no limit of its own.
+    max_active: int | None = None
 
     @property
     def sites(self) -> frozenset[int]:

@@ -74,12 +74,15 @@ def settled_status(verdict: JobStatus, *, cancel_requested: bool) -> JobStatus:
     return verdict
 
 
-def job_status(counters: Counters, *, started: bool, cancel_requested: bool) -> JobStatus:
+def job_status(counters: Counters, *, started: bool, cancel_requested: bool, on_hold: bool = False) -> JobStatus:
     """Status of a job.
 
     Args:
         counters: of its elements; the listing is one of them, so a job that still grows is never final.
+        on_hold: whether a person holds it: it is HELD once nothing of it runs any more.
     """
+    if on_hold and not counters.running and counters.submitted:
+        return JobStatus.HELD
     if counters.submitted or counters.running:
         return JobStatus.RUNNING if started else JobStatus.SUBMITTED
     if counters.held:
@@ -105,12 +108,13 @@ def duration_s(text: str) -> float:
     return float(int(found[1]) * _UNITS_S[found[2]])
 
 
-def deadline_from_text(text: str, now: datetime) -> datetime:
-    """The deadline of a job, UTC.
+def deadline_from_text(text: str, now: datetime, what: str = "the deadline") -> datetime:
+    """The deadline of a job, or another time in the future, UTC.
 
     Args:
         text: RFC 3339 with an offset from UTC, or a number and a unit (``s``, ``m``, ``h``, ``d``, ``w``) from now on.
         now: when the job is submitted.
+        what: it is, in words.
 
     Raises:
         ValueError: it is neither, or not in the future.
@@ -125,7 +129,7 @@ def deadline_from_text(text: str, now: datetime) -> datetime:
     if deadline is None:
         raise ValueError("a time such as 2026-03-01T00:00:00Z is expected, or a duration such as 12h or 7d")
     if deadline <= now:
-        raise ValueError("the deadline must be in the future")
+        raise ValueError(f"{what} must be in the future")
     return deadline
 
 

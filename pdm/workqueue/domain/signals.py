@@ -14,6 +14,8 @@ class SignalKind(enum.StrEnum):
     WORK = "work"
     #: A job was cancelled; without a job, several.
     CANCEL = "cancel"
+    #: A job is held; without a job, several.
+    HOLD = "hold"
     #: Sites or restrictions.
     SITES = "sites"
     #: There are new events.

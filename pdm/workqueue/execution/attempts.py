@@ -265,12 +265,14 @@ class RunningAttempt:
 
     Attributes:
         began: when its log began; None before.
+        pid: of the helper process that carries it out; None before it has one.
     """
 
     job: JobRecord
     record: ElementRecord
     context: AttemptContext
     began: Instant | None = None
+    pid: int | None = None
     _ref: LogRef = field(init=False)
 
     def begin(self, now: Instant) -> Instant:
@@ -284,9 +286,10 @@ class RunningAttempt:
         where = f"source={job.src_siteid}:{record.src_filepath}"
         if record.dst_filepath is not None:
             where += f" destination={job.dst_siteid}:{record.dst_filepath}"
+        process = "" if self.pid is None else f" pid={self.pid}"
         self.context.logs.open(
             self._ref,
-            f"host={self.context.host} job={job.id} element={record.id} attempt={record.attempts} "
+            f"host={self.context.host}{process} job={job.id} element={record.id} attempt={record.attempts} "
             f"type={record.type.name} protocol={job.protocol.name} {where}",
         )
         return now

@@ -46,6 +46,7 @@ class Ending(enum.StrEnum):
     DRAINED = "the node is drained, and its deadline is over"
     CREDENTIAL = "the credential that it used was removed or replaced"
     GIVEN_BACK = "another node can begin it sooner"
+    HELD = "a job is held"
 
 
 #: With these, transfers of another service end as well.
@@ -129,6 +130,8 @@ class RunningBatch:
         """Send the request to an agent, with the endpoint that it uses at each site; `finished` fires at the end."""
         self._endpoints = endpoints
         self._agent = agent
+        for attempt in self._open.values():
+            attempt.pid = agent.pid
         self._request_id = request.id
         self._intake = intake
         largest = self.batch.largest_size

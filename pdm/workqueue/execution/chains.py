@@ -1,4 +1,4 @@
-"""Tells jobs that wait for others how those have ended, and cancels jobs whose deadline is over."""
+"""Tells jobs that wait for others how those have ended; cancels jobs at their deadline; ends holds at their time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attrs import Factory, define, field
 from twisted.internet.interfaces import IReactorTime
 
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.store import chains, job_changes
+from pdm.workqueue.store import chains, holds, job_changes
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Background, DueTimer, Periodic
 from pdm.workqueue.telemetry.logging import log_ended
@@ -69,7 +69,7 @@ class Chains:
             more = released.more
 
 
-#: Seconds until a deadline is noticed that came with a job of another daemon, which has ended since.
+#: Seconds until a deadline, or the end of a hold, is noticed that came with another daemon, which has ended since.
 _LOOK_EVERY_S = 5.0
 _PAUSE_S = 0.2
 
@@ -107,6 +107,39 @@ class Deadlines:
                 return _PAUSE_S
             for job in overdue:
                 _note_cancelled(job, self.on_cancelled)
+
+
+@define(eq=False, kw_only=True)
+class HoldEnds:
+    """Resumes jobs that were held until some time.
+
+    Attributes:
+        on_work: called when a job may be claimed.
+        timer: to be woken when a job is held until some time.
+    """
+
+    reactor: IReactorTime
+    database: Database
+    clock: Callable[[], datetime]
+    on_work: Callable[[], None]
+    timer: DueTimer = field(
+        init=False,
+        default=Factory(
+            lambda self: DueTimer(self.reactor, "resume held jobs", _LOOK_EVERY_S, self._resume_ended),
+            takes_self=True,
+        ),
+    )
+
+    async def _resume_ended(self) -> float:
+        while True:
+            due = await self.database.read("find the next end of a hold", holds.next_end)
+            left_s = _LOOK_EVERY_S if due is None else (due - self.clock()).total_seconds()
+            if left_s > 0:
+                return left_s
+            if not await self.database.run("resume held jobs", holds.resume_ended, self.clock()):
+                # Another daemon has just resumed it.
+                return _PAUSE_S
+            self.on_work()
 
 
 def _note_cancelled(job: JobRecord, on_cancelled: Callable[[int], None]) -> None:

@@ -300,6 +300,24 @@ class Executor:
             if job_id in running.batch.jobs:
                 running.cancel(job_id)
 
+    def held(self, job_id: int) -> None:
+        """Return batches that wait here of a job that is held in the database; those that run end by themselves."""
+        for running, (slot, _) in list(self._slots.items()):
+            if not slot.has_stream and job_id in running.batch.jobs:
+                running.end(Ending.HELD)
+
+    def held_elsewhere(self, job_id: int | None) -> None:
+        """Return batches that wait here of a job, None for any, that another daemon has held."""
+        known = {number for running in self._slots for number in running.batch.jobs}
+        for number in known if job_id is None else known & {job_id}:
+            self._background.start("give back a held job", self._give_back_if_held(number))
+
+    async def _give_back_if_held(self, job_id: int) -> None:
+        job = await self.database.job(job_id)
+        # The signal may be late: the job may be resumed by now.
+        if job is not None and job.hold is not None:
+            self.held(job_id)
+
     def requeue_waiting(self, waited_s: float) -> None:
         """Return batches to the queue that have waited here for so many seconds, for nodes that are idle."""
         before = self.context.reactor.seconds() - waited_s

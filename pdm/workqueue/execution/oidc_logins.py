@@ -184,6 +184,24 @@ class OidcLogins:
             raise
         return LoginProgress(await self._logged_in(login, oidc, issued), None)
 
+    async def adopt(self, user_id: int, site: Site, refresh_token: str) -> LoginRecord:
+        """Log in by a refresh token that the user has from the issuer, for the same client, by another way.
+
+        Raises:
+            LoginRefusedError: the issuer refuses it.
+            IssuerUnavailableError: it does not answer.
+        """
+        oidc = _settings(site)
+        try:
+            issued = await self.issuers.refresh(oidc, refresh_token)
+        except IssuerRefusedError as error:
+            raise LoginRefusedError(f"the issuer {oidc.issuer} refuses the refresh token: {error}") from error
+        issuer, client_id = oidc.issuer or "", oidc.client_id or ""
+        login = await self.database.store("prepare a login", oidc_logins.prepare, user_id, site.id, issuer, client_id)
+        # Without another one, the one that was used stays valid.
+        issued = evolve(issued, refresh_token=issued.refresh_token or refresh_token)
+        return await self._logged_in(login, oidc, issued)
+
     async def _not_approved(self, login: LoginRecord, oidc: OidcSettings, error: IssuerRefusedError) -> LoginProgress:
         if error.code in ("authorization_pending", "slow_down"):
             if error.code == "slow_down":

@@ -214,7 +214,7 @@ class Streams:
         found = []
         if self._ledger.streams >= self._limits.total:
             found.append(f"all {self._limits.total} streams that may run at once are busy")
-        for key in common_keys(job):
+        for key in (*common_keys(job), (LimitKind.JOB, job.id)):
             # Without a running stream no limit is reached; and a query must not create a pacer.
             running = self._ledger.running(key)
             if running and running >= self._limit_of(key):
@@ -229,8 +229,8 @@ class Streams:
                 return f"at {self._site_words(named.source)}"
             return f"from {self._site_words(named.source)} to {self._site_words(named.destination)}"
         return (
-            "for one user"
-            if kind is LimitKind.USER
+            f"for one {kind.value}"
+            if kind in (LimitKind.USER, LimitKind.JOB)
             else f"{'into' if kind is LimitKind.INTO else 'out of'} {self._site_words(named)}"
         )
 

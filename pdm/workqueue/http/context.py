@@ -174,6 +174,8 @@ class ApiContext:
     schedules_changed: Callable[[], None] = _do_nothing
     #: Notifies the watch of deadlines that a job has one.
     deadline_added: Callable[[], None] = _do_nothing
+    #: Notifies the executor, and the watch of the ends of holds, that a job is held.
+    held: Callable[[JobRecord], None] = _do_nothing
     #: Notifies this daemon that an operator has drained or resumed a node.
     drain_changed: Callable[[], None] = _do_nothing
     #: Resumes held elements of a user, for a site and protocols, from a (job, element) on; returns their number.

@@ -14,8 +14,17 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
-from pdm.workqueue.domain.jobs import AttemptRecord, Batch, ElementRecord, JobRecord, LogSpan, NewJob
+from pdm.workqueue.domain.holds import HoldBy, JobEdit, JobHold
+from pdm.workqueue.domain.jobs import (
+    AttemptRecord,
+    Batch,
+    ElementRecord,
+    JobRecord,
+    LogSpan,
+    NewJob,
+)
 from pdm.workqueue.domain.schedules import ScheduleEdit, ScheduleRecord, ScheduleRun
+from pdm.workqueue.domain.sites import Actor
 from pdm.workqueue.domain.webhooks import DeliveryRecord, WebhookRecord
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.credential_checks import CredentialNeeds, check_credential
@@ -31,7 +40,9 @@ from pdm.workqueue.store import (
     credentials,
     first_claims,
     held_elements,
+    holds,
     job_changes,
+    job_settings,
     jobs,
     outcomes,
     purged_jobs,
@@ -76,6 +87,7 @@ class KnownAttempt:
         status: None if there is no such attempt.
         worker: the daemon that runs it or ran it; None if none does any more.
         log: where in the file of that daemon its log is; None if unknown.
+        failure: of one that has ended.
     """
 
     job: JobRecord
@@ -84,6 +96,7 @@ class KnownAttempt:
     status: JobStatus | None
     worker: str | None = None
     log: LogSpan | None = None
+    failure: AttemptFailure | None = None
 
 
 @frozen
@@ -218,7 +231,7 @@ def fetch_attempt(session: Session, job_id: int, element_id: int, scope: int | N
     record = jobs.fetch_attempt(session, job_id, element_id, number)
     if record is None:
         return KnownAttempt(owner, found, number, None)
-    return KnownAttempt(owner, found, number, record.status, record.worker, record.log)
+    return KnownAttempt(owner, found, number, record.status, record.worker, record.log, record.failure)
 
 
 def element_page(
@@ -271,6 +284,24 @@ def cancel(session: Session, job_id: int, scope: int | None, now: datetime) -> J
     return job_changes.cancel(session, job_id, now)
 
 
+def hold(session: Session, job_id: int, scope: int | None, new: JobHold, by: Actor) -> JobRecord:
+    fetch_job(session, job_id, scope)
+    return holds.hold(session, job_id, new, by)
+
+
+def resume(
+    session: Session, job_id: int, scope: int | None, as_whom: HoldBy, by: Actor, now: datetime
+) -> tuple[JobRecord, bool]:
+    """End the hold of a job; returns the job, and whether it was held."""
+    fetch_job(session, job_id, scope)
+    return holds.resume(session, job_id, as_whom, by, now)
+
+
+def change_job(session: Session, job_id: int, scope: int | None, changes: JobEdit, now: datetime) -> JobRecord:
+    fetch_job(session, job_id, scope)
+    return job_settings.change(session, job_id, changes, now)
+
+
 def retry(session: Session, job_id: int, scope: int | None, now: datetime) -> tuple[JobRecord, int]:
     """Put failed and cancelled elements back into the queue; returns the job and their number."""
     fetch_job(session, job_id, scope)
@@ -311,7 +342,8 @@ def fetch_schedule(session: Session, schedule_id: int, scope: int | None) -> Sch
     # Later runs are skipped while its job is held.
     last = next((run.job_id for run in runs if run.job_id is not None), None)
     job = None if last is None else jobs.fetch(session, last, None)
-    held = None if job is None or not job.counters.held else (job, first_held_element(session, job.id))
+    is_held = job is not None and (job.counters.held or job.hold is not None)
+    held = (job, first_held_element(session, job.id)) if job is not None and is_held else None
     return ScheduleHistory(found, runs, held)
 
 

@@ -13,6 +13,7 @@ from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, hint_for
+from pdm.workqueue.domain.holds import HOLD_CODE, JobHold
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.oidc import OidcSettings
 from pdm.workqueue.domain.pacing import BreakerState
@@ -108,7 +109,8 @@ def job_view(
         bytes_done=job.bytes_done,
         progress=UNSET if progress is None else job_progress_view(progress),
         waiting=list(waiting) or UNSET,
-        hold=UNSET if hold is None else hold,
+        hold=hold or hold_view(job, None) or UNSET,
+        max_active=UNSET if job.max_active is None else job.max_active,
         queue=UNSET if place is None else _queue_view(place),
         next_try=UNSET if next_try is None else _next_try_view(job, next_try),
         owner=UNSET if owner is None else owner,
@@ -143,7 +145,26 @@ def _next_try_view(job: JobRecord, element: ElementRecord) -> NextTryView | Unse
     )
 
 
+def _job_hold_view(job: JobRecord, hold: JobHold) -> HoldView:
+    return HoldView(
+        count=job.counters.submitted + job.counters.held,
+        code=HOLD_CODE,
+        reason=hold.sentence,
+        hint=hold.hint,
+        by=hold.by.value,
+        who=hold.subject,
+        message=hold.message,
+        since=hold.since.replace(microsecond=0),
+        until=whole_seconds(hold.until),
+    )
+
+
 def hold_view(job: JobRecord, first: ElementRecord | None) -> HoldView | None:
+    """Why a job is held, or elements of it, by the first of them."""
+    return element_hold_view(job, first) if job.hold is None else _job_hold_view(job, job.hold)
+
+
+def element_hold_view(job: JobRecord, first: ElementRecord | None) -> HoldView | None:
     """Why elements of a job are held, by the first of them."""
     if first is None or first.failure is None or not job.counters.held:
         return None

@@ -103,6 +103,19 @@ async def queue_sentences(api: ApiContext, job: JobRecord, now: datetime) -> tup
     return _due_sentences(found), _place_sentences(api, job, found)
 
 
+def limit_sentences(api: ApiContext, job: JobRecord) -> list[str]:
+    """What keeps more of a job from running at once, of which something runs and something waits."""
+    counters = job.counters
+    if not counters.running or not counters.submitted or job.cancel_requested:
+        return []
+    if job.hold is not None:
+        return [job.hold.sentence]
+    own = []
+    if job.max_active is not None and counters.running >= job.max_active:
+        own = [f"at most {job.max_active} of its elements may run at once"]
+    return [*own, *api.full(job, False)]
+
+
 def _sentences(api: ApiContext, job: JobRecord, found: WaitReason) -> list[str]:
     return [*_due_sentences(found), *_place_sentences(api, job, found)]
 

@@ -187,6 +187,19 @@ _FIRST_PHASE = (
     .order_by(elements.c.phase)
     .limit(1)
 )
+_RUNNING_LISTINGS = sa.select(elements.c.job_id).where(
+    elements.c.job_id.in_(bindparam("numbers", expanding=True)),
+    elements.c.id == 0,
+    elements.c.type == JobType.LIST,
+    elements.c.status == JobStatus.RUNNING,
+)
+
+
+def running_listings(session: Session, numbers: Collection[int]) -> frozenset[int]:
+    """Those of some jobs whose listing runs."""
+    return frozenset(session.scalars(_RUNNING_LISTINGS, {"numbers": list(numbers)}))
+
+
 _LISTING_STATUS = sa.select(elements.c.status).where(elements.c.job_id == bindparam("number"), elements.c.id == 0)
 _EARLIER_RUNNING, _EARLIER_HELD = (
     sa.select(elements.c.id)

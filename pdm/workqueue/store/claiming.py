@@ -354,6 +354,9 @@ class _DueWork:
         self._due: dict[int, deque[ElementRecord]] = {}
         # Jobs with more due elements than were read → number of those read.
         self._read_on: dict[int, int] = {}
+        # Jobs with a limit of their own whose listing runs, which does not count.
+        limited = [job.id for job in locked if job.record.max_active is not None]
+        self._listed = claim_queries.running_listings(session, limited) if limited else frozenset()
         batches = budget.batches_of(job.record for job in locked)
         left = budget.most_elements(sum(job.counters.submitted for job in locked), 1, batches)
         small = []
@@ -365,7 +368,12 @@ class _DueWork:
             self._due[job_id] = deque(due)
 
     def allowed(self, job: LockedJob) -> int:
-        return self._budget.work_allowance(job)
+        allowance = self._budget.work_allowance(job)
+        most = job.record.max_active
+        return allowance if most is None else min(allowance, most - self._active(job))
+
+    def _active(self, job: LockedJob) -> int:
+        return job.counters.running - (job.id in self._listed)
 
     def waiting(self, job: LockedJob, allowed: int, sharers: int, size: int) -> deque[ElementRecord]:
         """Due elements of a job; reads more when all known ones are taken, for batches of a size."""
@@ -386,9 +394,12 @@ class _DueWork:
         return job.id in self._read_on
 
     def update_due_at(self, locked: Sequence[LockedJob]) -> None:
-        """Reschedule the jobs whose due elements are all taken."""
+        """Reschedule the jobs whose due elements are all taken, and those of which no more may run at once."""
         for job in locked:
-            if job.id in self._due and not self._due[job.id] and job.id not in self._read_on:
+            if job.record.max_active is not None and self._active(job) >= job.record.max_active:
+                # The end of one of those that run schedules it.
+                job.work_due_at = None
+            elif job.id in self._due and not self._due[job.id] and job.id not in self._read_on:
                 claim_queries.update_due_at(self._session, job, self._now)
 
 

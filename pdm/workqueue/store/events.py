@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.events import Event, EventKind, is_milestone
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, hint_for
+from pdm.workqueue.domain.holds import HOLD_CODE, HoldBy, JobHold
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.store import signals
@@ -34,12 +35,20 @@ def note_submitted(session: Session, job: JobRecord) -> None:
 
 
 def note_changes(
-    session: Session, before: JobRecord, after: JobRecord, hold: AttemptFailure | None, at: datetime
+    session: Session,
+    before: JobRecord,
+    after: JobRecord,
+    hold: AttemptFailure | None,
+    at: datetime,
+    resumed: tuple[HoldBy, str] | None = None,
 ) -> None:
-    """Note that this transaction changes the status of a job, or that elements of it are HELD or resumed.
+    """Note that this transaction changes the status of a job, or that it or elements of it are HELD or resumed.
 
-    ``hold``: why an element is HELD, if this transaction has set one aside.
+    ``hold``: why an element is HELD, if this transaction has set one aside. ``resumed``: who ends the hold of a person,
+    and a sentence about it.
     """
+    if after.hold is not None and after.hold is not before.hold:
+        _note_hold(session, after, after.hold, at)
     if after.status is not before.status:
         _note(session, at, EventKind.JOB, after, _status_data(before, after))
     held_before, held = before.counters.held, after.counters.held
@@ -50,6 +59,24 @@ def note_changes(
     elif held_before and not held and not after.cancel_requested:
         data = {"reason": "what was missing is available again", "by": "service", "count": held_before}
         _note(session, at, EventKind.RESUMED, after, _json(data))
+    if resumed is not None and after.hold is None:
+        data = {"reason": resumed[1], "by": resumed[0].value, "count": after.counters.submitted}
+        _note(session, at, EventKind.RESUMED, after, _json(data))
+
+
+def _note_hold(session: Session, job: JobRecord, hold: JobHold, at: datetime) -> None:
+    until = None if hold.until is None else hold.until.isoformat(timespec="seconds").replace("+00:00", "Z")
+    data = {
+        "code": HOLD_CODE,
+        "reason": _cut(hold.sentence),
+        "hint": hold.hint,
+        "by": hold.by.value,
+        "who": hold.subject,
+        "message": _cut(hold.message),
+        "until": until,
+        "count": job.counters.submitted,
+    }
+    _note(session, at, EventKind.HELD, job, _json(data))
 
 
 _COUNT_FAILURES = RowStatement(

@@ -63,7 +63,11 @@ def add_and_claim(
     job = extend_job(session, worker, token, new)
     if job is None:
         return False, None
-    batch = None if job.record.stages else _claim(session, job, job.counters.elements - 1, claim)
+    batch = (
+        None
+        if job.record.stages or job.record.hold is not None
+        else _claim(session, job, job.counters.elements - 1, claim)
+    )
     save_jobs(session, [job])
     return True, batch
 

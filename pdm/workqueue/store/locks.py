@@ -17,11 +17,12 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain import lifecycle
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.domain.holds import HoldBy
 from pdm.workqueue.domain.jobs import Counters, JobRecord, NewElement
 from pdm.workqueue.store import job_counts
 from pdm.workqueue.store.events import note_changes
 from pdm.workqueue.store.jobs import note_written
-from pdm.workqueue.store.records import IS_THERE, JOB_COLUMNS, columns_of, job_record, jobs
+from pdm.workqueue.store.records import IS_THERE, JOB_COLUMNS, columns_of, hold_columns, job_record, jobs
 from pdm.workqueue.store.row_statements import RowStatement
 from pdm.workqueue.WorkqueueDB import AT_ONCE, MAX_BYTES, NEVER
 
@@ -36,6 +37,7 @@ class LockedJob:
 
     Attributes:
         hold: why an element of it is HELD from now on.
+        resumed: who ends the hold of a person, and a sentence about it.
     """
 
     record: JobRecord
@@ -43,6 +45,7 @@ class LockedJob:
     list_due_at: datetime | None
     work_due_at: datetime | None
     hold: AttemptFailure | None = field(init=False, default=None)
+    resumed: tuple[HoldBy, str] | None = field(init=False, default=None)
     _counters: Counters = field(init=False)
     # Moves are summed up first: many elements change at once, and a new record for each is expensive.
     _moves: dict[tuple[JobStatus, JobStatus], int] = field(init=False, factory=dict)
@@ -75,6 +78,11 @@ class LockedJob:
         record, list_due_at, work_due_at = self._before
         same = self.record is record and self.list_due_at == list_due_at and self.work_due_at == work_due_at
         return not same
+
+    @property
+    def hold_is_changed(self) -> bool:
+        """Whether a person begins or ends to hold it."""
+        return self.record.hold is not self._before[0].hold
 
     @property
     def counters(self) -> Counters:
@@ -129,15 +137,17 @@ class LockedJob:
         )
 
     def schedule_listing(self, due_at: datetime = AT_ONCE) -> None:
-        """Make the LIST element claimable from a time on."""
-        self.list_due_at = due_at
+        """Make the LIST element claimable from a time on; no effect while the job is held by a person."""
+        if self.record.hold is None:
+            self.list_due_at = due_at
 
     def schedule_work(self, due_at: datetime = AT_ONCE) -> None:
         """Make another element claimable from a time on, at the earliest.
 
-        No effect while a large job is being cancelled or retried: the end of that schedules it.
+        No effect while a large job is being cancelled or retried, or while it is held by a person: the end of that
+        schedules it.
         """
-        if self.work_due_at == NEVER:
+        if self.work_due_at == NEVER or self.record.hold is not None:
             return
         self.work_due_at = due_at if self.work_due_at is None else min(self.work_due_at, due_at)
 
@@ -145,12 +155,20 @@ class LockedJob:
         """Derive the status from the counters; returns whether the job has just become final."""
         self._changed_at = now
         before, counters = self.record.status, self.counters
+        hold = None if self.record.cancel_requested else self.record.hold
         status = lifecycle.job_status(
-            counters, started=self.started_at is not None, cancel_requested=self.record.cancel_requested
+            counters,
+            started=self.started_at is not None,
+            cancel_requested=self.record.cancel_requested,
+            on_hold=hold is not None,
         )
         finished_at = (self.record.finished_at if before.is_final else now) if status.is_final else None
         if not counters.submitted or self.record.cancel_requested:
             self.list_due_at = self.work_due_at = None
+        elif hold is not None:
+            self.list_due_at = None
+            # A large retry is put back to its end.
+            self.work_due_at = NEVER if self.work_due_at == NEVER else None
         if self.record.cancel_requested and (counters.submitted or counters.held):
             self.work_due_at = NEVER
         self.record = evolve(
@@ -163,14 +181,15 @@ class LockedJob:
             bytes_done=self._bytes_done,
             already_there=self._already_there,
             bytes_already_there=self._bytes_already_there,
+            hold=None if status.is_final else hold,
         )
         return status.is_final and not before.is_final
 
     def note_events(self, session: Session) -> None:
         """Note the events of what has changed since the last call."""
         if self._changed_at is not None:
-            note_changes(session, self._noted, self.record, self.hold, self._changed_at)
-            self._noted = self.record
+            note_changes(session, self._noted, self.record, self.hold, self._changed_at, self.resumed)
+            self._noted, self.resumed = self.record, None
 
 
 _READ = sa.select(*_COLUMNS).order_by(jobs.c.id)
@@ -285,10 +304,17 @@ _SAVE = RowStatement(
 )
 
 
+#: Rare: the statement above is for what changes with each element.
+_SET_HOLD = sa.update(jobs).where(jobs.c.id == bindparam("number"))
+
+
 def save_jobs(session: Session, locked: Collection[LockedJob]) -> None:
     """Write locked jobs, and note their events."""
     if locked:
         _SAVE.execute(session, [_saved(job) for job in locked])
+        changed = [job.record for job in locked if job.hold_is_changed]
+        if changed:
+            session.execute(_SET_HOLD, [{"number": record.id} | hold_columns(record.hold) for record in changed])
         for job in locked:
             note_written(session, job.record)
             job.note_events(session)

@@ -122,10 +122,19 @@ def begin(session: Session, user_id: int, site_id: int, new: NewDevice, now: dat
         "device_due_at": now + timedelta(seconds=new.interval_s),
         "device_interval_s": new.interval_s,
     }
-    if not matched(session, sa.update(oidc_logins).where(*_at(user_id, site_id)).values(values)):
-        first = {"issuer": new.issuer, "client_id": new.client_id, "generation": 0, "subject": "", "failures": 0}
-        # A second request at the same time fails by the constraint, and is retried.
-        session.execute(sa.insert(oidc_logins).values(user_id=user_id, site_id=site_id, **first, **values))
+    login = prepare(session, user_id, site_id, new.issuer, new.client_id)
+    _change(session, login, **values)
+    return _fetched(session, user_id, site_id)
+
+
+def prepare(session: Session, user_id: int, site_id: int, issuer: str, client_id: str) -> LoginRecord:
+    """The user's login at a site; if there is none, one that has not begun."""
+    known = fetch(session, user_id, site_id)
+    if known is not None:
+        return known
+    first = {"issuer": issuer, "client_id": client_id, "generation": 0, "subject": "", "failures": 0}
+    # A second request at the same time fails by the constraint, and is retried.
+    session.execute(sa.insert(oidc_logins).values(user_id=user_id, site_id=site_id, **first))
     return _fetched(session, user_id, site_id)
 
 

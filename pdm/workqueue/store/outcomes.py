@@ -14,7 +14,7 @@ from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.store.jobs import ended_attempts
 from pdm.workqueue.store.records import elements
-from pdm.workqueue.WorkqueueDB import IS_SET_ASIDE
+from pdm.workqueue.WorkqueueDB import IS_SET_ASIDE, IS_WAITING_WORK
 
 
 @frozen
@@ -105,3 +105,50 @@ _SIZES_SET_ASIDE = (
 def sizes_set_aside(session: Session, job_id: int) -> Mapping[JobStatus, int]:
     """Bytes of the elements of a job that are FAILED, CANCELLED or HELD, by status."""
     return {status: int(size or 0) for status, size in session.execute(_SIZES_SET_ASIDE, {"of_job": job_id})}
+
+
+@frozen
+class WaitingRetries:
+    """Elements of a job that wait for a retry.
+
+    Attributes:
+        size: bytes of them.
+        first: when the first of them is due; None for none.
+        last: when the last one is.
+    """
+
+    count: int
+    size: int
+    first: datetime | None
+    last: datetime | None
+
+
+NOTHING_RETRIED = WaitingRetries(0, 0, None, None)
+#: Elements that are counted at most.
+_MOST_RETRIES = 20_000
+_OPEN_PHASE = (
+    sa.select(sa.func.min(elements.c.phase))
+    .where(sa.text(IS_WAITING_WORK), elements.c.job_id == bindparam("of_job"))
+    .scalar_subquery()
+)
+_POSTPONED = (
+    sa.select(elements.c.due_at, elements.c.size)
+    .where(
+        sa.text(IS_WAITING_WORK),
+        elements.c.job_id == bindparam("of_job"),
+        elements.c.phase == _OPEN_PHASE,
+        elements.c.due_at > bindparam("now"),
+    )
+    .order_by(elements.c.due_at)
+    .limit(_MOST_RETRIES)
+    .subquery()
+)
+_WAITING_RETRIES = sa.select(
+    sa.func.count(), sa.func.sum(_POSTPONED.c.size), sa.func.min(_POSTPONED.c.due_at), sa.func.max(_POSTPONED.c.due_at)
+)
+
+
+def waiting_retries(session: Session, job_id: int, now: datetime) -> WaitingRetries:
+    """The elements of a job but its listing that wait for a retry; the first `_MOST_RETRIES` of them."""
+    count, size, first, last = session.execute(_WAITING_RETRIES, {"of_job": job_id, "now": now}).one()
+    return WaitingRetries(count, int(size or 0), first, last)

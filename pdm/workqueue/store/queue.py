@@ -14,7 +14,7 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.store import nodes, users
 from pdm.workqueue.store.records import columns_of, credentials, elements, jobs, workers
-from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK, IS_RUNNING, UtcDateTime
+from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_HOLD, HAS_LISTING, HAS_RUNNING, HAS_WORK, IS_RUNNING, UtcDateTime
 
 #: Unfinished jobs that are counted at most.
 MOST_OPEN_JOBS = 100_000
@@ -26,7 +26,7 @@ def _open_jobs(columns: Collection[sa.ColumnElement[Any]]) -> Any:
     """Unfinished jobs, found by partial indexes, which have no other jobs; a job may be in several."""
     parts = (
         sa.select(sa.select(*columns).where(sa.text(condition)).limit(MOST_OPEN_JOBS).subquery())
-        for condition in (HAS_WORK, HAS_LISTING, HAS_RUNNING, HAS_HELD)
+        for condition in (HAS_WORK, HAS_LISTING, HAS_RUNNING, HAS_HELD, HAS_HOLD)
     )
     return sa.union(*parts).subquery("open_jobs").c
 

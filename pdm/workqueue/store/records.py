@@ -5,7 +5,7 @@ Statements use the tables, not the ORM: they load no objects. The store returns 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.holds import HoldBy, JobHold
 from pdm.workqueue.domain.jobs import (
     AttemptRecord,
     CancelCode,
@@ -30,6 +31,7 @@ from pdm.workqueue.domain.jobs import (
 from pdm.workqueue.store.row_statements import RowStatement
 from pdm.workqueue.WorkqueueDB import (
     AT_ONCE,
+    NEVER,
     Attempt,
     AuditRow,
     Base,
@@ -145,6 +147,7 @@ JOB_COLUMNS = (
     *columns_of(jobs, "num_failed", "num_cancelled", "num_held"),
     *columns_of(jobs, "started_at", "already_there", "bytes_already_there"),
     *columns_of(jobs, "after", "is_awaited", "deadline", "cancel_reason", "schedule_id"),
+    *columns_of(jobs, "hold", "held_until", "max_active"),
 )
 #: What `element_record` reads.
 ELEMENT_COLUMNS = (
@@ -167,7 +170,28 @@ def job_record(row: Iterable[Any]) -> JobRecord:
         values["after"] = Predecessors(tuple(after["jobs"]), after["any"], after.get("failed", False))
     if (reason := values["cancel_reason"]) is not None:
         values["cancel_reason"] = CancelReason(CancelCode(reason["code"]), reason["message"])
+    until = values.pop("held_until")
+    if until is not None:
+        values["hold"] = _job_hold(values["hold"], until)
     return JobRecord(options=values.pop("extra_opts"), counters=counters, **values)
+
+
+def _job_hold(value: Mapping[str, Any], until: datetime) -> JobHold:
+    return JobHold(
+        by=HoldBy(value["by"]),
+        subject=value["subject"],
+        message=value["message"],
+        since=datetime.fromisoformat(value["since"]),
+        until=None if until >= NEVER else until,
+    )
+
+
+def hold_columns(hold: JobHold | None) -> dict[str, Any]:
+    """The values of the columns ``hold`` and ``held_until``."""
+    if hold is None:
+        return {"hold": None, "held_until": None}
+    value = {"by": hold.by.value, "subject": hold.subject, "message": hold.message, "since": hold.since.isoformat()}
+    return {"hold": value, "held_until": hold.until or NEVER}
 
 
 def predecessors_column(after: Predecessors | None) -> dict[str, Any] | None:

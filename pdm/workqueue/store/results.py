@@ -209,8 +209,8 @@ def settle(
     for job_id, copied in moved.items():
         add_source_removals(session, locked[job_id], copied, now)
     for job in locked.values():
-        if job.record.has_phases:
-            # A phase may be complete: let a claim check whether the next one may begin.
+        if job.record.has_phases or job.record.max_active is not None:
+            # A phase may be complete, or there is room for more: let a claim check whether something may begin.
             job.schedule_work()
     finished = tuple(job.record for job in locked.values() if job.roll_up(now))
     if failed:

@@ -36,7 +36,7 @@ from pdm.workqueue.store.records import (
     restrictions,
     sites,
 )
-from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK
+from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_HOLD, HAS_LISTING, HAS_RUNNING, HAS_WORK
 
 _CATALOGUE_ROW = 1
 
@@ -119,7 +119,7 @@ _UNFINISHED = sa.union(
             sa.text(condition),
             sa.or_(jobs.c.src_siteid == sa.bindparam("site"), jobs.c.dst_siteid == sa.bindparam("site")),
         )
-        for condition in (HAS_WORK, HAS_LISTING, HAS_RUNNING, HAS_HELD)
+        for condition in (HAS_WORK, HAS_LISTING, HAS_RUNNING, HAS_HELD, HAS_HOLD)
     ),
     sa.select(jobs.c.id).where(
         # Jobs that wait for others are in none of these indexes.

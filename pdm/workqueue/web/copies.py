@@ -73,7 +73,9 @@ class CopyForm(FilesForm, frozen=True, kw_only=True, forbid_unknown_fields=True)
     move: bool = False
     stage: bool = False
     stage_lifetime: str | None = None
+    stage_timeout: str | None = None
     archive: bool = False
+    archive_timeout: str | None = None
     label: str | None = None
     priority: Number | None = None
     max_tries: Number | None = None
@@ -120,7 +122,9 @@ def _options(form: CopyForm, names: Sequence[str]) -> dict[str, Any]:
         "move": form.move,
         "stage": form.stage,
         "stage_lifetime": form.stage_lifetime,
+        "stage_timeout": form.stage_timeout,
         "archive": form.archive,
+        "archive_timeout": form.archive_timeout,
         "dry_run": not form.now,
     }
     defaults = {"overwrite": "never", "verify": "checksum"}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 from attrs import frozen
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
@@ -17,6 +17,7 @@ from pdm.workqueue.http import transactions
 from pdm.workqueue.http.decoding import enum_members
 from pdm.workqueue.http.endpoints.receipts import failure_codes
 from pdm.workqueue.http.problems import OutputNotReadyError
+from pdm.workqueue.http.processes import process_view
 from pdm.workqueue.http.transactions import KnownAttempt
 from pdm.workqueue.http.views import element_status_view, failure_view
 from pdm.workqueue.logstore.attempt_log import LogRef
@@ -25,11 +26,14 @@ from pdm.workqueue.store.jobs import ElementFilter
 from pdm.workqueue.web.jobs import Number, with_query
 from pdm.workqueue.web.pages import Download, Page, Visit, page
 from pdm.workqueue.wire.requests import LARGEST_ID
+from pdm.workqueue.wire.responses import ProcessView
 
 #: Elements on a page, and numbers of elements that one request searches for a name or a status.
 _PAGE_SIZE, _SEARCHED = 100, 200_000
 #: Bytes of a log that are shown first, and of a piece of a download.
 _TAIL_BYTES, _PIECE_BYTES = 64 * 1024, 256 * 1024
+#: Enough for the first line of a log, or for its begin.
+_FIRST_BYTES = 16 * 1024
 
 
 class ElementListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,6 +130,9 @@ async def show_log(visit: Visit, job_id: int, element_id: int, query: AttemptQue
         tail = None if known.status is None else await _tail(visit, known)
     except LogElsewhereError as error:
         silent = str(error)
+    process: ProcessView | UnsetType = UNSET
+    if known.status is not None and silent is None:
+        process = await _process(visit, known)
     statuses = {each.attempt: each.status for each in ended}
     failures = {each.attempt: each.failure for each in ended if each.failure is not None}
     failure = failures.get(number)
@@ -135,6 +142,7 @@ async def show_log(visit: Visit, job_id: int, element_id: int, query: AttemptQue
         "number": number,
         "status": known.status,
         "worker": known.worker,
+        "process": process or None,
         "attempts": [
             (each, statuses.get(each, JobStatus.RUNNING))
             for each in range(element.attempts, max(element.attempts - 20, 0), -1)
@@ -160,6 +168,15 @@ async def _tail(visit: Visit, known: KnownAttempt) -> LogTail | None:
         return await visit.api.logs.read_tail(ref, _TAIL_BYTES, known.worker, known.log)
     except LogMissingError:
         return None
+
+
+async def _process(visit: Visit, known: KnownAttempt) -> ProcessView | UnsetType:
+    ref = LogRef(known.job.log_uid, known.element.id, known.attempt)
+    try:
+        first = await visit.api.logs.read_piece(ref, 0, _FIRST_BYTES, known.worker, known.log)
+    except (LogMissingError, LogElsewhereError):
+        return UNSET
+    return process_view(first.text, known.failure)
 
 
 @page("GET", "/web/jobs/<number:job_id>/elements/<number:element_id>/log/download", query=AttemptQuery)

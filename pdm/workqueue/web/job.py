@@ -16,13 +16,19 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.events import Event, EventKind
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.formatting import display_bytes, display_duration, display_line, display_name
+from pdm.workqueue.domain.holds import HOLD_CODE, HoldBy
+from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, FIRST_PRIORITY, LAST_PRIORITY
 from pdm.workqueue.domain.progress import RateColumns, summed_rates
 from pdm.workqueue.http import transactions
+from pdm.workqueue.http.access import Role
+from pdm.workqueue.http.endpoints.holds import change_job, hold_job, resume_job
 from pdm.workqueue.http.endpoints.jobs import cancel_job, get_job, retry_job
 from pdm.workqueue.http.endpoints.receipts import failure_codes, list_errors
 from pdm.workqueue.http.problems import InvalidInputError
+from pdm.workqueue.http.waiting import limit_sentences
 from pdm.workqueue.store import events, outcomes
 from pdm.workqueue.store.jobs import ElementFilter
+from pdm.workqueue.store.outcomes import NOTHING_RETRIED, WaitingRetries
 from pdm.workqueue.web.charts import BarPart, Part, RatePoint, sparkline, stacked_bar
 from pdm.workqueue.web.elements import ElementListQuery, element_rows
 from pdm.workqueue.web.jobs import site_label
@@ -30,7 +36,14 @@ from pdm.workqueue.web.pages import Download, Page, Redirect, Visit, page
 from pdm.workqueue.web.rendering import count
 from pdm.workqueue.wire.peers import HistoryView
 from pdm.workqueue.wire.receipts import ErrorGroupView
-from pdm.workqueue.wire.requests import RetryQuery, WaitQuery
+from pdm.workqueue.wire.requests import (
+    LONGEST_MESSAGE,
+    MOST_ACTIVE,
+    ChangeJob,
+    HoldRequest,
+    RetryQuery,
+    WaitQuery,
+)
 from pdm.workqueue.wire.responses import JobView
 
 #: Elements and events that the page of a job shows.
@@ -53,6 +66,20 @@ class RetryForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     code: tuple[str, ...] = ()
 
 
+class HoldForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a job is held, and until when."""
+
+    message: Annotated[str, Meta(max_length=LONGEST_MESSAGE)] | None = None
+    until: Annotated[str, Meta(max_length=40)] | None = None
+
+
+class ChangeForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a job is to have from now on; without ``max_active`` no limit of its own."""
+
+    priority: Annotated[int, Meta(ge=FIRST_PRIORITY, le=LAST_PRIORITY)] = DEFAULT_PRIORITY
+    max_active: Annotated[int, Meta(ge=1, le=MOST_ACTIVE)] | None = None
+
+
 class GroupQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One group of failures."""
 
@@ -72,6 +99,16 @@ async def show_job(visit: Visit, job_id: int) -> Page:
     job: JobView = await get_job.handler(api, caller, job_id=job_id, query=WaitQuery())  # type: ignore[assignment]
     context |= {"job": job, "is_final": record.status.is_final, "groups": groups}
     context |= {"sentence": job_sentence(job, groups), "can_retry": bool(job.num_failed or job.num_cancelled)}
+    is_open = not record.status.is_final and not record.cancel_requested
+    is_owner = record.user_id == caller.user_id
+    is_operators = record.hold is not None and record.hold.by is HoldBy.OPERATOR
+    context |= {
+        "can_cancel": is_open,
+        "can_hold": is_open and (caller.role is Role.OPERATOR or not is_operators),
+        "can_hold_at_once": is_open and record.hold is None and is_owner,
+        "can_resume": is_open and record.hold is not None and (caller.role is Role.OPERATOR or not is_operators),
+        "needs_message": not is_owner,
+    }
     if visit.wants("head", "main"):
         context["clone"] = clone_command(visit, job)
     if visit.wants("facts"):
@@ -82,7 +119,14 @@ async def show_job(visit: Visit, job_id: int) -> Page:
         sizes: Mapping[JobStatus, int] = {}
         if job.num_failed or job.num_cancelled or job.held:
             sizes = await api.database.read("sizes set aside", outcomes.sizes_set_aside, job_id)
-        context["bar"] = _bar(job, sizes)
+        again = NOTHING_RETRIED
+        if is_open and job.num_submitted > job.held:
+            again = await api.database.read(
+                "elements that wait for a retry", outcomes.waiting_retries, job_id, api.clock()
+            )
+        context["bar"] = _bar(job, sizes, again)
+        context["again"] = again
+        context["limits"] = limit_sentences(api, record)
         context["rate"] = _rate_picture(job, await api.cluster.histories_of(job_id))
     if visit.wants("elements"):
         _, found = await api.database.read(
@@ -123,7 +167,9 @@ def job_sentence(job: JobView, groups: Sequence[ErrorGroupView]) -> str:
     if job.cancel_requested:
         return "It is being cancelled: what runs is terminated."
     if job.hold is not UNSET:
-        return f"Held: {display_line(job.hold.reason)} {job.hold.hint}"
+        running = f" {count(job.num_running, 'element')} still {'runs' if job.num_running == 1 else 'run'}."
+        reason = display_line(job.hold.reason).rstrip(".")
+        return f"Held: {reason}. {job.hold.hint}{running if job.num_running else ''}"
     if not job.num_running and job.waiting is not UNSET:
         return f"Waiting: {'; '.join(display_line(reason) for reason in job.waiting)}{failed}."
     if job.status == JobStatus.SUBMITTED.name:
@@ -172,26 +218,33 @@ def _options(job: JobView) -> list[tuple[str, str]]:
     return options
 
 
-def _bar(job: JobView, sizes: Mapping[JobStatus, int]) -> Markup:
+def _bar(job: JobView, sizes: Mapping[JobStatus, int], again: WaitingRetries) -> Markup:
     progress = job.progress
     listing = 0 if progress is UNSET or progress.files_total is None else job.num_elements - progress.files_total
     moving = 0 if progress is UNSET else progress.bytes_moving or 0
     done = max(job.num_done - job.already_there - listing, 0)
     failed, cancelled = (sizes.get(status, 0) for status in (JobStatus.FAILED, JobStatus.CANCELLED))
     held = sizes.get(JobStatus.HELD, 0)
-    left = max(job.bytes_total - job.bytes_done - moving - failed - cancelled - held, 0)
-    queued = job.num_submitted - job.held
+    retried = min(again.count, job.num_submitted - job.held)
+    left = max(job.bytes_total - job.bytes_done - moving - failed - cancelled - held - again.size, 0)
+    queued = job.num_submitted - job.held - retried
+    is_on_hold = job.hold is not UNSET and job.hold.code == HOLD_CODE
     parts = [
         BarPart(part=Part.DONE, files=done, bytes=max(job.bytes_done - job.bytes_already_there, 0)),
         BarPart(part=Part.ALREADY_THERE, files=job.already_there, bytes=job.bytes_already_there),
         BarPart(part=Part.SKIPPED, files=job.skipped),
         # What of a running file has not moved yet counts with the running ones once nothing is queued.
         BarPart(part=Part.RUNNING, files=job.num_running, bytes=moving if queued else moving + left),
+        BarPart(part=Part.RETRYING, files=retried, bytes=again.size),
         BarPart(part=Part.FAILED, files=job.num_failed, bytes=failed),
-        BarPart(part=Part.HELD, files=job.held, bytes=held),
         BarPart(part=Part.CANCELLED, files=job.num_cancelled, bytes=cancelled),
-        BarPart(part=Part.QUEUED, files=queued, bytes=left if queued else 0),
     ]
+    waiting = left if queued else 0
+    if is_on_hold:
+        parts.append(BarPart(part=Part.HELD, files=job.held + queued, bytes=held + waiting))
+    else:
+        parts.append(BarPart(part=Part.HELD, files=job.held, bytes=held))
+        parts.append(BarPart(part=Part.QUEUED, files=queued, bytes=waiting))
     if not job.bytes_total:
         parts = [evolve(part, bytes=None) for part in parts]
     return stacked_bar(parts, key="parts", title=f"Job {job.id}")
@@ -288,6 +341,34 @@ async def cancel(visit: Visit, job_id: int) -> Redirect:
     """Cancel the job."""
     await cancel_job.handler(visit.api, visit.caller, job_id=job_id)
     return Redirect(f"/web/jobs/{job_id}", f"Job {job_id} is cancelled; what is done stays.")
+
+
+@page("POST", "/web/jobs/<number:job_id>/hold", form=HoldForm)
+async def hold(visit: Visit, job_id: int, form: HoldForm) -> Redirect:
+    """Hold the job."""
+    body = HoldRequest(message=form.message, until=form.until)
+    job: Any = await hold_job.handler(visit.api, visit.caller, job_id=job_id, body=body, key=None)
+    return Redirect(f"/web/jobs/{job_id}", job_sentence(job, ()))
+
+
+@page("POST", "/web/jobs/<number:job_id>/resume")
+async def resume(visit: Visit, job_id: int) -> Redirect:
+    """End the hold of the job."""
+    await resume_job.handler(visit.api, visit.caller, job_id=job_id, key=None)
+    return Redirect(f"/web/jobs/{job_id}", f"Job {job_id} is resumed.")
+
+
+@page("POST", "/web/jobs/<number:job_id>/change", form=ChangeForm)
+async def change(visit: Visit, job_id: int, form: ChangeForm) -> Redirect:
+    """Change the priority of the job, and how much of it may run at once."""
+    body = ChangeJob(priority=form.priority, max_active=form.max_active)
+    await change_job.handler(visit.api, visit.caller, job_id=job_id, body=body)
+    most = (
+        "without a limit of its own"
+        if form.max_active is None
+        else f"at most {count(form.max_active, 'element')} at once"
+    )
+    return Redirect(f"/web/jobs/{job_id}", f"Job {job_id} has priority {form.priority}, {most}.")
 
 
 @page("POST", "/web/jobs/<number:job_id>/retry", form=RetryForm)

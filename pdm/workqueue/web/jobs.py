@@ -88,7 +88,7 @@ async def list_jobs(visit: Visit, query: JobListQuery) -> Page:
         "jobs": [_row(visit, job, owners.get(job.user_id, "")) for job in jobs],
         "query": query,
         "is_operator": is_operator,
-        "statuses": [status.name for status in JobStatus if status not in (JobStatus.NEW, JobStatus.HELD)],
+        "statuses": [status.name for status in JobStatus if status is not JobStatus.NEW],
         "types": [type_.name for type_ in JobType],
         "newer": _newer(query, jobs, is_more),
         "older": _older(query, jobs, is_more),

@@ -215,6 +215,18 @@ class NewCredential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return f"NewCredential(kind={self.kind!r}, site={self.site!r})"
 
 
+class NewRefreshToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A refresh token that the user has from the issuer of a site."""
+
+    refresh_token: Annotated[
+        str,
+        Meta(min_length=1, max_length=16384, pattern=_ONE_LINE, description="Of the site's client; encrypted."),
+    ]
+
+    def __repr__(self) -> str:
+        return "NewRefreshToken()"
+
+
 _Limit = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 _After = Annotated[int, Meta(ge=0, le=LARGEST_ID)]
 #: Names out of an enumeration; the parameter may be repeated, and each may be a list with commas.
@@ -275,6 +287,38 @@ class RetryQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     force: Annotated[
         bool, Meta(description="0 leaves elements whose failure a retry cannot help, and says how many (``left``).")
     ] = True
+
+
+#: Of a person's hold.
+LONGEST_MESSAGE = 500
+#: Elements of a job that may run at once, if it has a limit of its own.
+MOST_ACTIVE = 100_000
+
+
+class HoldRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a job is held, and until when."""
+
+    message: Annotated[
+        Annotated[str, Meta(max_length=LONGEST_MESSAGE)] | None,
+        Meta(description="One line for people; operators that hold a job of another user must say why."),
+    ] = None
+    until: Annotated[
+        Annotated[str, Meta(max_length=40)] | None,
+        Meta(description="When it is resumed by itself: RFC 3339, or a duration such as 30m, 12h, 7d; default never."),
+    ] = None
+
+
+class ChangeJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is changed of a job; a key that is left out stays as it is."""
+
+    priority: Annotated[
+        Annotated[int, Meta(ge=FIRST_PRIORITY, le=LAST_PRIORITY)] | msgspec.UnsetType,
+        Meta(description="0 is served first."),
+    ] = msgspec.UNSET
+    max_active: Annotated[
+        Annotated[int, Meta(ge=1, le=MOST_ACTIVE)] | msgspec.UnsetType | None,
+        Meta(description="How many of its elements may run at once, on all nodes; null for no limit of its own."),
+    ] = msgspec.UNSET
 
 
 class OutputQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType, field
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.holds import HOLD_CODE, HoldBy
 from pdm.workqueue.domain.planning import SkipCode
 from pdm.workqueue.wire.plans import EstimateView, PlanView, SkipCounts
 
@@ -56,12 +57,23 @@ class JobProgressView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HoldView(msgspec.Struct, frozen=True, kw_only=True):
-    """Why elements of a job are HELD; they resume once that is corrected."""
+    """Why a job or elements of it are HELD; they resume once that is corrected, or the person ends the hold."""
 
     count: Annotated[int, Meta(description="Elements that are held.")]
-    code: Annotated[str, Meta(description="Stable word; of the first of them.")]
-    reason: Annotated[str, Meta(description="What was found.")]
+    code: Annotated[
+        str, Meta(description=f"Stable word; of the first of them, or {HOLD_CODE} if a person holds the job.")
+    ]
+    reason: Annotated[str, Meta(description="What was found; of a person, who holds it, until when, and the message.")]
     hint: Annotated[str, Meta(description="What to do.")]
+    by: Annotated[str, Meta(description="service, owner or operator.", extra_json_schema={"enum": list(HoldBy)})] = (
+        HoldBy.SERVICE.value
+    )
+    who: Annotated[str | UnsetType, Meta(description="Subject of the person.")] = UNSET
+    message: Annotated[str | UnsetType, Meta(description="What the person says about it; may be empty.")] = UNSET
+    since: Annotated[datetime | UnsetType, Meta(description="When the person held it.")] = UNSET
+    until: Annotated[datetime | UnsetType | None, Meta(description="When it is resumed by itself; null for never.")] = (
+        UNSET
+    )
 
 
 class FailureView(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +173,11 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     bytes_done: int
     progress: Annotated[JobProgressView | UnsetType, Meta(description="Of one job; not in arrays.")] = UNSET
     hold: Annotated[
-        HoldView | UnsetType, Meta(description="Why elements are held; of one job that has any, not in arrays.")
+        HoldView | UnsetType,
+        Meta(description="Why the job or elements of it are held; in arrays only if a person holds the job."),
+    ] = UNSET
+    max_active: Annotated[
+        int | UnsetType, Meta(description="How many of its elements may run at once, if it has a limit of its own.")
     ] = UNSET
     warnings: Annotated[list[str] | UnsetType, Meta(description="What the user should know; of one job.")] = UNSET
     waiting: WaitingFor | UnsetType = UNSET
@@ -281,6 +297,16 @@ class ElementView(msgspec.Struct, frozen=True, kw_only=True):
         return f"<ElementView {self.job_id}.{self.id} {self.status}: {what}>"
 
 
+class ProcessView(msgspec.Struct, frozen=True, kw_only=True):
+    """The helper process that carried out an attempt; it carries out those of other elements, too."""
+
+    host: str
+    pid: int
+    ended: Annotated[
+        str | None, Meta(description="How it ended if it died within the attempt: signal 9, exit status 1.")
+    ] = None
+
+
 class OutputView(msgspec.Struct, frozen=True, kw_only=True):
     """The output of one attempt that has ended, or with ``live`` a piece of its log, from its first line on.
 
@@ -298,6 +324,9 @@ class OutputView(msgspec.Struct, frozen=True, kw_only=True):
     end: Annotated[bool | UnsetType, Meta(description="With live: whether the log ends with this piece.")] = UNSET
     silent: Annotated[
         str | UnsetType, Meta(description="Where the log is, if it cannot be read: on node X, which does not answer.")
+    ] = UNSET
+    process: Annotated[
+        ProcessView | UnsetType, Meta(description="Where the begin of the log is there, and names it.")
     ] = UNSET
     listing: Names | UnsetType = UNSET
     entries: Entries | UnsetType = UNSET

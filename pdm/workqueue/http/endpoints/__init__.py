@@ -10,6 +10,7 @@ from pdm.workqueue.http.endpoints import (
     credentials,
     elements,
     events,
+    holds,
     jobs,
     logins,
     nodes,
@@ -27,7 +28,7 @@ ROOT = "/workqueue/api/v1.0"
 
 
 _MODULES = (
-    *(jobs, elements, reasons, receipts, events, schedules, sites, credentials, logins, notifications, activity),
+    *(jobs, holds, elements, reasons, receipts, events, schedules, sites, credentials, logins, notifications, activity),
     *(nodes, service, peers),
 )
 

@@ -33,6 +33,7 @@ from pdm.workqueue.http.problems import (
     JobNotFoundError,
     OutputNotReadyError,
 )
+from pdm.workqueue.http.processes import process_view
 from pdm.workqueue.http.transactions import EndedAttempt, OutputPage
 from pdm.workqueue.http.views import element_status_view, element_view
 from pdm.workqueue.logstore.attempt_log import LogRef
@@ -237,6 +238,7 @@ def _output(api: ApiContext, ended: EndedAttempt, log: _Log) -> bytes | AsyncGen
         status=ended.status.name,
         log=log.text,
         silent=log.silent,
+        process=process_view(log.text, ended.failure),
         listing={} if element.type is JobType.LIST and not listed else UNSET,
     )
     if listed:
@@ -319,6 +321,7 @@ async def _live_output(
         offset=piece.end,
         end=ended and piece.is_last,
         silent=silent,
+        process=UNSET if offset else process_view(piece.text, found.failure),
     )
 
 

@@ -193,6 +193,8 @@ async def get_job_status(api: ApiContext, caller: Caller, job_id: int, query: Wa
     found_job = await api.awaited_job(job_id, caller.scope, query.wait)
     job, progress, waiting = await with_progress(api, found_job)
     _, sentences = await waiting_reasons(api, job, api.clock(), waiting)
+    if job.hold is not None:
+        sentences = [job.hold.sentence, *sentences]
     return JobStatusView(
         jobid=job.id,
         status=job.status.name,

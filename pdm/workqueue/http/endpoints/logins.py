@@ -11,13 +11,14 @@ from pdm.workqueue.execution.oidc_logins import LoginRefusedError
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext, endpoint
 from pdm.workqueue.http.endpoints.credentials import usable_site
-from pdm.workqueue.http.problems import ConflictError, NotFoundError, SiteFailedError
+from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFoundError, SiteFailedError
 from pdm.workqueue.http.views import whole_seconds
 from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store import oidc_logins
 from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.store.oidc_logins import LoginRecord
 from pdm.workqueue.wire.logins import LoginView
+from pdm.workqueue.wire.requests import NewRefreshToken
 
 _T = TypeVar("_T")
 
@@ -75,6 +76,20 @@ async def continue_login(api: ApiContext, caller: Caller, site_id: int) -> Login
     if progress is None:
         raise ConflictError("no login has begun: POST begins one")
     return _view(api, progress.login, progress.code)
+
+
+@endpoint(
+    "PUT",
+    "/sites/{site_id}/login/refresh-token",
+    summary="Log in at the token issuer of a site by a refresh token",
+    body=NewRefreshToken,
+    result=LoginView,
+    errors=(InvalidInputError, NotFoundError, ConflictError, SiteFailedError),
+)
+async def put_refresh_token(api: ApiContext, caller: Caller, site_id: int, body: NewRefreshToken) -> LoginView:
+    """The token must be of the site's client; the issuer may end it for all others that use it. Held jobs resume."""
+    site = usable_site(api, caller, site_id, None)
+    return _view(api, await _asked(site, api.logins.adopt(caller.user_id, site, body.refresh_token)))
 
 
 @endpoint(

@@ -13,8 +13,8 @@ from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext, endpoint
 from pdm.workqueue.http.problems import ElementNotFoundError, InvalidInputError, JobNotFoundError
-from pdm.workqueue.http.views import hold_view
-from pdm.workqueue.http.waiting import queue_sentences, with_progress
+from pdm.workqueue.http.views import element_hold_view
+from pdm.workqueue.http.waiting import limit_sentences, queue_sentences, with_progress
 from pdm.workqueue.store import nodes, queue, wait_visits
 from pdm.workqueue.store.nodes import NodeRecord
 from pdm.workqueue.store.queue import RunningClaims
@@ -33,7 +33,8 @@ async def get_why(api: ApiContext, caller: Caller, job_id: int, query: WhyQuery)
     """All reasons that are known; operators see nodes, too.
 
     Codes: ``ENDED``, ``CANCELLING``, ``RUNNING``, ``SERVICE`` (this node starts nothing), ``NODES`` (no node starts
-    anything), ``HELD``, ``WAITS`` (sites, other jobs, a ban, the next try) and ``QUEUE``.
+    anything), ``HELD``, ``LIMIT`` (why no more of it runs at once), ``WAITS`` (sites, other jobs, a ban, the next try)
+    and ``QUEUE``.
     """
     job = await api.job(job_id, caller.scope)
     element = None
@@ -111,9 +112,12 @@ def _stopped(node: NodeRecord) -> str | None:
 
 async def _job_reasons(api: ApiContext, job: JobRecord) -> list[ReasonView]:
     found = []
+    if job.hold is not None:
+        running = f"; {job.counters.running} elements still run" if job.counters.running else ""
+        found.append(ReasonView(code="HELD", reason=f"{job.hold.sentence}{running}", hint=job.hold.hint))
     if job.counters.held:
         first = await api.database.read("why elements are held", transactions.first_held_element, job.id)
-        hold = hold_view(job, first)
+        hold = element_hold_view(job, first)
         if hold is not None:
             found.append(
                 ReasonView(
@@ -121,12 +125,14 @@ async def _job_reasons(api: ApiContext, job: JobRecord) -> list[ReasonView]:
                 )
             )
         found += await _tape_reasons(api, job)
+    limits = [] if job.hold is not None else limit_sentences(api, job)
+    found += [ReasonView(code="LIMIT", reason=sentence) for sentence in limits]
     job, _, waits = await with_progress(api, job)
     found += [ReasonView(code="WAITS", reason=sentence) for sentence in waits]
-    if job.counters.submitted and not job.cancel_requested:
+    if job.counters.submitted and not job.cancel_requested and job.hold is None:
         due, place = await queue_sentences(api, job, api.clock())
         found += [ReasonView(code="WAITS", reason=sentence) for sentence in due]
-        found += [ReasonView(code="QUEUE", reason=sentence) for sentence in place]
+        found += [ReasonView(code="QUEUE", reason=sentence) for sentence in place if sentence not in limits]
     return found
 
 
