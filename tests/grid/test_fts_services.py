@@ -217,6 +217,26 @@ def test_an_fts_that_forgets_its_jobs_or_has_ids_of_its_own_fails_the_elements(
     assert not [name for name in contents(grid_directories.b / "copy") if not name.endswith(".part")]
 
 
+@pytest.mark.full
+def test_states_that_go_round_in_circles_are_no_progress(
+    fts: FakeFts, grid: TestGrid, tree: Any, grid_directories: Any, tmp_path: Path
+) -> None:
+    service = TestService(tmp_path / "instance", grid.description(), grid.directory)
+    service.init(fts={"poll": "100ms", "patience": "2s"})
+    name_fts(service, fts.url)
+    fts.paused.set()
+    fts.faults = {"restless"}
+    with service.running():
+        service.delegate("alice")
+        where = {"src_siteid": 1, "src_filepath": str(tree(2)), "dst_siteid": 2}
+        where["dst_filepath"] = f"{grid_directories.b}/copy"
+        job = service.wait_for("alice", service.submit("alice", "copy", **where, max_tries=1)["id"], timeout_s=120.0)
+    assert (job["status"], job["num_failed"]) == ("FAILED", 2)
+    log = log_of(service)
+    assert "has not changed for 2 s" in log
+    assert log.count(": READY") < 60
+
+
 def test_a_cancelled_job_is_cancelled_at_the_fts(
     service: TestService, fts: FakeFts, submit: Copy, tree: Any, grid_directories: Any
 ) -> None:

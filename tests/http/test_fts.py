@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
@@ -272,6 +273,12 @@ _REFUSED: Sequence[tuple[Any, str]] = (
     ({"files": [pair("a") | {"sources": ["https://h/x?authz=1"]}]}, "a query"),
     ({"files": [pair("a") | {"sources": ["dummy://north/a%00b"]}]}, "NUL"),
     ({"files": [pair("a"), pair("a")]}, "files[0] and files[1] have the same destination"),
+    (
+        # Two algorithms make two jobs.
+        {"files": [pair("a", checksum="ADLER32:1"), pair("./a", checksum="MD5:1")]},
+        "files[0] and files[1] have the same destination",
+    ),
+    ({"files": [pair("a") | {"destinations": [f"{SOURCE}/b/"]}]}, "does not end with a slash"),
     ({"files": [pair("a", checksum="CRC32C:1")]}, "CRC32C is not computed here"),
     ({"files": [pair("a", checksum="ADLER32:xyz")]}, "a checksum is"),
     ({"files": [pair("a", filesize="many")]}, "a number of bytes"),
@@ -284,6 +291,7 @@ _REFUSED: Sequence[tuple[Any, str]] = (
     ({"files": [pair("a")], "params": {"archive_timeout": 60}}, "archive needs a tape API"),
     ({"files": [pair("a")], "params": {"bring_online": 60}}, "stage needs a tape API"),
     ({"files": [pair("a")], "params": {"bring_online": "soon"}}, "bring_online: a whole number"),
+    ({"files": [pair("a")], "params": {"archive_timeout": 10**9}}, "archive_timeout: at most"),
     ({"staging": [pair("a")]}, "staging: submit the files as transfers with bring_online"),
     ({"files": [pair("a")], "params": {"wish": 1}}, "unknown parameter 'wish'"),
     ({"files": [pair("a")], "params": {"verify_checksum": "perhaps"}}, "verify_checksum"),
@@ -304,6 +312,20 @@ async def test_what_is_no_good_is_refused_by_name(service: Service) -> None:
     assert (deletion.status, deletion.json["message"]) == (405, "Deletion jobs are no longer supported by FTS")
     broken = await ask(service, "kim", "POST", "/jobs", raw=b"{")
     assert (broken.status, broken.json["status"]) == (400, "400 Bad Request")
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_an_id_that_is_taken_is_a_conflict(service: Service) -> None:
+    """Clients go on with the job of that id, as if it were there."""
+    server = "gsiftp://taken.example.org:2811"
+    digest = hashlib.sha256(server.encode()).hexdigest()[:12]
+    for name in ("gsiftp-taken.example.org", f"gsiftp-taken.example.org-{digest}"):
+        body = {"name": name, "endpoints": {"DUMMY": "dummy://elsewhere"}}
+        assert (await service.call("operator", "POST", "/sites", {**body, "public": True})).status == 201
+    files = [{"sources": [f"{server}/x"], "destinations": ["gsiftp://north.example.org:2811/store/user/x"]}]
+    refused = await ask(service, "operator", "POST", "/jobs", {"files": files, "params": {}})
+    assert refused.status == 400
+    assert "remove it, then submit again" in refused.json["message"]
 
 
 def test_servers_of_urls() -> None:

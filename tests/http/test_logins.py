@@ -247,6 +247,22 @@ async def test_an_issuer_that_is_away_is_asked_again(service: Service, issuer: I
     assert (await login.token())["sub"] == "alice"
 
 
+@ensure
+async def test_a_secret_that_an_issuer_sends_back_is_left_out(service: Service, issuer: Issuer) -> None:
+    login = await made(service, issuer, "echo", client_secret="a secret")
+    await login.log_in()
+
+    def echo(path: str) -> Any:
+        if path != "/vo/token":
+            return None
+        words = f"Invalid refresh token: {issuer.asked[-1][1]['refresh_token']}"
+        return 400, {}, json.dumps({"error": "invalid_grant", "error_description": words}).encode()
+
+    issuer.fault = echo
+    over = await login.renew()
+    assert (over["state"], "invalid_grant: Invalid refresh token: ***" in over["error"]) == ("ended", True), over
+
+
 _HUGE = b'{"access_token": "' + b"x" * 70_000 + b'"}'
 _FAULTS: dict[str, tuple[Any, str]] = {
     "500": ((500, {}, b"oops"), "it answered 500"),

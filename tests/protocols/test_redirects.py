@@ -107,6 +107,15 @@ def test_the_token_is_sent_on_to_the_same_server_only(
     assert len(gets) == 6 and all(seen.token == f"Bearer {TOKEN}" for seen in gets)
 
 
+def test_a_token_that_a_server_sends_back_is_left_out(door: RedirectingServer, helper: HelperProcess) -> None:
+    door.echoes = True
+    failed = helper.list(f"{door.url}/nothing")[-1]
+    assert judged("https", failed) == "source SERVER_ERROR"
+    assert isinstance(failed, wire.FailedEvent)
+    assert "Authorization: Bearer ***" in failed.fault.message
+    assert TOKEN not in failed.fault.message
+
+
 @pytest.mark.parametrize(
     "where",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,6 +181,7 @@ def test_what_has_no_tape_api_is_refused(service: TestService, tape: TapeServer,
         ("status", 1, 1),
         ("status", "hang", 1),
         ("status", "garbage", 1),
+        ("status", "deep", 1),
         ("status", "fewer", 2),
         ("status", "reversed", 1),
         ("status", "lost", 1),
@@ -214,6 +216,35 @@ def test_a_forgotten_request_is_made_again(service: TestService, tape: TapeServe
     tape.requests.clear()
     assert ended(service, job)["status"] == "DONE"
     assert tape.count("stage") == 2 and tape.recalls == dict.fromkeys(map(str, on_tape), 1)
+
+
+def test_a_name_that_no_tape_api_takes_fails_alone(service: TestService, tape: TapeServer, places: Places) -> None:
+    files_on_tape(tape, places, 2)
+    name = os.fsdecode(b"not \xff UTF-8")
+    places.put(places.a / "tree" / name, b"x" * 1000)
+    # It has failed when the request of the others is visited again.
+    tape.recall_s = 1.0
+    job = copy(service, places.a / "tree", places.b / "new", stage=True)
+    found = ended(service, job)
+    assert (found["status"], found["num_done"], found["num_failed"]) == ("FAILED", 3, 1)
+    (failed,) = (one for one in elements(service, job) if one["status"] == "FAILED")
+    assert failed["error"]["code"] == "INVALID_NAME"
+    (request,) = (*tape.requests.values(), *tape.deleted)
+    until(lambda: len(request.released) == 2, service)
+
+
+def test_a_file_that_has_left_the_disk_again_is_requested_again(
+    service: TestService, tape: TapeServer, places: Places
+) -> None:
+    (path,) = files_on_tape(tape, places, 1)
+    tape.states[str(path)] = "COMPLETED"
+    tape.recall_s = None
+    job = copy(service, places.a / "tree", places.b / "new", stage=True)
+    until(lambda: tape.count("status"), service)
+    tape.recall_s = 0.0
+    assert ended(service, job)["status"] == "DONE"
+    assert tape.count("stage") > 1
+    assert (places.b / "new" / path.name).read_bytes() == b"0" * 1000
 
 
 @pytest.mark.full

@@ -360,6 +360,18 @@ def test_copies_that_the_destination_does_not_begin_go_through_here(
     assert server.tree[b"/d/two"] == b"content"
 
 
+@pytest.mark.parametrize("answer", [b"[" * 50_000, b'{"macaroon": "x\\r\\ny"}'])
+def test_without_a_usable_macaroon_a_copy_goes_through_here(
+    answer: bytes, server: QuirkServer, helper: HelperProcess
+) -> None:
+    server.tree[b"/d/f"] = b"content"
+    server.rules.append(on("POST", 200, answer))
+    done = helper.copy([copy_item(1, f"{server.url}/d/f", f"{server.url}/d/g", 7)])[1]
+    assert isinstance(done, wire.DoneEvent), done
+    assert "COPY" not in server.methods()
+    assert server.tree[b"/d/g"] == b"content"
+
+
 @pytest.mark.parametrize("algorithm", ChecksumAlgorithm)
 def test_a_copy_with_a_status_only_is_verified(
     algorithm: ChecksumAlgorithm, server: QuirkServer, helper: HelperProcess

@@ -33,7 +33,7 @@ class FakeFts:
     Attributes:
         faults: what it does wrong: ``error`` (500), ``hang``, ``garbage``, ``forget`` (404 for all jobs), ``lie``
             (FINISHED without a copy), ``odd`` (states that nobody knows), ``drop`` (takes a job and closes the
-            connection), ``ids`` (random ids).
+            connection), ``ids`` (random ids), ``restless`` (another state in each answer, for ever).
         reasons: end of a source's name → reason with which it fails.
         refused: end of the names of sources that make it refuse a job.
         paused: while it is set, nothing is transferred.
@@ -114,6 +114,9 @@ class FakeFts:
                 if file["file_state"] not in _FINAL and (numbers is None or str(file["file_id"]) in numbers):
                     file["file_state"] = "CANCELED"
             return 200, {"job_id": parts[1], "job_state": "CANCELED"}
+        if "restless" in self.faults:
+            state = ("ACTIVE", "READY")[len(self.requests) % 2]
+            files = [{**file, "file_state": state} for file in files]
         return 200, {"job_id": parts[1], "files": files}
 
 

@@ -35,6 +35,7 @@ class RedirectingServer(LoopbackServer):
         elsewhere: method → prefix of the ``Location`` in its response; the path follows.
         seen: all requests.
         broken: prefix of paths of PUT → status of the response; 0 closes the connection instead.
+        echoes: whether what it does not have is an error with the request's head.
         wants_first: whether it sends ``100 Continue`` if the client expects it.
     """
 
@@ -43,6 +44,7 @@ class RedirectingServer(LoopbackServer):
         self.elsewhere: dict[str, str] = {}
         self.broken: dict[str, int] = {}
         self.seen: list[Seen] = []
+        self.echoes = False
         self.wants_first = True
         outer = self
 
@@ -99,6 +101,8 @@ class RedirectingServer(LoopbackServer):
             _answer(request, 200, self.files[path], Digest=f"adler32={zlib.adler32(self.files[path]):08x}")
         elif method == "DELETE" and self.files.pop(path, None) is not None:
             _answer(request, 204)
+        elif self.echoes:
+            _answer(request, 500, str(request.headers).encode())
         else:
             _answer(request, 404)
 

@@ -44,11 +44,13 @@ class TapeServer:
         recall_s: seconds until a requested file is on disk; None for never.
         migrate_s: seconds until a file that was asked about for the first time is on tape; None for never.
         faults: action → what is done with the next requests: ``500``, a number for 429 with that ``Retry-After``,
-            ``hang``, ``lost`` (carried out, and the connection closed), ``garbage``, ``fewer`` and ``reversed``.
+            ``hang``, ``lost`` (carried out, and the connection closed), ``garbage``, ``deep``, ``fewer`` and
+            ``reversed``.
         recalls: path → how often it was brought from tape.
         log: actions that were carried out, in their order, and how many paths each had.
         arrived: action → requests that have come; a lost one is carried out, and then its answer is delayed.
         errors: path → error text of its recall.
+        states: path → what a request says of its state.
     """
 
     def __init__(self, host: HostFiles) -> None:
@@ -61,6 +63,7 @@ class TapeServer:
         self.log: list[tuple[str, int]] = []
         self.arrived: Counter[str] = Counter()
         self.errors: dict[str, str] = {}
+        self.states: dict[str, str] = {}
         self.localities: dict[str, str] = {}
         self.names_api = True
         self.resets = 0
@@ -94,6 +97,7 @@ class TapeServer:
         self.names_api = True
         for part in (self.faults, self.requests, self.deleted, self.recalls, self.log, self.arrived, self.errors):
             part.clear()
+        self.states.clear()
         self.localities.clear()
         self._due.clear()
         self._first_asked.clear()
@@ -146,6 +150,8 @@ class TapeServer:
             one = {"path": path, "onDisk": locality in ("DISK", "DISK_AND_TAPE")}
             if error or path in self.errors:
                 one["error"] = error or self.errors[path]
+            if path in self.states:
+                one["state"] = self.states[path]
             files.append(one)
         return {"id": name, "createdAt": 1, "startedAt": 1, "files": files}
 
@@ -216,13 +222,18 @@ class _Handler(HttpHandler):
             return
         if fault == "garbage":
             content = "nothing" if action == "archiveinfo" else {"files": [7], "requestId": ["x"]}
+        if fault == "deep":
+            self._send(200, b'{"files": [], "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+            return
         if fault in ("fewer", "reversed"):
             files = content["files"] if action == "status" else content
             files[:] = files[1:] if fault == "fewer" else files[::-1]
         self._answer(status, content)
 
     def _answer(self, status: int, content: Any, headers: Mapping[str, str] = MappingProxyType({})) -> None:
-        text = b"" if content is None else json.dumps(content).encode()
+        self._send(status, b"" if content is None else json.dumps(content).encode(), headers)
+
+    def _send(self, status: int, text: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(text))}.items():
             self.send_header(key, value)

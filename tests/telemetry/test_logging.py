@@ -323,7 +323,23 @@ def test_a_key_that_is_cut_off_is_still_a_key() -> None:
     assert redacted("a -----BEGIN PRIVATE KEY-----\nMIIsecret") == "a [private key left out]"
 
 
-@pytest.mark.parametrize("text", ["-----BEGIN CERTIFICATE-----", "the PRIVATE KEY", "bearer of news", "x@y://z:1"])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Invalid refresh token: eyJhbGciOiJub25lIn0.eyJqdGkiOiI0NzExIn0.", "Invalid refresh token: ***"),
+        ("{'Authorization': 'Bearer abcdefgh12'}", "{'Authorization': 'Bearer ***'}"),
+        ("SignedHeaders=host, Signature=0123456789abcdef", "SignedHeaders=host, Signature=***"),
+        ("https://h/k?X-Amz-Signature=0123456789abcdef&x=1", "https://h/k?X-Amz-Signature=***&x=1"),
+        ("?X-Amz-Security-Token=FwoGZXIvYXdzE%2F%2F&x", "?X-Amz-Security-Token=***&x"),
+    ],
+)
+def test_tokens_and_signatures_are_left_out(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["-----BEGIN CERTIFICATE-----", "the PRIVATE KEY", "bearer of news", "x@y://z:1", "eyJ.a", "Signature=?"]
+)
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redacted(text) == text
 
@@ -331,6 +347,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
 def test_a_hostile_text_costs_little() -> None:
     """Quadratic patterns would take minutes here."""
     text = "://" * 200_000 + "@" + "PRIVATE KEY" + "-----BEGIN " * 100_000 + "bearer " * 100_000
+    text += "eyJ" * 100_000 + "Signature=" * 100_000
     assert redacted(text).startswith("://")
 
 

@@ -37,6 +37,8 @@ _LEAST_INTERVAL_S, _MOST_INTERVAL_S = 1, 300
 _LONGEST_CODE_S = 3600
 #: Error codes (RFC 6749, 5.2) that are no refusal.
 _TEMPORARY = frozenset({"temporarily_unavailable", "server_error"})
+#: Parameters of requests whose values are secrets.
+_SECRET = frozenset({"refresh_token", "device_code", "subject_token", "token", "client_secret"})
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
@@ -227,9 +229,11 @@ class Issuers:
         else:
             asked = {**asked, "client_id": client, "client_secret": secret}
         try:
-            return await self.requests.ask(url, urlencode(asked).encode("ascii"), headers)
+            answer = await self.requests.ask(url, urlencode(asked).encode("ascii"), headers)
         except UnansweredError as error:
             raise IssuerUnavailableError(str(error)) from error
+        _check(answer, [secret or "", *(value for name, value in asked.items() if name in _SECRET)])
+        return answer
 
     def _secret(self, oidc: OidcSettings) -> str | None:
         if oidc.sealed_secret is None:
@@ -273,8 +277,8 @@ def _audience(oidc: OidcSettings) -> dict[str, str]:
     return {"audience": oidc.audiences[0]} if oidc.audiences and not oidc.exchange else {}
 
 
-def _check(answer: HttpAnswer) -> None:
-    """Raise the error of an answer that is no success."""
+def _check(answer: HttpAnswer, secrets: Sequence[str] = ()) -> None:
+    """Raise the error of an answer that is no success; without the secrets that were sent, which some send back."""
     if 200 <= answer.status < 300:
         return
     if 300 <= answer.status < 400:
@@ -287,7 +291,10 @@ def _check(answer: HttpAnswer) -> None:
             refused = None
     if refused is None or refused.error in _TEMPORARY:
         raise IssuerUnavailableError(f"it answered {answer.status}")
-    raise IssuerRefusedError(_shown(refused.error), _shown(refused.error_description))
+    words = [refused.error, refused.error_description]
+    for secret in filter(None, secrets):
+        words = [text.replace(secret, "***") for text in words]
+    raise IssuerRefusedError(*map(_shown, words))
 
 
 def _decoded(answer: HttpAnswer, type_: type[_T]) -> _T:

@@ -9,6 +9,7 @@ file, so that it is recalled once; the request without a name ends with the life
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from attrs import define, evolve, field
@@ -296,10 +297,17 @@ class TapeVisits:
                 paths[one.id] = _server_path(job, site, one.path)
             except InvalidPathError as error:
                 found.failed[one.id] = _failure(found.wait.kind, FailureCode.INVALID_NAME, str(error))
+                # No request is about it, so there is nothing to withdraw.
+                found.left.add(one.id)
         return paths
 
     def _known_paths(self, job: JobRecord, site: Site, members: Sequence[WaitingElement]) -> list[str]:
-        return [_server_path(job, site, one.path) for one in members]
+        """The paths of elements that a request may be about."""
+        paths = []
+        for one in members:
+            with suppress(InvalidPathError):
+                paths.append(_server_path(job, site, one.path))
+        return paths
 
 
 def _server_path(job: JobRecord, site: Site, path: str) -> str:

@@ -154,6 +154,11 @@ class WaitPoller:
         except Exception:
             self._log.failure("wait {wait} of job {job} could not be visited", wait=wait.id, job=wait.job_id)
             failure = AttemptFailure(FailureScope.SERVICE, FailureCode.INTERNAL, "a fault of the service")
+            if self.clock() >= wait.deadline:
+                # Nothing is held longer than its job has asked for.
+                waiting = dict.fromkeys((one.id for one in members if one.waits_for(wait.kind)), failure)
+                left = [one.id for one in members]
+                return WaitVisit(wait=wait, due_at=self.clock(), failed=waiting, left=left, message=failure.message)
         else:
             self._resting.pop(wait.site_id, None)
             return visit

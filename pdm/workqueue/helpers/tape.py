@@ -100,9 +100,8 @@ class TapeClient:
                 return TapeEvent(request.id, request.key, request=name)
             case "status":
                 status = self._call(request, "GET", f"/stage/{_name(request)}", _Status)
-                return TapeEvent(
-                    request.id, request.key, files=_files(_texts(request), map(_staged_state, status.files))
-                )
+                states = (_staged_state(one) for one in status.files if not _is_over(one))
+                return TapeEvent(request.id, request.key, files=_files(_texts(request), states))
             case "delete":
                 self._call(request, "DELETE", f"/stage/{_name(request)}")
             case "cancel":
@@ -158,7 +157,7 @@ class TapeClient:
                 raise _invalid(request, f"it has more than {_LARGEST_ANSWER} bytes")
         try:
             return msgspec.json.decode(b"".join(pieces), type=type_)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _invalid(request, str(error)) from error
 
 
@@ -196,6 +195,11 @@ def _first_answers(paths: dict[str, int], found: Iterable[tuple[str, str, str]])
             at = left.pop("/" + path.strip("/"), None)
         if at is not None:
             yield TapeFile(at, truncated(locality, 40), truncated(" ".join(error.split()), _LONGEST_ERROR))
+
+
+def _is_over(one: _Staged) -> bool:
+    """Whether a file was brought to disk, and has left it again: this request brings it no more."""
+    return one.on_disk is False and not one.error and (one.state or "").upper() == "COMPLETED"
 
 
 def _staged_state(one: _Staged) -> tuple[str, str, str]:

@@ -22,6 +22,7 @@ from pdm.workqueue.domain.failures import (
 )
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
 from pdm.workqueue.domain.paths import LONGEST_PATH, InvalidPathError, StorageUrl
+from pdm.workqueue.telemetry.logging import redacted
 from pdm.workqueue.wire.agent_messages import (
     CheckItem,
     CheckRequest,
@@ -75,7 +76,8 @@ def classify(fault: Fault, patterns: Sequence[ErrorPattern] = ()) -> AttemptFail
         patterns: for messages without code and error number; the first that fits counts.
     """
     scope = FailureScope(fault.scope)
-    message = fault.message[:_LONGEST_MESSAGE]
+    # Some servers send back what they were sent, tokens included.
+    message = redacted(fault.message[:_LONGEST_MESSAGE])
     if fault.code is not None and fault.code in FailureCode.__members__:
         return AttemptFailure(scope, FailureCode(fault.code), message, fault.retry_after_s, fault.unreachable)
     code = code_for_errno(fault.errno)

@@ -30,7 +30,9 @@ def worker_and_jobs_apart(
     for job in read_jobs(session, plain) if plain else ():
         counters = job.counters
         is_last = counters.submitted + counters.running <= len(verdicts[job.id])
-        if not (is_last or job.has_phases or job.archives or job.cancel_requested):
+        # The end of an element makes room for another one of such a job, or is the last that ran of one that is held.
+        is_bounded = job.max_active is not None or job.hold is not None
+        if not (is_last or is_bounded or job.has_phases or job.archives or job.cancel_requested):
             apart[job.id] = LockedJob(job, None, None)
     return worker_id, apart
 

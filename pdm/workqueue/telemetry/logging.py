@@ -41,6 +41,10 @@ _PRIVATE_KEY = re.compile(
 _PASSWORD_IN_URL = re.compile(r"(://[^/\s:@]{0,256}):[^/\s@]{1,1024}@")
 _BEARER = re.compile(r"(?i)\b(bearer|authz=bearer%20)[ ]?[A-Za-z0-9._~+/=-]{8,}")
 
+# The parts of a JSON web token begin with "{" in base64url.
+_JSON_WEB_TOKEN = re.compile(r"\beyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*){1,4}")
+_SIGNATURE = re.compile(r"\b((?:X-Amz-)?(?:Signature|Security-Token|Credential))=[A-Za-z0-9%/+=_-]{8,}")
+
 #: Characters that could move a terminal's cursor, end a line or turn its direction.
 _CONTROL = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROL} | {
@@ -51,13 +55,17 @@ _ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for cod
 
 
 def redacted(text: str) -> str:
-    """The text without private keys, passwords in URLs and bearer tokens."""
+    """The text without private keys, passwords in URLs, bearer tokens, and signatures of S3 requests."""
     if "PRIVATE KEY" in text:
         text = _PRIVATE_KEY.sub("[private key left out]", text)
     if "@" in text and "://" in text:
         text = _PASSWORD_IN_URL.sub(r"\1:***@", text)
     if "earer" in text or "EARER" in text:
         text = _BEARER.sub(r"\1 ***", text)
+    if "eyJ" in text:
+        text = _JSON_WEB_TOKEN.sub("***", text)
+    if "Signature=" in text or "Credential=" in text or "Token=" in text:
+        text = _SIGNATURE.sub(r"\1=***", text)
     return text
 
 

@@ -188,6 +188,9 @@ class HttpClient:
         text = ""
         with contextlib.suppress(StorageError):
             text = response.read()[:_MAX_ERROR_TEXT].decode("utf-8", "backslashreplace").strip()
+            # Some servers send back what they were sent.
+            for value in map(str, (*headers.values(), *self.credentials(first).values())):
+                text = text.replace(value.partition(" ")[2], "***") if value.startswith("Bearer ") else text
             response.finish()
         # Without the query, which may hold a token: a reader of the message could download the file with it.
         request = f"{method} {at.partition('?')[0]}"

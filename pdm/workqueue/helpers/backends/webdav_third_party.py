@@ -182,7 +182,7 @@ class ThirdPartyCopies:
                 break
         try:
             token = json.loads(document)["macaroon"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             token = None
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise NotBegunError(f"{source}: the server issues no macaroon")

@@ -53,6 +53,8 @@ _FIRST_POLL_S, _POLL_S_EACH, _GROWTH = 0.2, 0.002, 1.5
 _SUBMITTED = "SUBMITTED"
 #: A file must be missing in so many answers in a row.
 _MOST_MISSING = 3
+#: Changes of a file's state that count as progress: an FTS3 tries a file again a few times by itself.
+_MOST_CHANGES = 50
 #: A summary is written at least so often: an agent that is silent is killed.
 _SUMMARY_S = 60.0
 
@@ -88,6 +90,7 @@ class HandedCopy:
         #: By key: the file's last state.
         self._files: dict[int, HandedFile] = {}
         self._missing: Counter[int] = Counter()
+        self._changes: Counter[int] = Counter()
         #: Keys of items that continue what an earlier attempt has handed over.
         self._attached: set[int] = set()
         self._changed_at = self._summed_at = time.monotonic()
@@ -338,6 +341,10 @@ class HandedCopy:
         if before is None and file.file_state == _SUBMITTED:
             # The log says so already.
             return True
+        self._changes[key] += 1
+        if self._changes[key] > _MOST_CHANGES and not file.is_final:
+            # It goes round in circles, which is no progress.
+            return False
         reason = f": {' '.join(file.reason.split())[:1000]}" if file.reason else ""
         self._batch.log(key, f"FTS3 job {job.id} file {file.file_id}: {file.file_state}{reason}")
         if file.file_state == "ACTIVE":

@@ -22,6 +22,8 @@ MOST_SOURCES = 100
 _LONGEST_SID = 1000
 _LONGEST_METADATA = 64 * 1024
 _LONGEST_WORD = 255
+#: Ten years.
+_LONGEST_S = 3650 * 86400
 #: Texts of an unknown parameter in an error.
 _SHOWN = 100
 
@@ -163,6 +165,9 @@ def read_submission(body: bytes) -> FtsSubmission:
     bring_online, pin, archive = (
         _integer(params, key, -1) for key in ("bring_online", "copy_pin_lifetime", "archive_timeout")
     )
+    for key, seconds in (("bring_online", bring_online), ("copy_pin_lifetime", pin), ("archive_timeout", archive)):
+        if seconds > _LONGEST_S:
+            raise InvalidInputError(f"Invalid value within the request: {key}: at most {_LONGEST_S} seconds")
     metadata = _metadata(params.get("job_metadata"), "job_metadata")
     return FtsSubmission(
         transfers=transfers,
@@ -359,6 +364,9 @@ def _urls(file: Mapping[str, Any], key: str, place: str, servers: ServersOfUrls)
             found.append(read_url(url, servers))
         except ValueError as error:
             raise InvalidInputError(f"Invalid value within the request: {place}.{key}: {error}") from error
+        if found[-1].path.endswith("/"):
+            # For an item of a job it would be a directory to copy into.
+            raise InvalidInputError(f"{place}.{key}: a URL of a file does not end with a slash ({url[:_SHOWN]})")
     if len({(each.server, each.path) for each in found}) < len(found):
         raise InvalidInputError(f"{place}.{key}: a URL is given twice")
     return found

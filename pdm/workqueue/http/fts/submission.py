@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from pdm.workqueue.http.fts.bans import check_bans, drain_sites_of_bans
 from pdm.workqueue.http.fts.documents import FtsSubmission, FtsTransfer
 from pdm.workqueue.http.fts.storages import LocatedFile, SitesOfUrls, make_sites, sites_of_user
 from pdm.workqueue.http.fts.urls import FileUrl, ServerOfUrl
-from pdm.workqueue.http.problems import ConflictError
+from pdm.workqueue.http.problems import ConflictError, InvalidInputError
 from pdm.workqueue.store import fts
 from pdm.workqueue.store.fts import DuplicateFtsJobError, NewFtsFile, NewFtsJob, NewFtsPart
 from pdm.workqueue.telemetry.logging import log_submitted
@@ -56,9 +57,19 @@ async def submit(api: ApiContext, caller: Caller, vo_name: str, submission: FtsS
     """Register a submission; returns its id.
 
     Raises:
-        ConflictError: the caller has submitted a job of this ``sid`` before.
+        ConflictError: the caller has submitted a job of this ``sid`` before. Nothing else is one: clients take it for a
+            job that is there.
         ApiError: as of ``POST /jobs`` of the service's own API.
     """
+    try:
+        return await _submit(api, caller, vo_name, submission)
+    except DuplicateFtsJobError:
+        raise ConflictError("The sid provided by the user is duplicated") from None
+    except ConflictError as error:
+        raise InvalidInputError(error.detail) from error
+
+
+async def _submit(api: ApiContext, caller: Caller, vo_name: str, submission: FtsSubmission) -> str:
     sid = submission.sid
     fts_id = str(uuid.uuid1()) if sid is None else deterministic_id(vo_name, sid)
     bans = await check_bans(api, _storages(submission))
@@ -87,10 +98,7 @@ async def submit(api: ApiContext, caller: Caller, vo_name: str, submission: FtsS
                 api.deadline_added()
         api.wake()
 
-    try:
-        await api.commit("register a job of FTS", fts.submit, new, register, now, then=then)
-    except DuplicateFtsJobError:
-        raise ConflictError("The sid provided by the user is duplicated") from None
+    await api.commit("register a job of FTS", fts.submit, new, register, now, then=then)
     return fts_id
 
 
@@ -124,11 +132,16 @@ def _new_job(
 ) -> NewFtsJob:
     """Validate a submission as the jobs that carry it out. May take seconds: to be called in a thread."""
     parts: dict[object, tuple[_Route, _Part]] = {}
+    places: dict[tuple[int, str], int] = {}
     for number, pair in enumerate(_pairs(submission)):
         source, destination = _site_paths(api, found, pair)
         if source is None or destination is None:
             # Removed by a request at the same time.
             raise ConflictError("a site of the job was removed meanwhile: submit again")
+        # Files of other routes are in other jobs, which do not know of each other.
+        index, place = pair.transfer.file_index, (destination.site.id, posixpath.normpath(destination.path))
+        if (other := places.setdefault(place, index)) != index:
+            raise InvalidInputError(f"files[{other}] and files[{index}] have the same destination")
         algorithm, value = pair.transfer.checksum if submission.compares else ("", "")
         if submission.compares:
             algorithm = algorithm or ChecksumAlgorithm.ADLER32

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0032_holds"
-down_revision = "0028_waits"
+down_revision = "0030_job_counts"
 branch_labels = None
 depends_on = None
 
