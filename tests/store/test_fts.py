@@ -182,6 +182,7 @@ def test_only_sites_to_which_nothing_refers_are_removed(store: Store, owner: Act
     assert _removed(store, owner, [idle, drained, keyed]) == 1
     assert _unused(store) == [of_other]
     # Once the job is removed by its age, its site follows.
+    store.pass_time(3600)
     assert purge(store) == [job.id]
     remove_all(store)
     assert _unused(store) == [used, of_other]
