@@ -30,7 +30,7 @@ _ENTRY = re.compile(
 _MAX_ENTRY = 64 * 1024
 
 
-class ListedEntry(NamedTuple):
+class ListedResource(NamedTuple):
     """An entry in XRootD's form.
 
     Attributes:
@@ -59,7 +59,7 @@ class ListedEntries:
         self.rest = b""
         self._has_begun = False
 
-    def taken(self, data: bytes) -> Iterator[ListedEntry]:
+    def taken(self, data: bytes) -> Iterator[ListedResource]:
         """The complete entries, after the next bytes of the document; to be read to the end before the next call."""
         data, at = self.rest + data, 0
         if not self._has_begun:
@@ -71,7 +71,7 @@ class ListedEntries:
         while self.is_plain and (found := _ENTRY.match(data, at)) is not None:
             at = found.end()
             href, size, modified, directory = found.groups()
-            yield ListedEntry(href.decode(), int(size), modified.decode(), directory is not None)
+            yield ListedResource(href.decode(), int(size), modified.decode(), directory is not None)
         self.rest = data[at:]
         if self.is_plain and (_END_OF_ENTRY in self.rest or len(self.rest) > _MAX_ENTRY):
             self.is_plain = False
