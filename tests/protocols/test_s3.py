@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from pdm.workqueue.helpers.backends.http_client import known_server
 from pdm.workqueue.helpers.storage import Timeouts
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import LIMITS, HelperProcess, adler, copy_item, entries, outcomes
-from tests.protocols.places import judged
+from tests.protocols.places import judged, mover_named
 from tests.security import canary
 from tests.support.s3_server import ACCESS_KEY, S3Reply, S3Request, SmallS3Server, once, s3_error
 
@@ -371,3 +372,106 @@ def test_errors_of_servers(helper: HelperProcess, server: SmallS3Server, reply: 
     assert SECRET not in failed.fault.message
     if "Retry-After" in reply.headers:
         assert failed.fault.retry_after_s == 7.0
+
+
+def test_a_signature_that_a_server_sends_back_is_left_out(helper: HelperProcess, server: SmallS3Server) -> None:
+    server.rules.append(lambda request: S3Reply(500, request.headers["authorization"].encode()))
+    failed = helper.list(server.endpoint)[-1]
+    assert isinstance(failed, wire.FailedEvent)
+    signature = server.seen[-1].headers["authorization"].rpartition("Signature=")[2]
+    message = mover_named("s3").classify(failed.fault).message
+    assert "Signature=***" in message
+    assert signature not in message
+
+
+# -- answers that are not true
+
+
+@pytest.mark.parametrize("what", ["nothing", "shorter", "blanks"])
+def test_a_completed_upload_is_looked_at(
+    helper: HelperProcess, server: SmallS3Server, tmp_path: Path, what: str
+) -> None:
+    content = os.urandom(_PART + 5)
+
+    def complete(request: S3Request) -> S3Reply | None:
+        if request.what != "POST uploadId":
+            return None
+        reply = server._own(request)
+        if what == "blanks":
+            return S3Reply(200, b"  \n " + reply.body)
+        data, tag = server.objects.pop(request.key)
+        if what == "shorter":
+            server.objects[request.key] = data[:_PART], tag
+        return reply
+
+    server.rules.append(complete)
+    outcome = _copy(helper, _file(tmp_path, content), _url(server, "large"), len(content), verify="size")
+    if what == "blanks":
+        assert isinstance(outcome, wire.DoneEvent), outcome
+        assert server.objects[b"large"][0] == content
+    else:
+        assert judged("s3", outcome) == "transfer CHECKSUM_MISMATCH"
+
+
+def test_an_upload_that_the_server_does_not_confirm_is_looked_at(
+    helper: HelperProcess, server: SmallS3Server, tmp_path: Path
+) -> None:
+    server.rules.append(lambda request: S3Reply(200) if request.what == "PUT" else None)
+    outcome = _copy(helper, _file(tmp_path, b"content"), _url(server, "a"), 7, verify="size")
+    assert judged("s3", outcome) == "transfer CHECKSUM_MISMATCH"
+
+
+@pytest.mark.parametrize("tokens", ["two in turn", "new ones"])
+def test_a_listing_that_does_not_end_is_given_up(helper: HelperProcess, server: SmallS3Server, tokens: str) -> None:
+    pages = itertools.count()
+
+    def page(request: S3Request) -> S3Reply:
+        number = next(pages)
+        token, key = (number % 2, number % 2) if tokens == "two in turn" else (number, 0)
+        rows = (
+            f"<NextContinuationToken>{token}</NextContinuationToken><Contents><Key>{key}</Key><Size>1</Size></Contents>"
+        )
+        return S3Reply(200, f"<ListBucketResult><IsTruncated>true</IsTruncated>{rows}</ListBucketResult>".encode())
+
+    server.rules.append(page)
+    assert judged("s3", helper.list(server.endpoint)[-1]) == "source BAD_LISTING"
+    assert next(pages) < 5
+
+
+def test_a_list_of_parts_that_does_not_end_is_given_up(
+    credentials: GridCredentials, server: SmallS3Server, tmp_path: Path
+) -> None:
+    content = os.urandom(2 * _PART)
+    source, destination = _file(tmp_path, content), _url(server, "large")
+    server.rules.append(lambda request: S3Reply(0) if request.what == "POST uploadId" else None)
+    with HelperProcess(RELAY, _environment(credentials, server, tmp_path)) as killed:
+        asked = wire.CopyRequest(1, [copy_item(1, source, destination, len(content))], "never", "checksum", LIMITS)
+        killed.send(asked)
+        while "POST uploadId" not in server.whats():
+            pass
+        killed.process.kill()
+    markers = itertools.count()
+
+    def again(request: S3Request) -> S3Reply | None:
+        if request.what != "GET uploadId":
+            return None
+        rows = "<Part><PartNumber>1</PartNumber><Size>1</Size><ETag>a</ETag></Part><IsTruncated>true</IsTruncated>"
+        more = f"<NextPartNumberMarker>{next(markers)}</NextPartNumberMarker>"
+        return S3Reply(200, f"<ListPartsResult>{rows}{more}</ListPartsResult>".encode())
+
+    server.rules[:] = [again]
+    with HelperProcess(RELAY, _environment(credentials, server, tmp_path)) as helper:
+        assert isinstance(_copy(helper, source, destination, len(content), attempt=2), wire.DoneEvent)
+    assert next(markers) == 2
+    assert server.objects[b"large"][0] == content
+
+
+def test_an_object_with_the_name_of_a_temporary_one_is_removed(helper: HelperProcess, server: SmallS3Server) -> None:
+    for content in (b"some text", b"", b'{"key": "a"}', b"x" * 20_000, b"[" * 16_000):
+        server.put("d/.pdm-mine.part", content)
+        item = wire.PathItem(1, _url(server, "d/.pdm-mine.part"))
+        assert isinstance(_run(helper, wire.RemoveRequest, item), wire.DoneEvent)
+        assert server.objects == {}
+    server.put("d/.pdm-mine.part")
+    server.rules.append(lambda request: s3_error(403, "AccessDenied") if request.method != "HEAD" else None)
+    assert judged("s3", _run(helper, wire.RemoveRequest, item)) == "source PERMISSION_DENIED"

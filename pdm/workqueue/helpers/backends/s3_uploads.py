@@ -140,6 +140,20 @@ def tag_at(client: S3Client, place: S3Place) -> str | None:
     return tag_of(response)
 
 
+def check_size(client: S3Client, place: S3Place, size: int) -> None:
+    """Raise `StorageError` unless an object is there that has a size, whatever the server has answered before."""
+    try:
+        response, _ = client.call("HEAD", place)
+        there = f"{response.header('Content-Length') or 0} bytes are"
+    except StorageError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        there = "nothing is"
+    if there != f"{size} bytes are":
+        text = f"{place.url()}: the server has confirmed {size} bytes, and {there} there"
+        raise StorageError(text, code=FailureCode.CHECKSUM_MISMATCH, scope=FailureScope.TRANSFER)
+
+
 class KeptObject:
     """A small object, whose bytes are kept here until it gets its name."""
 
@@ -349,6 +363,7 @@ class MultipartUpload:
                 # The first of two requests was carried out, and its answer was lost.
                 return ObjectState(_tag_of_parts(tags), is_confirmed=True)
         root = expected(f"POST {self._place.url()}", answer, "CompleteMultipartUploadResult")
+        check_size(self._client, self._place, self.size)
         self._remove_record()
         is_confirmed = all(part.is_confirmed for part in self._parts.values())
         return ObjectState(text_of(root, "ETag").strip('"'), is_confirmed)
@@ -403,7 +418,9 @@ def _present_parts(client: S3Client, place: S3Place, upload: str) -> dict[int, U
         query = {"uploadId": upload, **({"part-number-marker": marker} if marker else {})}
         _, document = client.call("GET", place, query)
         parts, following = uploaded_parts(where, document)
+        known = len(found)
         found.update((part.number, part) for part in parts)
-        if not following or following == marker or len(found) > _MAX_PARTS:
+        # A page without a new part: the server ignores the marker, or names the same ones in turn.
+        if not following or len(found) == known or len(found) > _MAX_PARTS:
             return found
         marker = following
