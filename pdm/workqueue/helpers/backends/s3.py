@@ -140,19 +140,19 @@ class S3Backend(StorageBackend):
     def pages(self, place: S3Place, prefix: bytes, *, delimiter: str = "") -> Iterator[ListingPage]:
         """All pages of the keys that begin with a prefix."""
         token = ""
+        #: Hashes of the pages and tokens so far.
         seen: set[int] = set()
-        before = ListingPage([], [], "")
         while True:
             page = self._page(place, prefix, delimiter=delimiter, token=token)
-            names = page._replace(next_token="")
-            is_again = names == before and bool(page.objects or page.prefixes)
-            if is_again or hash(page.next_token) in seen:
+            names = (*(key for key, _, _ in page.objects), *page.prefixes)
+            # A page without names may come again.
+            if seen & {hash(each) for each in (names, page.next_token) if each}:
                 raise StorageError(f"{place.bucket}: the server's listing does not end", code=FailureCode.BAD_LISTING)
             yield page
             if not page.next_token:
                 return
-            token, before = page.next_token, names
-            seen.add(hash(token))
+            token = page.next_token
+            seen |= {hash(names), hash(token)}
             self.check()
 
     def entries(self, url: StorageUrl) -> EntryIterator:
@@ -417,7 +417,9 @@ class S3Backend(StorageBackend):
         if state.is_confirmed:
             return
         if algorithm is None:
-            check_size(self._client, place, staged.size)
+            # The size of others was looked at.
+            if isinstance(staged, KeptObject):
+                check_size(self._client, place, staged.size)
             return
         sent = staged.checksum(algorithm)
         if sent is not None and super().checksum(destination, algorithm) != sent:

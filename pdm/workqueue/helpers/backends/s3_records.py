@@ -57,9 +57,9 @@ def read_record(client: S3Client, place: S3Place) -> UploadRecord | None:
     return UploadRecord.of(document)
 
 
-def remove_record(client: S3Client, place: S3Place) -> None:
-    """Abort the upload whose record has a temporary name, and remove what has that name."""
-    found = read_record(client, place)
+def remove_record(client: S3Client, place: S3Place, known: UploadRecord | None = None) -> None:
+    """Abort the upload whose record has a temporary name, and remove what has that name; a known record is not read."""
+    found = known or read_record(client, place)
     if found is None:
         # Another object may have such a name.
         client.call("DELETE", place, ok=(200, 202, 204))

@@ -331,7 +331,8 @@ class MultipartUpload:
         def copy() -> ObjectState:
             _, document = client.call("PUT", self._place, query, ranged)
             root = expected(f"PUT {self._place.url()}", document, "CopyPartResult")
-            return ObjectState(text_of(root, "ETag").strip('"'), is_confirmed=True)
+            # Nobody knows the MD5 of this part at the source.
+            return ObjectState(text_of(root, "ETag").strip('"'), is_confirmed=False)
 
         return number, retried(copy, self._check)
 
@@ -361,12 +362,15 @@ class MultipartUpload:
                 raise
             else:
                 # The first of two requests was carried out, and its answer was lost.
-                return ObjectState(_tag_of_parts(tags), is_confirmed=True)
+                return ObjectState(_tag_of_parts(tags), self._is_confirmed)
         root = expected(f"POST {self._place.url()}", answer, "CompleteMultipartUploadResult")
         check_size(self._client, self._place, self.size)
         self._remove_record()
-        is_confirmed = all(part.is_confirmed for part in self._parts.values())
-        return ObjectState(text_of(root, "ETag").strip('"'), is_confirmed)
+        return ObjectState(text_of(root, "ETag").strip('"'), self._is_confirmed)
+
+    @property
+    def _is_confirmed(self) -> bool:
+        return all(part.is_confirmed for part in self._parts.values())
 
     def _complete(self, document: bytes, headers: Headers) -> bytes:
         _, answer = self._client.call("POST", self._place, {"uploadId": self._upload}, headers, document)
@@ -375,6 +379,7 @@ class MultipartUpload:
     def _is_complete(self, tags: Sequence[str]) -> bool:
         if tag_at(self._client, self._place) != _tag_of_parts(tags):
             return False
+        check_size(self._client, self._place, self.size)
         self._remove_record()
         return True
 
@@ -383,7 +388,8 @@ class MultipartUpload:
 
     def drop(self) -> None:
         """Abort the upload, if it has begun, and remove its record."""
-        remove_record(self._client, self._record)
+        known = UploadRecord(self._place.key, self._upload) if self._upload else None
+        remove_record(self._client, self._record, known)
 
 
 def _cut(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
