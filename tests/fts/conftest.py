@@ -36,30 +36,42 @@ class FtsClients:
     directory: Path
 
     def environment(self, user: str) -> dict[str, str]:
+        known = self.grid.description()["users"].get(user)
+        certificate, key = self.service.credentials(user)
+        # The instance's own operator has no proxy.
+        who = {"X509_USER_PROXY": known["proxy"]} if known else {"X509_USER_CERT": certificate, "X509_USER_KEY": key}
         return {
             "PATH": os.defpath,
             "HOME": str(self.directory),
             "X509_CERT_DIR": str(self.service.directory / "certificates" / "trust"),
-            "X509_USER_PROXY": self.grid.description()["users"][user]["proxy"],
+            **{name: str(path) for name, path in who.items()},
             "RUCIO_HOME": str(self.directory / "rucio"),
         }
 
     def command(self, user: str, name: str, *arguments: str, status: int = 0) -> str:
         """Run a command of CERN's client; its output."""
-        done = self._run(user, [str(_CLIENTS / f"fts-rest-{name}"), "-s", self.url, *arguments], status)
-        return done.stdout + done.stderr
+        found, output = self.attempt(user, name, *arguments)
+        assert found == status, (name, arguments, output)
+        return output
+
+    def attempt(self, user: str, name: str, *arguments: str) -> tuple[int, str]:
+        """Run a command of CERN's client; its exit status and output."""
+        done = self._run(user, [str(_CLIENTS / f"fts-rest-{name}"), "-s", self.url, *arguments])
+        return done.returncode, done.stdout + done.stderr
 
     def script(self, user: str, name: str, *arguments: str) -> Any:
         """Run a script of this directory; the JSON of the last line that it prints."""
         command = [str(_CLIENTS / "python"), str(Path(__file__).with_name(name)), self.url, *arguments]
-        return json.loads(self._run(user, command, 0).stdout.splitlines()[-1])
+        done = self._run(user, command)
+        assert not done.returncode, (command, done.stdout, done.stderr)
+        return json.loads(done.stdout.splitlines()[-1])
 
     def call(self, user: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """One request by nothing but the standard library; its status and decoded body."""
         return ask_door(self.service, user, method, path, body)
 
-    def _run(self, user: str, command: list[str], status: int) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
+    def _run(self, user: str, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             command,
             check=False,
             env=self.environment(user),
@@ -68,8 +80,6 @@ class FtsClients:
             timeout=150,
             cwd=self.directory,
         )
-        assert done.returncode == status, (command, done.stdout, done.stderr)
-        return done
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,31 @@ def test_the_jobs_of_dirac(clients: FtsClients, sites: Sites) -> None:
     }
 
 
+def test_one_of_two_files_that_run_is_cancelled(clients: FtsClients, sites: Sites, tmp_path: Path) -> None:
+    source, destination = make_files(sites, 2)
+    clients.command("alice", "delegate")
+    bulk = tmp_path / "bulk.json"
+    bulk.write_text(json.dumps({"files": [pair(source, destination, name) for name in ("f1", "f2")]}))
+    server = clients.grid.sites["A"].server
+
+    def states(job: str) -> list[str]:
+        _, files = clients.call("alice", "GET", f"/jobs/{job}/files")
+        return [file["file_state"] for file in files]
+
+    server.freeze()
+    try:
+        job = submitted(clients.command("alice", "transfer-submit", "-f", str(bulk)))
+        wait_for(lambda: states(job) == ["ACTIVE", "ACTIVE"])
+        _, files = clients.call("alice", "GET", f"/jobs/{job}/files")
+        assert clients.command("alice", "transfer-cancel", f"{job}:{files[0]['file_id']}").strip() == "CANCELED"
+        assert states(job)[0] == "CANCELED"
+        assert states(job)[1] in ("ACTIVE", "SUBMITTED")
+    finally:
+        server.thaw()
+    wait_for(lambda: states(job) == ["CANCELED", "FINISHED"], 120)
+    assert [path.name for path in sites.b.iterdir()] == ["f2"]
+
+
 def test_operations_at_storages(clients: FtsClients, sites: Sites) -> None:
     source, destination = make_files(sites, 3)
     clients.command("alice", "delegate")
@@ -145,5 +170,11 @@ def test_operations_at_storages(clients: FtsClients, sites: Sites) -> None:
     status, error = dm("GET", "stat", surl=f"{source}/f1")
     assert (status, error["status"]) == (404, "404 Not Found")
     assert dm("POST", "unlink", {"surl": f"{destination}/made"})[0] == 400
+    put(sites.b / "made" / "inside", b"x")
+    assert dm("POST", "rmdir", {"surl": f"{destination}/made"})[0] == 400
+    assert dm("POST", "rmdir", {"surl": f"{source}/f3"})[0] == 400
+    assert (sites.b / "made" / "inside").exists() and (sites.a / "f3").exists()
+    (sites.b / "made" / "inside").unlink()
     assert dm("POST", "rmdir", {"surl": f"{destination}/made"}) == (200, 0)
+    assert not (sites.b / "made").exists()
     assert dm("GET", "list", surl="file:///etc")[0] == 400

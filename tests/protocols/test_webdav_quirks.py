@@ -729,6 +729,48 @@ def test_a_request_without_an_answer_is_sent_again_on_a_new_connection(
     assert time.monotonic() - began_at < 30.0
 
 
+def test_xrootd_is_reminded_of_a_request_that_it_has_read(
+    credentials: GridCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at the request when more bytes arrive, and takes them for the next request: the connection ends."""
+    monkeypatch.setenv("X509_USER_PROXY", str(credentials.users["alice"].proxy))
+    of_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    of_server.load_cert_chain(credentials.host.certificate, credentials.host.key)
+    answer = b"HTTP/1.1 201 Created\r\nServer: XrootD/v5.5.3\r\nContent-Length: 3\r\n\r\n:-)"
+    received: list[bytes] = []
+
+    def until_its_end(stream: ssl.SSLSocket) -> bytes:
+        data = b""
+        while not data.endswith(b"\r\n\r\n"):
+            data += stream.recv(4096)
+        return data.split(b" ")[0]
+
+    with socket.create_server(("localhost", 0)) as listener:
+
+        def serve() -> None:
+            for _ in range(2):
+                plain, _ = listener.accept()
+                with of_server.wrap_socket(plain, server_side=True) as stream:
+                    received.append(until_its_end(stream))
+                    stream.sendall(answer)
+                    received.append(until_its_end(stream))
+                    received.append(stream.recv(4096))
+                    stream.sendall(answer)
+                    received.append(stream.recv(4096))
+
+        server = threading.Thread(target=serve)
+        server.start()
+        url = StorageUrl(f"https://localhost:{listener.getsockname()[1]}/f")
+        monkeypatch.setenv("PDM_TRUST", json.dumps({url.server: str(credentials.trust)}))
+        client = HttpClient()
+        client.timeouts = Timeouts.within(60.0)
+        for method in ("PUT", "MOVE", "GET", "MOVE"):
+            client.call(method, url, ok=(201,))
+        client.close_idle(known_server(url))
+        server.join(10.0)
+    assert received == [b"PUT", b"MOVE", b"\r\n", b"", b"GET", b"MOVE", b"\r\n", b""]
+
+
 def test_an_upload_without_an_answer_is_not_sent_again(
     server: QuirkServer, credentials: GridCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from twisted.logger import Logger
 
 from pdm.workqueue.domain.retention import CREDENTIALS_KEPT, KEYS_KEPT, WORKERS_KEPT, RetentionPolicy
 from pdm.workqueue.logstore.removal import Place, RemovedLogs, remove_logs
-from pdm.workqueue.store import expiry, idempotency, purged_jobs
+from pdm.workqueue.store import expiry, idempotency, purged_jobs, unlisted_sites
 from pdm.workqueue.store import retention as store
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
@@ -42,6 +42,7 @@ _JOBS_AT_ONCE = 100
 _MOST_SMALL = 400
 _LOGS_AT_ONCE = 20
 _KEYS_AT_ONCE = 1000
+_SITES_AT_ONCE = 20
 #: Bytes of lines of a receipt in one piece, before compression; and pieces that one transaction stores.
 _PIECE_BYTES = 256 * 1024
 _PIECES_AT_ONCE = 8
@@ -161,6 +162,7 @@ class Retention:
         await self._guarded("rows of purged jobs", self._remove_purged)
         if policy.jobs is not None:
             await self._guarded("jobs", self._purge_jobs, now - max(policy.jobs, KEYS_KEPT))
+            await self._guarded("sites of URLs", self._remove_sites, now - max(policy.jobs, KEYS_KEPT))
         for name, kept, function in (
             ("receipts", policy.receipts, purged_jobs.remove_receipts),
             ("summaries", policy.summaries, purged_jobs.remove_summaries),
@@ -322,6 +324,20 @@ class Retention:
         if dead:
             count, _ = await self._step("remove dead workers", expiry.remove_workers, dead, before)
             self.removed["dead workers"] += count
+
+    async def _remove_sites(self, before: datetime) -> None:
+        """Remove the sites that were made of URLs and that nothing refers to, those of one user after the other."""
+        newest = await self.database.read("newest job", unlisted_sites.newest_job)
+        owner = 0
+        while found := await self.database.read("find unused sites", unlisted_sites.unused, before, owner):
+            owner, numbers = found
+            for at in range(0, len(numbers), _SITES_AT_ONCE):
+                some = numbers[at : at + _SITES_AT_ONCE]
+                step, seconds = await self._step(
+                    "remove unused sites", unlisted_sites.remove, owner, some, before, newest
+                )
+                self.removed["sites of URLs"] += step.rows
+                await self._rest(seconds)
 
     async def _shrink(self) -> None:
         pace = Pace(rows=50, fewest=10, most=2000)

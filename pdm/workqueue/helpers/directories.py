@@ -32,11 +32,13 @@ class TargetDirectory:
     Attributes:
         url: of the directory.
         known: what was in it, of the names of this batch; None if each needs a stat.
+        is_new: whether it was made for this batch.
     """
 
-    def __init__(self, url: StorageUrl, known: dict[bytes, FileStat] | None) -> None:
+    def __init__(self, url: StorageUrl, known: dict[bytes, FileStat] | None, *, is_new: bool = False) -> None:
         self.url = url
         self.known = known
+        self.is_new = is_new
         self._lock = threading.Lock()
         #: Whether it ignores case; None if not checked yet.
         self._ignores_case: bool | None = None
@@ -92,7 +94,7 @@ class TargetDirectory:
         with self._lock:
             if self._ignores_case is None:
                 swapped = self.url.child(temporary.name.swapcase())
-                self._ignores_case = at_destination(storage.stat, swapped) is not None
+                self._ignores_case = at_destination(storage.stat_new, swapped) is not None
             return self._ignores_case
 
 
@@ -179,7 +181,7 @@ class TargetDirectories:
                 # All below would fail with the same error.
                 _check_listed(storage, above.name, above)
         if is_new:
-            return TargetDirectory(url, {})
+            return TargetDirectory(url, {}, is_new=True)
         wanted = self._wanted[url]
         if len(wanted) < _MIN_FILES_FOR_LISTING:
             return TargetDirectory(url, None)
@@ -216,7 +218,7 @@ def ensure_directory(storage: Storage, url: StorageUrl) -> bool:
     Raises:
         StorageError: NOT_A_DIRECTORY if another entry has the name, and errors of the storage.
     """
-    if _is_directory(storage.stat(url), url):
+    if _is_directory(storage.stat_new(url), url):
         return True
     missing = [url]
     #: Directories for which the storage has reported a missing parent.

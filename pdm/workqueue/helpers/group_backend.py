@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
@@ -60,6 +60,9 @@ class GroupBackend(StorageBackend):
     @abc.abstractmethod
     def are_free(self, urls: Sequence[StorageUrl]) -> list[bool]:
         """Whether each URL is free."""
+
+    def expect_own(self, directories: Collection[StorageUrl]) -> None:  # few servers need it
+        """Called before a group is written: of the directories of its files, those that were made for this batch."""
 
     @abc.abstractmethod
     def rename_group(self, files: Sequence[tuple[StorageUrl, StorageUrl, int]], *, replace: bool) -> list[bool]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
+from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.checksums import checksum_of
@@ -35,6 +36,11 @@ from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest, PreservedAt
 _LARGEST = 256 * 1024
 #: Files, and bytes, of a group. Each file may be an open handle at the server.
 _MOST_FILES, _MOST_BYTES = 64, 4 * 1024 * 1024
+#: Files of a group where a step lists directories: the group ends with a directory rather than in it.
+_MOST_LISTED = 2 * _MOST_FILES
+_LISTED = frozenset(JobProtocol.HTTPS.info.schemes)
+#: Threads for small files: each has many requests under way, and more threads wait for the interpreter's lock.
+_GROUP_THREADS = 2
 #: Fewer files are not shared by threads: each step costs round trips, and of some servers a listing.
 _FEWEST_FILES = 32
 
@@ -44,6 +50,8 @@ def copy(
 ) -> None:
     """Run a ``copy`` request in ``count`` threads, small files in groups."""
     copier = GroupCopier(batch, request, items)
+    if all(item.size <= _LARGEST for item in items):
+        count = min(count, _GROUP_THREADS)
     groups = list(_groups(items, workers.limited(count)))
     workers.share_groups(batch, groups, count, copier.copy_group, copier.copy_one)
 
@@ -57,17 +65,28 @@ def _groups(items: Iterable[CopyItem], threads: int) -> Iterator[list[CopyItem]]
             small.setdefault(servers, []).append(item)
         else:
             yield [item]
-    for alike in small.values():
-        most = min(max(-(-len(alike) // threads), _FEWEST_FILES), _MOST_FILES)
+    for servers, alike in small.items():
+        is_listed = any(StorageUrl(server).scheme in _LISTED for server in servers)
+        most = _MOST_LISTED if is_listed else _MOST_FILES
+        most = min(max(-(-len(alike) // threads), _FEWEST_FILES), most)
         group: list[CopyItem] = []
         size = 0
         for item in alike:
-            if len(group) == most or size + item.size > _MOST_BYTES:
+            is_long = len(group) >= _FEWEST_FILES and is_listed
+            if (
+                len(group) == most
+                or size + item.size > _MOST_BYTES
+                or (is_long and _directory(item) != _directory(group[-1]))
+            ):
                 yield group
                 group, size = [], 0
             group.append(item)
             size += item.size
         yield group
+
+
+def _directory(item: CopyItem) -> str:
+    return item.destination.rpartition("/")[0]
 
 
 class _GroupedFile:
@@ -279,6 +298,7 @@ class _GroupCopy:
 
     def _write(self, files: Sequence[_GroupedFile]) -> None:
         self._copier.written.update(file.key for file in files)
+        self._destination.expect_own({file.directory.url for file in files if file.directory.is_new})
         made = at_destination(self._destination.write_group, [(file.temporary, file.content) for file in files])
         for file, is_made in zip(files, made, strict=True):
             if is_made:

@@ -88,6 +88,9 @@ class RelayStorage(GroupStorage):
     def stat(self, url: StorageUrl) -> FileStat | None:
         return self._backend(url).stat(url)
 
+    def stat_new(self, url: StorageUrl) -> FileStat | None:
+        return self._backend(url).stat_new(url)
+
     def real_path(self, url: StorageUrl, there: FileStat) -> bytes | None:
         return self._backend(url).real_path(url, there)
 

@@ -208,6 +208,10 @@ class Storage(abc.ABC):
     def stat(self, url: StorageUrl) -> FileStat | None:
         """What is at a URL, links not followed; None if nothing is."""
 
+    def stat_new(self, url: StorageUrl) -> FileStat | None:
+        """As `stat`, for a URL that is most likely free: some servers close the connection after they said so."""
+        return self.stat(url)
+
     def real_path(self, url: StorageUrl, there: FileStat) -> bytes | None:
         """Absolute path of the directory at a URL, links resolved; None if the server does not report it.
 

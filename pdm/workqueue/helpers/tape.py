@@ -16,7 +16,7 @@ import msgspec
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import HttpClient
-from pdm.workqueue.helpers.backends.http_connection import HttpStatusError
+from pdm.workqueue.helpers.backends.http_errors import HttpStatusError
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, truncated
 from pdm.workqueue.wire.agent_messages import TapeEvent, TapeFile, TapeRequest

@@ -25,7 +25,9 @@ import h11
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import lease
-from pdm.workqueue.helpers.backends.http_connection import HttpConnection, error_from_response
+from pdm.workqueue.helpers.backends.http_connection import HttpConnection
+from pdm.workqueue.helpers.backends.http_errors import error_from_response
+from pdm.workqueue.helpers.backends.http_plain import ResponseHead
 from pdm.workqueue.helpers.credentials import check_server, credential_at, trust_at
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, truncated
 
@@ -71,14 +73,14 @@ class Server(NamedTuple):
 class HttpResponse:
     """The response to a request: its head was received, its body must be read to the end or dropped."""
 
-    def __init__(self, client: HttpClient, server: Server, connection: HttpConnection, head: h11.Response) -> None:
+    def __init__(self, client: HttpClient, server: Server, connection: HttpConnection, head: ResponseHead) -> None:
         self._client = client
         self._connection = connection
         self._headers = head.headers
         self._has_ended = False
         self.server = server
         self.has_sent_body = connection.has_sent_body
-        self.status = head.status_code
+        self.status = head.status
         self.reason = head.reason.decode("latin-1")
 
     def header(self, name: str) -> str | None:
@@ -268,7 +270,7 @@ class HttpClient:
             self._without_expect.add(server)
         return self.responded(server, connection, head)
 
-    def responded(self, server: Server, connection: HttpConnection, head: h11.Response) -> HttpResponse:
+    def responded(self, server: Server, connection: HttpConnection, head: ResponseHead) -> HttpResponse:
         """The response of a server, with a connection whose body is to be read."""
         response = HttpResponse(self, server, connection, head)
         self._products[server.authority] = (response.header("Server") or "").lower()
@@ -320,6 +322,7 @@ class HttpClient:
         else:
             connection = HttpConnection(server.authority, self._tls(server), self._timeout_s)
         self._busy.add(connection)
+        connection.may_forget = self._products.get(server.authority, "").startswith("xrootd")
         if not connection.is_connected:
             try:
                 with self.translated_errors(server, connection):

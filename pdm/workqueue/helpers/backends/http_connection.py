@@ -1,138 +1,22 @@
-"""One HTTP/1.1 connection on h11, and the storage errors for its statuses."""
+"""One HTTP/1.1 connection: plain exchanges by itself, all others on h11."""
 
 from __future__ import annotations
 
 import contextlib
-import email.utils
-import errno
 import select
 import socket
 import ssl
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from http import HTTPStatus
+from typing import NamedTuple
 
 import h11
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
-from pdm.workqueue.helpers.backends.propfind import resources
-from pdm.workqueue.helpers.storage import StorageError, truncated
-
-_MAX_RETRY_AFTER_S = 7 * 86400.0
-_ERRNO_BY_STATUS: Mapping[int, int] = {
-    403: errno.EACCES,
-    404: errno.ENOENT,
-    405: errno.EOPNOTSUPP,
-    409: errno.ENOENT,
-    410: errno.ENOENT,
-    412: errno.EEXIST,
-    414: errno.ENAMETOOLONG,
-    415: errno.EOPNOTSUPP,
-    501: errno.EOPNOTSUPP,
-    507: errno.ENOSPC,
-}
-#: Statuses with a reliable meaning, whatever the text is.
-_CODE_BY_STATUS: Mapping[int, FailureCode] = {
-    408: FailureCode.TIMEOUT,
-    413: FailureCode.TOO_LARGE,
-    417: FailureCode.UNSUPPORTED,
-    423: FailureCode.LOCKED,
-    425: FailureCode.BUSY,
-    429: FailureCode.BUSY,
-    503: FailureCode.BUSY,
-    504: FailureCode.SERVER_ERROR,
-}
-#: Error texts in bodies; XRootD's are the system's.
-_ERRNO_BY_TEXT = (
-    ("no space left", errno.ENOSPC),
-    ("quota exceeded", errno.EDQUOT),
-    ("permission denied", errno.EACCES),
-    ("operation not permitted", errno.EACCES),
-    ("no such file", errno.ENOENT),
-    ("not empty", errno.ENOTEMPTY),
-    ("not a directory", errno.ENOTDIR),
-    ("is a directory", errno.EISDIR),
-    ("file exists", errno.EEXIST),
-    ("name too long", errno.ENAMETOOLONG),
-    ("too many levels of symbolic links", errno.ELOOP),
-    ("read-only", errno.EROFS),
-    ("cross-device link", errno.EXDEV),
-)
-
-
-class HttpStatusError(StorageError):
-    """The response's status is not a success.
-
-    Attributes:
-        status: of HTTP.
-    """
-
-    status = 0
-
-
-def errno_from_text(text: str) -> int | None:
-    """The errno for an error text of a server.
-
-    The part before the last semicolon names the file, which may be called ``permission denied``.
-    """
-    lowered = text.rpartition(";")[2].lower()
-    return next((number for words, number in _ERRNO_BY_TEXT if words in lowered), None)
-
-
-def error_from_response(
-    request: str, status: int, reason: str, text: str, retry_after: str | None, size: object
-) -> HttpStatusError:
-    """The error for a response.
-
-    Args:
-        request: method and URL, for the message.
-        status: of the response.
-        reason: its reason phrase.
-        text: the beginning of its body.
-        retry_after: its ``Retry-After``.
-        size: ``Content-Length`` of the request; None if there was none.
-    """
-    message = f"{request}: {status} {reason}: {truncated(text, 500)}"
-    if status == HTTPStatus.MULTI_STATUS:
-        status = _inner_error(text) or status
-    code, number = _CODE_BY_STATUS.get(status), None
-    if code is None:
-        number = errno_from_text(text) or _ERRNO_BY_STATUS.get(status)
-    if status == HTTPStatus.UNAUTHORIZED and errno_from_text(text) is None:
-        code = FailureCode.CREDENTIAL_REFUSED
-    elif number is None and code is None and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        code = FailureCode.SERVER_ERROR
-    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        message = (
-            f"the server, or a proxy before it, takes no request of {size or 'that many'} bytes"
-            f" (as set by client_max_body_size of nginx, LimitRequestBody of Apache and the like): {message}"
-        )
-    error = HttpStatusError(message, errno=number, code=code, retry_after_s=retry_after_seconds(retry_after))
-    error.status = status
-    return error
-
-
-def _inner_error(multistatus: str) -> int | None:
-    """The first status in a multistatus that is not a success: of the resource that caused the failure."""
-    with suppress(StorageError):
-        for resource in resources("", [multistatus.encode("utf-8", "replace")]):
-            if resource.status >= HTTPStatus.BAD_REQUEST:
-                return resource.status
-    return None
-
-
-def retry_after_seconds(retry_after: str | None) -> float | None:
-    """``Retry-After``, a number or a date, in seconds from now; None if it is missing or invalid."""
-    text = (retry_after or "").strip()
-    if text.isascii() and text.isdecimal():
-        return min(float(text[:10]), _MAX_RETRY_AFTER_S)
-    try:
-        then = email.utils.parsedate_to_datetime(text).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return min(max(then - time.time(), 0.0), _MAX_RETRY_AFTER_S)
+from pdm.workqueue.helpers.backends.http_plain import ResponseHead, encoded_request, parsed_response
+from pdm.workqueue.helpers.storage import StorageError
 
 
 def exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
@@ -160,6 +44,8 @@ _MIN_RECORD = 4 * 1024
 _ANSWER_S = 10.0
 #: Methods of requests that may be sent again while the first one may still be carried out; POST asks for a macaroon.
 _HURRIED = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PROPFIND"})
+#: Seconds without a response until a server is reminded of the request.
+REMIND_S = 0.5
 _MACAROON_REQUEST = "application/macaroon-request"
 #: Maximum bytes of a response's head.
 _MAX_HEAD = 64 * 1024
@@ -169,6 +55,23 @@ _CONTINUE_S = 2.0
 #: Errors of a connection that the server closes because it refuses the request or dies.
 _CLOSED = (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError)
 _BLOCKED = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_TOO_LATE = "no byte was sent or received in time"
+
+
+class _PlainRequest(NamedTuple):
+    """A request of which all bytes are known.
+
+    Attributes:
+        method: of HTTP.
+        target: path and query.
+        fields: names and values of its header.
+        body: all of it.
+    """
+
+    method: str
+    target: str
+    fields: list[tuple[bytes, bytes]]
+    body: bytes
 
 
 class HttpConnection:
@@ -186,6 +89,8 @@ class HttpConnection:
         is_used: whether it has had a request.
         has_sent_body: whether a part of the last request's body was sent.
         ignores_expect: whether the server did not react to ``Expect: 100-continue``.
+        may_forget: whether the server may need a reminder of a request: XRootD 5.5, which now and then reads a request
+            and does not look at it until more bytes arrive.
     """
 
     def __init__(self, authority: str, context: ssl.SSLContext, timeout_s: Callable[[], float]) -> None:
@@ -194,13 +99,23 @@ class HttpConnection:
         self._timeout_s = timeout_s
         self._protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
         self._buffer = memoryview(bytearray(_RECEIVE_SIZE))
-        self._response: h11.Response | None = None
+        self._response: ResponseHead | None = None
         self._interim_responses = 0
+        #: The plain request that has no response so far: h11 knows of it only if the response is not plain.
+        self._plain: _PlainRequest | None = None
+        #: Bytes of a plain response's body, those that are still to come, and whether other bytes followed it.
+        self._content, self._left, self._has_more = b"", 0, False
+        #: Whether h11 knows of the last request; whether all of that was sent, and when.
+        self._is_by_h11 = True
+        self._is_sent = True
+        self._sent_at = 0.0
+        self._poller: select.poll
         self._may_send = False
         self.has_sent_body = False
         self.ignores_expect = False
         self._sock: ssl.SSLSocket
-        self.is_connected = self.is_used = False
+        self.is_connected = self.is_used = self.may_forget = False
+        self._has_reminded = False
         #: Whether no answer soon means that the server has forgotten the request.
         self._is_hurried = False
 
@@ -234,6 +149,7 @@ class HttpConnection:
         plain = socket.create_connection(address, self._timeout_s())
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = self._context.wrap_socket(plain, server_hostname=address[0], do_handshake_on_connect=False)
+        self._poller = select.poll()
         self.is_connected = True
 
     def request(
@@ -244,7 +160,7 @@ class HttpConnection:
         body: bytes | Iterator[bytes] = b"",
         *,
         expect: bool = False,
-    ) -> h11.Response:
+    ) -> ResponseHead:
         """Send a request and return the head of the response.
 
         Args:
@@ -257,7 +173,8 @@ class HttpConnection:
         if isinstance(body, bytes):
             self.begin(method, target, headers, body)
             return self.response()
-        head = self._head(method, target, {**headers, "Expect": "100-continue"} if expect else headers)
+        fields = self._fields({**headers, "Expect": "100-continue"} if expect else headers)
+        head = self._head_by_h11(_PlainRequest(method, target, fields, b""))
         refusal = self._send(head) or (self._ask() if expect else None) or self._upload(body)
         return refusal or self.response()
 
@@ -270,25 +187,42 @@ class HttpConnection:
         if method == "POST":
             # Others carry out work: a server of S3 joins the parts of an object, for example.
             is_hurried = is_hurried and headers.get("Content-Type") == _MACAROON_REQUEST
-        head = self._head(method, target, headers)
+        fields = self._fields(headers)
         self._is_hurried = is_hurried
-        data = self._protocol.send(h11.Data(data=body)) if body else b""
-        self._send(head + (data or b"") + (self._protocol.send(h11.EndOfMessage()) or b""))
+        request = _PlainRequest(method, target, fields, body)
+        head = encoded_request(method, target, fields)
+        if head is None:
+            data = self._all_by_h11(request)
+        else:
+            self._plain, self._is_by_h11 = request, False
+            data = head + body
+        self._send(data)
+        self._sent_at = time.monotonic()
 
-    def _head(self, method: str, target: str, headers: Mapping[str, str | bytes]) -> bytes:
-        """Begin a request, and return the bytes of its head."""
-        if self._protocol.our_state is h11.DONE:
-            self._protocol.start_next_cycle()
+    def _fields(self, headers: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
+        """The header of a request that begins now."""
         self.is_used = True
         self._response, self._interim_responses, self._may_send = None, 0, False
         self.has_sent_body = self.ignores_expect = self._is_hurried = False
+        self._plain, self._is_by_h11, self._is_sent = None, True, False
+        self._content, self._left, self._has_more = b"", 0, False
         fields = {"Host": self._authority.removesuffix(":443"), "Accept-Encoding": "identity", **headers}
-        encoded = [
+        return [
             (name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in fields.items()
         ]
-        return self._protocol.send(h11.Request(method=method, target=target, headers=encoded)) or b""
 
-    def _ask(self) -> h11.Response | None:
+    def _head_by_h11(self, request: _PlainRequest) -> bytes:
+        if self._protocol.our_state is h11.DONE:
+            self._protocol.start_next_cycle()
+        event = h11.Request(method=request.method, target=request.target, headers=request.fields)
+        return self._protocol.send(event) or b""
+
+    def _all_by_h11(self, request: _PlainRequest) -> bytes:
+        head = self._head_by_h11(request)
+        data = self._protocol.send(h11.Data(data=request.body)) if request.body else b""
+        return head + (data or b"") + (self._protocol.send(h11.EndOfMessage()) or b"")
+
+    def _ask(self) -> ResponseHead | None:
         """Wait for ``100 Continue``; returns the response if the server refuses the body."""
         give_up_at = time.monotonic() + min(_CONTINUE_S, self._timeout_s())
         while self._parse_head() is None and not self._may_send:
@@ -298,7 +232,7 @@ class HttpConnection:
                 break
         return self._response
 
-    def _upload(self, chunks: Iterator[bytes]) -> h11.Response | None:
+    def _upload(self, chunks: Iterator[bytes]) -> ResponseHead | None:
         """Send a body; returns the response if the server refuses it before its end."""
         for chunk in chunks:
             if self._poll(select.POLLIN, 0) and (refusal := self._early_refusal()) is not None:
@@ -307,10 +241,13 @@ class HttpConnection:
             for data in self._protocol.send_with_data_passthrough(h11.Data(data=chunk)) or ():
                 if (refusal := self._send(data)) is not None:
                     return refusal
-        return self._send(self._protocol.send(h11.EndOfMessage()))
+        refusal = self._send(self._protocol.send(h11.EndOfMessage()) or b"")
+        self._sent_at = time.monotonic()
+        return refusal
 
-    def _send(self, data: bytes) -> h11.Response | None:
+    def _send(self, data: bytes) -> ResponseHead | None:
         """Send bytes; returns the response if the server refuses the request before it has read them."""
+        self._is_sent = False
         view = memoryview(data)
         while view:
             try:
@@ -325,34 +262,46 @@ class HttpConnection:
                 if (refusal := self._early_refusal()) is not None:
                     return refusal
                 raise
+        self._is_sent = True
         return None
 
-    def _early_refusal(self) -> h11.Response | None:
+    def _early_refusal(self) -> ResponseHead | None:
         if self._response is None and not self._receive():
             self._parse_head()
-        is_error = self._response is not None and self._response.status_code >= HTTPStatus.MULTIPLE_CHOICES
+        is_error = self._response is not None and self._response.status >= HTTPStatus.MULTIPLE_CHOICES
         return self._response if is_error else None
 
-    def response(self) -> h11.Response:
+    def response(self) -> ResponseHead:
         """The head of the response to a request that was sent, or refused before all of it was sent.
 
         Without an answer to a request that does no harm twice, a kept connection counts as lost after a while.
         """
-        if self._response is None and not self._sock.pending():
-            is_hurried = self._is_hurried and self._timeout_s() > 2 * _ANSWER_S
-            if is_hurried and not self._poll(select.POLLIN, _ANSWER_S):
-                raise ConnectionResetError("the server does not answer on a kept connection")
-            self._wait(select.POLLIN)
+        if self._parse_head() is None and (wanted := self._receive()):
+            self._remind(wanted)
+            waited_s = time.monotonic() - self._sent_at
+            if self._is_hurried and self._timeout_s() > 2 * _ANSWER_S:
+                if not self._poll(wanted, max(_ANSWER_S - waited_s, 0.0)):
+                    raise ConnectionResetError("the server does not answer on a kept connection")
+            elif not self._poll(wanted, max(self._timeout_s() - waited_s, 0.0)):
+                raise TimeoutError(_TOO_LATE)
         while (response := self._parse_head()) is None:
             self._wait_for_data()
         return response
 
-    def _parse_head(self) -> h11.Response | None:
+    def _remind(self, wanted: int) -> None:
+        """Send an empty line to a server that may have forgotten the request; it takes no other request after that."""
+        if self.may_forget and self._is_sent and not self._has_reminded:
+            waited_s = time.monotonic() - self._sent_at
+            if not self._poll(wanted, min(max(REMIND_S - waited_s, 0.0), self._timeout_s())):
+                self._has_reminded = True
+                self._send(b"\r\n")
+
+    def _parse_head(self) -> ResponseHead | None:
         """The response, if its head is complete; interim responses are skipped."""
-        while self._response is None:
+        while self._response is None and self._is_by_h11:
             event = self._protocol.next_event()
             if isinstance(event, h11.Response):
-                self._response = event
+                self._response = ResponseHead(event.status_code, list(event.headers), event.reason)
             elif isinstance(event, h11.InformationalResponse):
                 self._may_send = self._may_send or event.status_code == HTTPStatus.CONTINUE
                 self._interim_responses += 1
@@ -368,6 +317,11 @@ class HttpConnection:
         Args:
             min_timeout_s: seconds to wait at least, if the timeouts are shorter.
         """
+        if not self._is_by_h11:
+            while not self._content and self._left:
+                self._wait_for_data(min_timeout_s)
+            content, self._content = self._content, b""
+            return content
         while (event := self._protocol.next_event()) is h11.NEED_DATA:
             self._wait_for_data(min_timeout_s)
         return event.data if isinstance(event, h11.Data) else b""
@@ -375,12 +329,23 @@ class HttpConnection:
     @property
     def is_reusable(self) -> bool:
         """Whether the connection can take another request: all was sent and read, and no further data has arrived."""
+        if self._has_reminded:
+            return False
+        if not self._is_by_h11:
+            return self._is_sent and not (self._content or self._left or self._has_more)
         protocol = self._protocol
-        return protocol.our_state is protocol.their_state is h11.DONE and not protocol.trailing_data[0]
+        return (
+            self._is_sent and protocol.our_state is protocol.their_state is h11.DONE and not protocol.trailing_data[0]
+        )
 
-    def has_data(self, wait_s: float) -> bool:
-        """Whether there is something to receive before so many seconds have passed."""
-        return self._sock.pending() > 0 or bool(self._poll(select.POLLIN, wait_s))
+    def fileno(self) -> int:
+        """Descriptor of the socket, for `select.poll`."""
+        return self._sock.fileno()
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether a response has been received that the socket does not show as bytes to receive."""
+        return self._response is not None or self._sock.pending() > 0
 
     def is_open(self) -> bool:
         """Whether the server has kept the connection open since the last response, and has sent nothing."""
@@ -423,9 +388,31 @@ class HttpConnection:
                 raise
         if not count and self._response is None:
             raise ConnectionResetError("the server closed the connection without a response")
-        # An empty read is the end of the stream.
-        self._protocol.receive_data(self._buffer[:count])  # type: ignore[arg-type]  # any buffer will do
+        if self._is_by_h11:
+            # An empty read is the end of the stream.
+            self._protocol.receive_data(self._buffer[:count])  # type: ignore[arg-type]  # any buffer will do
+        else:
+            self._receive_plain(bytes(self._buffer[:count]))
         return 0
+
+    def _receive_plain(self, data: bytes) -> None:
+        """Take the first bytes of a response, or bytes of the body of a plain one; empty at the end of the stream."""
+        if self._plain is None:
+            if self._left and not data:
+                raise h11.RemoteProtocolError(f"the server closed the connection {self._left} bytes before the end")
+            self._content += data[: self._left]
+            self._has_more = self._has_more or len(data) > self._left
+            self._left -= min(len(data), self._left)
+            return
+        request, self._plain = self._plain, None
+        found = parsed_response(data, request.method)
+        if found is None:
+            self._is_by_h11 = True
+            self._all_by_h11(request)
+            self._protocol.receive_data(data)
+        else:
+            self._response, self._content, self._has_more = found.head, found.data, found.has_more
+            self._left = found.length - len(found.data)
 
     def _wait_for_data(self, min_timeout_s: float = 0.0) -> None:
         while wanted := self._receive():
@@ -434,14 +421,13 @@ class HttpConnection:
     def _wait(self, events: int, min_timeout_s: float = 0.0) -> int:
         ready = self._poll(events, max(self._timeout_s(), min_timeout_s))
         if not ready:
-            raise TimeoutError("no byte was sent or received in time")
+            raise TimeoutError(_TOO_LATE)
         return ready
 
     def _poll(self, events: int, seconds: float) -> int:
         """Wait for events of `select.poll`; returns those that occurred, 0 for none."""
-        poll = select.poll()
-        poll.register(self._sock, events)
-        return next((ready for _, ready in poll.poll(seconds * 1000)), 0)
+        self._poller.register(self._sock, events)
+        return next((ready for _, ready in self._poller.poll(seconds * 1000)), 0)
 
 
 def _events(error: ssl.SSLError) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections import deque
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -17,11 +18,11 @@ from pdm.workqueue.helpers.backends.http_client import (
     Server,
     known_server,
 )
-from pdm.workqueue.helpers.backends.http_connection import HttpConnection
+from pdm.workqueue.helpers.backends.http_connection import REMIND_S, HttpConnection
 from pdm.workqueue.helpers.storage import StorageError
 
 #: Requests under way at once, each on a connection of its own, for each worker thread of the helper.
-MAX_CONNECTIONS = 8
+MAX_CONNECTIONS = 16
 #: Seconds that a request waits for a response to another rather than for a new connection, with its TLS handshake.
 _WORTH_WAITING_S = 0.01
 
@@ -50,10 +51,12 @@ class GroupAnswer(NamedTuple):
     """The response to such a request.
 
     Attributes:
+        method: of the request.
         response: its head.
         body: as many bytes of it as were wanted, and perhaps more.
     """
 
+    method: str
     response: HttpResponse
     body: bytes
 
@@ -62,17 +65,23 @@ class GroupAnswer(NamedTuple):
         return HTTPStatus.OK <= self.response.status < HTTPStatus.MULTIPLE_CHOICES
 
 
+#: The request that follows an answer, and is sent before those that wait; None if none does.
+NextStep = Callable[[GroupRequest, GroupAnswer | None], GroupRequest | None]
+
+
 class _UnderWay:
     """A request that was sent.
 
     Attributes:
+        number: of the request in its group.
         request: what was sent.
         connection: on which.
         was_kept: whether the connection has had another request before.
         error: why it could not be sent.
     """
 
-    def __init__(self, request: GroupRequest, connection: HttpConnection) -> None:
+    def __init__(self, number: int, request: GroupRequest, connection: HttpConnection) -> None:
+        self.number = number
         self.request = request
         self.connection = connection
         self.was_kept = connection.is_used
@@ -101,44 +110,78 @@ class RequestGroup:
         self._headers_of = headers_of
         self._alone = alone
 
-    def answers(self, requests: Sequence[GroupRequest]) -> list[GroupAnswer | None]:
+    def answers(
+        self,
+        requests: Sequence[GroupRequest],
+        next_step: NextStep | None = None,
+    ) -> list[GroupAnswer | None]:
         """Responses to requests to one server; None where there is none and the request may have been carried out.
+
+        Args:
+            requests: which the server may carry out in any order.
+            next_step: called with each answer; the answer to the last of the requests that follow each other is
+                returned.
 
         Raises:
             StorageError: the server cannot be reached.
             StoppedError: it must end.
         """
-        answers: list[GroupAnswer | None] = []
+        answers: list[GroupAnswer | None] = [None] * len(requests)
         if not requests:
             return answers
         server = known_server(requests[0].url)
-        under_way: deque[_UnderWay] = deque()
+        waiting = deque(enumerate(requests))
+        #: By descriptor, the oldest first.
+        under_way: dict[int, _UnderWay] = {}
+        poller = select.poll()
         try:
-            for request in requests:
-                while under_way and (len(under_way) == MAX_CONNECTIONS or self._is_fast(server, under_way[0])):
-                    answers.append(self._answer(server, under_way.popleft()))
-                self._check()
-                self._client.check_name(request.url)
-                each = _UnderWay(request, self._client.connected(server))
-                under_way.append(each)
-                try:
-                    with self._client.translated_errors(server, each.connection):
-                        headers = self._headers_of(request)
-                        each.connection.begin(request.method, request.url.encoded_path, headers, request.body)
-                except StorageError as error:
-                    each.error = error
-            while under_way:
-                answers.append(self._answer(server, under_way.popleft()))
+            while waiting or under_way:
+                ready = self._send(server, waiting, under_way, poller)
+                if under_way and not ready:
+                    # After some silence the oldest request is waited for alone: that finds the reason.
+                    ready = poller.poll(min(REMIND_S, self._client.timeouts.stall_s) * 1000)
+                for descriptor in [found for found, _ in ready] or list(under_way)[:1]:
+                    poller.unregister(descriptor)
+                    each = under_way.pop(descriptor)
+                    answer = answers[each.number] = self._answer(server, each)
+                    if next_step is not None and (following := next_step(each.request, answer)) is not None:
+                        waiting.appendleft((each.number, following))
         finally:
-            for each in under_way:
+            for each in under_way.values():
                 self._client.close(each.connection)
         return answers
 
-    def _is_fast(self, server: Server, each: _UnderWay) -> bool:
-        """Whether the next request had better wait for a response than have a new connection."""
-        return not self._client.has_idle(server) and (
-            each.error is not None or each.connection.has_data(_WORTH_WAITING_S)
-        )
+    def _send(
+        self,
+        server: Server,
+        waiting: deque[tuple[int, GroupRequest]],
+        under_way: dict[int, _UnderWay],
+        poller: select.poll,
+    ) -> list[tuple[int, int]]:
+        """Send requests, until all connections have one or a response is there; returns what `select.poll` has found.
+
+        A request waits for a response to another rather than for a new connection, if the server is fast.
+        """
+        while waiting and len(under_way) < MAX_CONNECTIONS:
+            is_new = not self._client.has_idle(server)
+            if under_way and is_new and (ready := poller.poll(_WORTH_WAITING_S * 1000)):
+                return ready
+            self._check()
+            number, request = waiting.popleft()
+            self._client.check_name(request.url)
+            each = _UnderWay(number, request, self._client.connected(server))
+            descriptor = each.connection.fileno()
+            under_way[descriptor] = each
+            poller.register(descriptor, select.POLLIN)
+            try:
+                with self._client.translated_errors(server, each.connection):
+                    headers = self._headers_of(request)
+                    each.connection.begin(request.method, request.url.encoded_path, headers, request.body)
+            except StorageError as error:
+                each.error = error
+            if each.error is not None or each.connection.has_answer:
+                return [(descriptor, select.POLLIN)]
+        return []
 
     def _answer(self, server: Server, each: _UnderWay) -> GroupAnswer | None:
         """The response to a request that was sent; asked for again where that cannot do harm."""
@@ -148,7 +191,7 @@ class RequestGroup:
                 raise each.error
             with self._client.translated_errors(server, each.connection):
                 head = each.connection.response()
-            answer = self.read(self._client.responded(server, each.connection, head), request.most)
+            answer = self.read(request.method, self._client.responded(server, each.connection, head), request.most)
         except StorageError as error:
             # The server may have closed a kept connection meanwhile, and others with it.
             if not each.was_kept or not error.lost or request.method == "MOVE":
@@ -158,7 +201,7 @@ class RequestGroup:
         return self._alone(request) if answer.response.status in REDIRECTS else answer
 
     @staticmethod
-    def read(response: HttpResponse, most: int) -> GroupAnswer:
+    def read(method: str, response: HttpResponse, most: int) -> GroupAnswer:
         """A response with its body; the connection of a longer one is closed."""
         body = b""
         while chunk := response.read():
@@ -166,7 +209,7 @@ class RequestGroup:
             if len(body) > most:
                 response.finish()
                 break
-        return GroupAnswer(response, body)
+        return GroupAnswer(method, response, body)
 
 
 def of_one(act: Callable[[], _T], otherwise: _T) -> _T:

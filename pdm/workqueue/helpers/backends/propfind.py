@@ -25,6 +25,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.helpers.backends.xrootd_listing import ListedEntries
 from pdm.workqueue.helpers.storage import StorageError
 
 #: Characters without a special meaning, which no known server confuses.
@@ -95,6 +96,7 @@ _ESCAPES = {
     **{0xDC00 + byte: chr(0xEF00 + byte) for byte in range(0x80, 0x100)},
     **{byte: chr(0xEF00 + byte) for byte in range(0x20) if byte not in b"\n\t"},
 }
+_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\udc80-\udcff]")
 _UNESCAPES = {ord(escaped): chr(byte) for byte, escaped in _ESCAPES.items()}
 
 
@@ -128,11 +130,21 @@ def resources(url: str, chunks: Iterable[bytes], *, raw: bool = False) -> Iterat
         StorageError: BAD_LISTING, the document is no multistatus; SERVER_ERROR, it is incomplete.
     """
     tree = _ResponseTree(url, raw=raw)
+    plain = ListedEntries() if raw else None
     for chunk in chunks:
         for at in range(0, len(chunk), _CHUNK_SIZE):
-            tree.feed(chunk[at : at + _CHUNK_SIZE])
+            piece = chunk[at : at + _CHUNK_SIZE]
+            if plain is not None:
+                for each in plain.taken(piece):
+                    yield DavResource(each.href, each.is_directory, each.size, http_date(each.modified), _OK)
+                if plain.is_plain:
+                    continue
+                piece, plain = plain.rest, None
+            tree.feed(piece)
             yield from map(tree.resource, tree.take(leave=1))
-    tree.feed(b"", final=True)
+    if plain is not None and plain.is_complete():
+        return
+    tree.feed(b"" if plain is None else plain.all_of_rest(), final=True)
     yield from map(tree.resource, tree.take(leave=0))
 
 
@@ -185,7 +197,10 @@ class _ResponseTree:
 
     def feed(self, data: bytes, *, final: bool = False) -> None:
         if self._decoder is not None:
-            data = self._decoder.decode(data, final).translate(_ESCAPES).encode()
+            text = self._decoder.decode(data, final)
+            if _FORBIDDEN.search(text):
+                text = text.translate(_ESCAPES)
+            data = text.encode()
         self._pending += len(data)
         try:
             self._parser.Parse(data, final)
@@ -217,19 +232,19 @@ class _ResponseTree:
         statuses = [_OK]
         properties: dict[str, Element] = {}
         for part in response:
-            match _local_name(part.tag):
-                case "href":
-                    hrefs.append(part.text or "")
-                case "status":
-                    statuses.append(_status_code(part) or _OK)
-                case "propstat" if _propstat_is_ok(part):
+            name = _local_name(part.tag)
+            if name == "href":
+                hrefs.append(part.text or "")
+            elif name == "status":
+                statuses.append(_status_code(part) or _OK)
+            elif name == "propstat":
+                if _propstat_is_ok(part):
                     for inner in part:
-                        properties |= _by_name(inner)
-                case "propstat":
-                    pass
-                case name:
-                    # Some servers omit ``propstat``, or ``prop`` as well.
-                    properties |= _by_name(part) | {name: part}
+                        for each in inner:
+                            properties[_local_name(each.tag)] = each
+            else:
+                # Some servers omit ``propstat``, or ``prop`` as well.
+                properties |= _by_name(part) | {name: part}
         if not hrefs:
             raise self._invalid("an entry without a name")
         return hrefs, statuses, properties
@@ -237,11 +252,11 @@ class _ResponseTree:
     def resource(self, response: Element) -> DavResource:
         hrefs, statuses, properties = self.parts(response)
         # Not ``iscollection``: XRootD (5.5) sends it for every executable file.
-        kinds = properties.get("resourcetype", ())
+        kinds = properties.get("resourcetype")
         return DavResource(
             # The first of several; no response to PROPFIND has more than one.
             hrefs[0],
-            any(_local_name(kind.tag) == "collection" for kind in kinds),
+            kinds is not None and any(_local_name(kind.tag) == "collection" for kind in kinds),
             byte_count(_text(properties.get("getcontentlength"))),
             http_date(_text(properties.get("getlastmodified"))),
             statuses[-1],
@@ -304,7 +319,8 @@ def path_of_href(href: str, base: bytes, *, raw: bool) -> bytes:
         raw: whether the server does not encode names, like XRootD.
     """
     if raw:
-        return href.translate(_UNESCAPES).encode("utf-8", "surrogateescape").rstrip(b"/")
+        text = href if href.isascii() else href.translate(_UNESCAPES)
+        return text.encode("utf-8", "surrogateescape").rstrip(b"/")
     href = href.strip()
     encoded = href.encode()
     if "://" in href or href.startswith("//"):

@@ -12,7 +12,7 @@ from urllib.parse import quote_from_bytes
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
-from pdm.workqueue.helpers.backends.http_connection import HttpStatusError
+from pdm.workqueue.helpers.backends.http_errors import HttpStatusError
 from pdm.workqueue.helpers.backends.s3_client import S3Client, S3Error, S3Place
 from pdm.workqueue.helpers.backends.s3_documents import ListingPage, expected, text_of
 from pdm.workqueue.helpers.backends.s3_uploads import CONDITION_REFUSED, ObjectState, is_md5, tag_at, tag_of

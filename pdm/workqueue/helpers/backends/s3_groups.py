@@ -52,7 +52,7 @@ class GroupedS3Backend(S3Backend, GroupBackend):
 
         def send() -> GroupAnswer:
             response = self._client.send(request.method, place, None, request.headers, request.body)
-            return RequestGroup.read(response, request.most)
+            return RequestGroup.read(request.method, response, request.most)
 
         return of_one(send, None)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
@@ -72,6 +75,7 @@ def ssh_command(authority: str, timeouts: Timeouts) -> list[str]:
         )
     options = {
         "BatchMode": "yes",
+        **_ciphers(),
         "StrictHostKeyChecking": "yes",
         "UserKnownHostsFile": _quoted(known_hosts),
         "GlobalKnownHostsFile": "none",
@@ -94,6 +98,17 @@ def ssh_command(authority: str, timeouts: Timeouts) -> list[str]:
     if user := (given and given.account) or os.environ.get("PDM_SSH_USER"):
         command += ["-l", user]
     return [*command, "-s", "--", host, "sftp"]
+
+
+@functools.cache
+def _ciphers() -> Mapping[str, str]:
+    """AES-GCM before the other ciphers of ssh(1), where the processor has instructions for it: half the work."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        # The names of the line on x86 and on ARM.
+        if any(line.lower().startswith(("flags", "features")) and "aes" in line.split() for line in lines):
+            return {"Ciphers": "^aes128-gcm@openssh.com"}
+    return {}
 
 
 def ssh_environment() -> Mapping[str, str]:

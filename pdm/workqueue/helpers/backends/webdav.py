@@ -16,8 +16,10 @@ from urllib.parse import unquote_to_bytes
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers.backends import xrootd_http
 from pdm.workqueue.helpers.backends.http_client import HttpClient, HttpResponse
-from pdm.workqueue.helpers.backends.http_connection import HttpStatusError, exactly
+from pdm.workqueue.helpers.backends.http_connection import exactly
+from pdm.workqueue.helpers.backends.http_errors import HttpStatusError
 from pdm.workqueue.helpers.backends.propfind import (
     QUOTA_REQUEST,
     DavResource,
@@ -48,7 +50,6 @@ from pdm.workqueue.helpers.storage import (
 
 #: Bytes that are sent without ``Expect``: a round trip would cost more than sending them in vain.
 _SMALL = 64 * 1024
-_BLANK = 0x20
 #: Forms of ``Destination``. The second is for servers behind a proxy, which do not know the scheme and port that the
 #: client uses; WebDAV allows it since RFC 4918.
 _DESTINATION_FORMS = ("https://{authority}{path}", "{path}", "http://{authority}{path}")
@@ -104,6 +105,12 @@ class WebdavBackend(StorageBackend):
         file_stat = self._file_stat(url, found)
         self._last_stat = url, file_stat
         return file_stat
+
+    def stat_new(self, url: StorageUrl) -> FileStat | None:
+        with contextlib.suppress(HttpStatusError):
+            if self._client.is_xrootd(url) and xrootd_http.is_free(self._client, url.without_slash):
+                return None
+        return self.stat(url)
 
     def entries(self, url: StorageUrl) -> EntryIterator:
         directory = url.without_slash
@@ -182,7 +189,7 @@ class WebdavBackend(StorageBackend):
         return f"{url} is not listed in the directory above: it may be a symbolic link, so nothing in it was removed"
 
     def make_directory(self, url: StorageUrl) -> None:
-        if self.stat(url) is not None:
+        if self.stat_new(url) is not None:
             raise StorageError(f"{url} exists", errno=errno.EEXIST)
         self._check_parent(url)
         try:
@@ -279,16 +286,12 @@ class WebdavBackend(StorageBackend):
         return {"Overwrite": "T" if replace else "F", "Destination": self._destination(destination, form)}
 
     def _destination(self, url: StorageUrl, form: str) -> str | bytes:
-        """The ``Destination`` header. XRootD does not decode it: an encoded blank would be stored as ``%20``."""
+        """The ``Destination`` header."""
         authority, path = url.authority, url.encoded_path
         if not self._client.is_xrootd(url):
             return form.format(authority=authority, path=path)
         self._client.check_name(url)
-        raw = unquote_to_bytes(f"https://{authority}{path}")
-        if any(byte < _BLANK for byte in raw):
-            raise StorageError(f"{url}: this server cannot rename to such a name", errno=errno.EILSEQ)
-        # XRootD strips blanks, and non-ASCII characters with them, from the end; but not before a query.
-        return raw + b"?pdm=1"
+        return xrootd_http.destination(url)
 
     def _check_name_is_kept(self, url: StorageUrl) -> None:
         """Raise `StorageError` if the server would store a name under another one, over a file of that name.

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import UNREACHABLE, HttpClient, HttpResponse, known_server
-from pdm.workqueue.helpers.backends.http_connection import HttpStatusError, errno_from_text
+from pdm.workqueue.helpers.backends.http_errors import HttpStatusError, errno_from_text
 from pdm.workqueue.helpers.storage import (
     ProgressCallback,
     StorageBackend,

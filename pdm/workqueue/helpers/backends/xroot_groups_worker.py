@@ -13,14 +13,20 @@ from functools import partial
 from typing import Any
 
 from pyxrootd import client
-from XRootD.client.flags import AccessMode, OpenFlags, StatInfoFlags
+from XRootD.client.flags import AccessMode, DirListFlags, OpenFlags, StatInfoFlags
 
 Status = dict[str, Any]
+#: Takes the status, the response and the hosts of a request.
+Callback = Callable[[Status, Any, Any], None]
 _MODE = AccessMode.UR | AccessMode.UW | AccessMode.GR | AccessMode.OR
 #: Codes of the library for a refused request, and for a file that does not exist.
 _REFUSALS = (400, 304)
 _NOT_FOUND = 3011
 _SOON_S = 3
+#: From so many files of a directory on, a listing is cheaper than a request for each.
+_MIN_FOR_LISTING = 4
+#: Files that are renamed between two looks at what is there.
+_RENAMES_EACH_LOOK = 32
 
 
 class GroupError(Exception):
@@ -31,25 +37,49 @@ class GroupError(Exception):
         self.status = status
 
 
-class _Pending:
-    """A request that was sent; keeps a reference to its data until the response."""
+class _Outcomes:
+    """The responses to requests; wakes the waiting thread once, after the last of them.
 
-    def __init__(self, kept: object = None) -> None:
+    Args:
+        kept: data that must stay in memory until then.
+    """
+
+    def __init__(self, kept: object) -> None:
         self._kept = kept
-        self._done = threading.Event()
-        self._outcome: tuple[Status, Any] | None = None
+        self._found: dict[int, tuple[Status, Any]] = {}
+        self._guard = threading.Lock()
+        #: Requests without a response, and one for the thread that sends them.
+        self._left = 1
+        self._done = threading.Lock()
+        self._done.acquire()
 
-    def __call__(self, status: Status, given: Any, hosts: Any) -> None:
-        self._outcome = status, given
-        self._done.set()
+    def sent(self, number: int, send: Callable[[Callback], Status]) -> None:
+        """Send a request; a refusal by the library itself is its response."""
+        with self._guard:
+            self._left += 1
+        status = send(partial(self._take, number))
+        if not status["ok"]:
+            self._take(number, status, None, None)
 
-    def outcome(self) -> tuple[Status, Any]:
-        self._done.wait()
-        assert self._outcome is not None
-        return self._outcome
+    def _take(self, number: int, status: Status, given: Any, hosts: Any) -> None:
+        self._found[number] = status, given
+        self._end_one()
+
+    def _end_one(self) -> None:
+        with self._guard:
+            self._left -= 1
+            is_last = not self._left
+        if is_last:
+            self._done.release()
+
+    def wait(self) -> dict[int, tuple[Status, Any]]:
+        """Status and response of each request, when all have one; called once."""
+        self._end_one()
+        self._done.acquire()
+        return self._found
 
 
-def _all(begin: Sequence[Callable[[_Pending], Status] | None], kept: Sequence[object] = ()) -> list[Any]:
+def _all(begin: Sequence[Callable[[Callback], Status] | None], kept: Sequence[object] = ()) -> list[Any]:
     """Send requests and wait for all responses.
 
     Args:
@@ -62,21 +92,15 @@ def _all(begin: Sequence[Callable[[_Pending], Status] | None], kept: Sequence[ob
     Raises:
         GroupError: a connection was lost, or the like.
     """
-    pending: list[_Pending | Status | None] = []
+    outcomes = _Outcomes(kept)
     for number, each in enumerate(begin):
-        if each is None:
-            pending.append(None)
-            continue
-        call = _Pending(kept[number] if kept else None)
-        status = each(call)
-        pending.append(call if status["ok"] else status)
-    found: list[Any] = [
-        each.outcome() if isinstance(each, _Pending) else None if each is None else (each, None) for each in pending
-    ]
-    for each in found:
-        if each is not None and not each[0]["ok"] and each[0].get("code") not in _REFUSALS:
-            raise GroupError(each[0])
-    return found
+        if each is not None:
+            outcomes.sent(number, each)
+    found = outcomes.wait()
+    for status, _ in found.values():
+        if not status["ok"] and status.get("code") not in _REFUSALS:
+            raise GroupError(status)
+    return [found.get(number) for number in range(len(begin))]
 
 
 def thing(info: dict[str, Any]) -> dict[str, Any]:
@@ -100,6 +124,41 @@ def stats(server: str, paths: Sequence[str]) -> list[Any]:
     ]
 
 
+def _listed(system: Any, directory: str, flags: int) -> dict[str, Any]:
+    """Names in a directory, with ``STAT`` their stats as `thing`; none if it cannot be listed."""
+    with contextlib.suppress(Exception):  # the bindings cannot decode each name
+        status, found = system.dirlist(directory, flags, 0)
+        if status["ok"]:
+            return {each["name"]: each["statinfo"] and thing(each["statinfo"]) for each in found["dirlist"]}
+    return {}
+
+
+def own_stats(server: str, paths: Sequence[str], own: Sequence[str] = ()) -> list[Any]:
+    """As `stats`; in directories that were made for the batch by a listing, which ends at an entry without a stat.
+
+    Args:
+        server: of the paths.
+        paths: of files.
+        own: those directories, which have hardly any other entries.
+    """
+    system = client.FileSystem(server)
+    found: dict[str, Any] = {}
+    for directory, inside in _by_directory(paths).items():
+        if directory in own and len(inside) >= _MIN_FOR_LISTING:
+            listed = _listed(system, directory, DirListFlags.STAT)
+            found.update({path: listed[name] for path in inside if listed.get(name := path.rpartition("/")[2])})
+    left = [path for path in paths if path not in found]
+    found.update(zip(left, stats(server, left), strict=True))
+    return [found[path] for path in paths]
+
+
+def _by_directory(paths: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        found.setdefault(path.rpartition("/")[0], []).append(path)
+    return found
+
+
 class _Files:
     """Files that are opened at a server."""
 
@@ -121,7 +180,7 @@ class _Files:
         ]
 
     def each(
-        self, begin: Callable[[Any, int, _Pending], Status], wanted: Sequence[bool], kept: Sequence[object] = ()
+        self, begin: Callable[[Any, int, Callback], Status], wanted: Sequence[bool], kept: Sequence[object] = ()
     ) -> list[Any]:
         """Send a request for each wanted file; the results as of `_all`."""
         requests = [
@@ -195,10 +254,27 @@ def write(receive: Callable[[], tuple[bytes, bytes]], server: str, files: Sequen
     ]
 
 
-def rename(server: str, names: Sequence[tuple[str, str]]) -> list[bool]:
-    """Rename files, replacing what is there; whether each was renamed."""
+def rename(server: str, names: Sequence[tuple[str, str]], own: Sequence[str], *, replace: bool) -> list[bool]:
+    """Rename files within their directory; whether each was renamed.
+
+    The server replaces what is there without an error. So without ``replace`` a look precedes each part: in
+    directories of ``own``, as of `own_stats`, a listing of the names.
+    """
     system = client.FileSystem(server)
-    return [_is_good(each) for each in _all([partial(system.mv, old, new, 0) for old, new in names])]
+    renamed: dict[str, bool] = {}
+    olds = {new: old for old, new in names}
+    for directory, inside in _by_directory(list(olds)).items():
+        for start in range(0, len(inside), _RENAMES_EACH_LOOK):
+            part = free = inside[start : start + _RENAMES_EACH_LOOK]
+            if not replace:
+                listed = _listed(system, directory, 0) if directory in own else {}
+                if all(olds[new].rpartition("/")[2] in listed for new in part):
+                    free = [new for new in part if new.rpartition("/")[2] not in listed]
+                else:
+                    free = [new for new, found in zip(part, stats(server, part), strict=True) if found is None]
+            moved = _all([partial(system.mv, olds[new], new, 0) for new in free])
+            renamed.update(zip(free, map(_is_good, moved), strict=True))
+    return [renamed.get(new, False) for _, new in names]
 
 
 def remove(server: str, paths: Sequence[str]) -> list[bool]:

@@ -403,7 +403,7 @@ def pull(server: str, path: str, cgi: str) -> None:
 
 
 WORK: dict[str, Callable[..., Any]] = {
-    "stat_group": groups.stats,
+    "stat_group": groups.own_stats,
     "read_group": functools.partial(groups.read, send),
     "write_group": functools.partial(groups.write, receive),
     "rename_group": groups.rename,

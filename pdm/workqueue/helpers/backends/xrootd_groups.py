@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pdm.workqueue.domain.paths import StorageUrl
@@ -13,6 +13,14 @@ from pdm.workqueue.helpers.storage import FileStat, FileVersion
 
 class GroupedXrootdBackend(XrootdBackend, GroupBackend):
     """The worker processes of one thread, which also take many files at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Paths of directories that were made for the batch whose files are written.
+        self._own: list[str] = []
+
+    def expect_own(self, directories: Collection[StorageUrl]) -> None:
+        self._own = [server_and_path(directory)[1].rstrip("/") for directory in directories]
 
     def renames_groups(self, url: StorageUrl, replace: bool) -> bool:
         return True
@@ -31,7 +39,8 @@ class GroupedXrootdBackend(XrootdBackend, GroupBackend):
         return [found is None for found in self._stats(urls)]
 
     def group_sizes(self, urls: Sequence[StorageUrl]) -> list[int | None]:
-        return [found.size if isinstance(found, FileStat) else None for found in self._stats(urls)]
+        found = self._call("stat_group", urls, own=self._own)
+        return [stat["size"] if stat and stat["kind"] == "file" else None for stat in found]
 
     def group_versions(self, urls: Sequence[StorageUrl]) -> list[FileVersion | None]:
         return [
@@ -75,16 +84,11 @@ class GroupedXrootdBackend(XrootdBackend, GroupBackend):
         return made
 
     def rename_group(self, files: Sequence[tuple[StorageUrl, StorageUrl, int]], *, replace: bool) -> list[bool]:
-        # The server replaces what is there without an error.
-        free = [True] * len(files) if replace else self.are_free([new for _, new, _ in files])
         server, _ = server_and_path(files[0][0])
-        names = [
-            (server_and_path(old)[1], server_and_path(new)[1])
-            for (old, new, _), is_free in zip(files, free, strict=True)
-            if is_free
-        ]
-        named = iter(self._worker(server).call("rename_group", server=server, names=names))
-        return [bool(is_free and next(named)) for is_free in free]
+        names = [(server_and_path(old)[1], server_and_path(new)[1]) for old, new, _ in files]
+        worker = self._worker(server)
+        renamed: list[bool] = worker.call("rename_group", server=server, names=names, own=self._own, replace=replace)
+        return renamed
 
     def remove_group(self, urls: Sequence[StorageUrl]) -> list[bool]:
         gone: list[bool] = self._call("remove_group", urls)

@@ -23,7 +23,7 @@ from typing import Any
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import lease
-from pdm.workqueue.helpers.backends.http_connection import errno_from_text
+from pdm.workqueue.helpers.backends.http_errors import errno_from_text
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, internal_error, start_error, truncated
 
 #: Debian's package of the bindings, for the interpreter here.

@@ -68,7 +68,7 @@ class HandedFile(msgspec.Struct, frozen=True):
 _FILE_FIELDS = ",".join(HandedFile.__struct_fields__)
 
 
-class _Status(msgspec.Struct, frozen=True):
+class _JobStatus(msgspec.Struct, frozen=True):
     files: list[HandedFile]
 
 
@@ -158,7 +158,7 @@ class FtsClient:
 
     def files(self, job_id: str) -> list[HandedFile] | None:
         """The files of a job; None if there is no such job."""
-        found: _Status | None = self._get(f"/jobs/{job_id}?files={_FILE_FIELDS}", _Status)
+        found: _JobStatus | None = self._get(f"/jobs/{job_id}?files={_FILE_FIELDS}", _JobStatus)
         return None if found is None else found.files
 
     def cancel(self, job_id: str, files: Collection[int | str] | None = None) -> None:
