@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, quote_from_bytes
 
@@ -16,12 +18,12 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import credentials as helpers_credentials
 from pdm.workqueue.helpers.backends import s3, s3_uploads
 from pdm.workqueue.helpers.backends.http_client import known_server
-from pdm.workqueue.helpers.storage import Timeouts
+from pdm.workqueue.helpers.storage import StorageError, Timeouts
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import LIMITS, HelperProcess, adler, copy_item, entries, outcomes
-from tests.protocols.places import judged
+from tests.protocols.places import judged, mover_named
 from tests.security import canary
-from tests.support.s3_server import ACCESS_KEY, S3Reply, S3Request, SmallS3Server, once, s3_error
+from tests.support.s3_server import ACCESS_KEY, S3Reply, S3Request, S3Rule, SmallS3Server, once, s3_error
 
 RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 SECRET = canary.watched("canary/secret+of=S3/4711")
@@ -284,13 +286,34 @@ def test_the_server_copies_by_itself(
         backend.transfer(source, temporary, 7000, None, lambda _: None)
         assert backend.checksum(temporary, ChecksumAlgorithm.ADLER32) == adler(b"content" * 1000).partition(":")[2]
         backend.rename(temporary, destination, replace=False)
+        assert server.whats(b"d/copy").count("PUT uploadId partNumber") == 3
+        # Of a part that arrives otherwise, the size of the whole says nothing.
+        other = StorageUrl(_url(server, "d/other"))
+        server.rules.append(_completed_otherwise(server, lambda data: data[::-1]))
+        backend.expect_rename(temporary, other, (), ChecksumAlgorithm.ADLER32)
+        backend.transfer(source, temporary, 7000, None, lambda _: None)
+        with pytest.raises(StorageError, match="other bytes arrived"):
+            backend.rename(temporary, other, replace=False)
         for client in (backend._client, *backend._workers.clients):
             client.close_idle(known_server(source))
-        assert server.whats(b"d/copy").count("PUT uploadId partNumber") == 3
     else:
         assert isinstance(_copy(helper, *asked, overwrite="never"), wire.DoneEvent)
     assert server.objects[b"d/copy"][0] == b"content" * 1000
     assert (b"d/.pdm-1.part" in server.objects, server.uploads) == (False, {})
+
+
+def _completed_otherwise(server: SmallS3Server, change: Callable[[bytes], bytes]) -> S3Rule:
+    """A rule: the server answers that an upload is complete, and keeps other bytes than it was sent."""
+
+    def complete(request: S3Request) -> S3Reply | None:
+        if request.what != "POST uploadId":
+            return None
+        reply = server._own(request)
+        data, tag = server.objects[request.key]
+        server.objects[request.key] = change(data), tag
+        return reply
+
+    return complete
 
 
 # -- servers of other habits
@@ -371,3 +394,128 @@ def test_errors_of_servers(helper: HelperProcess, server: SmallS3Server, reply: 
     assert SECRET not in failed.fault.message
     if "Retry-After" in reply.headers:
         assert failed.fault.retry_after_s == 7.0
+
+
+def test_a_signature_that_a_server_sends_back_is_left_out(helper: HelperProcess, server: SmallS3Server) -> None:
+    server.rules.append(lambda request: S3Reply(500, request.headers["authorization"].encode()))
+    failed = helper.list(server.endpoint)[-1]
+    assert isinstance(failed, wire.FailedEvent)
+    signature = server.seen[-1].headers["authorization"].rpartition("Signature=")[2]
+    message = mover_named("s3").classify(failed.fault).message
+    assert "Signature=***" in message
+    assert signature not in message
+
+
+# -- answers that are not true
+
+
+@pytest.mark.parametrize("what", ["nothing", "shorter", "shorter, and the answer is lost", "blanks"])
+def test_a_completed_upload_is_looked_at(
+    helper: HelperProcess, server: SmallS3Server, tmp_path: Path, what: str
+) -> None:
+    content = os.urandom(_PART + 5)
+
+    def complete(request: S3Request) -> S3Reply | None:
+        if request.what != "POST uploadId":
+            return None
+        reply = server._own(request)
+        if what == "blanks":
+            return S3Reply(200, b"  \n " + reply.body)
+        data, tag = server.objects.pop(request.key)
+        if what != "nothing":
+            server.objects[request.key] = data[:_PART], tag
+        # As a second request is answered.
+        return s3_error(404, "NoSuchUpload") if "lost" in what else reply
+
+    server.rules.append(complete)
+    outcome = _copy(helper, _file(tmp_path, content), _url(server, "large"), len(content), verify="size")
+    if what == "blanks":
+        assert isinstance(outcome, wire.DoneEvent), outcome
+        assert server.objects[b"large"][0] == content
+    else:
+        assert judged("s3", outcome) == "transfer CHECKSUM_MISMATCH"
+
+
+def test_an_upload_that_the_server_does_not_confirm_is_looked_at(
+    helper: HelperProcess, server: SmallS3Server, tmp_path: Path
+) -> None:
+    server.rules.append(lambda request: S3Reply(200) if request.what == "PUT" else None)
+    outcome = _copy(helper, _file(tmp_path, b"content"), _url(server, "a"), 7, verify="size")
+    assert judged("s3", outcome) == "transfer CHECKSUM_MISMATCH"
+
+
+@pytest.mark.parametrize(("tokens", "keys"), [(2, 1000), (1000, 1), (1000, 2)])
+def test_a_listing_that_does_not_end_is_given_up(
+    helper: HelperProcess, server: SmallS3Server, tokens: int, keys: int
+) -> None:
+    pages = itertools.count()
+
+    def page(request: S3Request) -> S3Reply:
+        number = next(pages)
+        token, key = number % tokens, number % keys
+        rows = (
+            f"<NextContinuationToken>{token}</NextContinuationToken><Contents><Key>{key}</Key><Size>1</Size></Contents>"
+        )
+        return S3Reply(200, f"<ListBucketResult><IsTruncated>true</IsTruncated>{rows}</ListBucketResult>".encode())
+
+    server.rules.append(page)
+    assert judged("s3", helper.list(server.endpoint)[-1]) == "source BAD_LISTING"
+    assert next(pages) < 5
+
+
+def test_a_list_of_parts_that_does_not_end_is_given_up(
+    credentials: GridCredentials, server: SmallS3Server, tmp_path: Path
+) -> None:
+    content = os.urandom(2 * _PART)
+    source, destination = _file(tmp_path, content), _url(server, "large")
+    server.rules.append(lambda request: S3Reply(0) if request.what == "POST uploadId" else None)
+    with HelperProcess(RELAY, _environment(credentials, server, tmp_path)) as killed:
+        asked = wire.CopyRequest(1, [copy_item(1, source, destination, len(content))], "never", "checksum", LIMITS)
+        killed.send(asked)
+        while "POST uploadId" not in server.whats():
+            time.sleep(0.01)
+        killed.process.kill()
+    markers = itertools.count()
+
+    def again(request: S3Request) -> S3Reply | None:
+        if request.what != "GET uploadId":
+            return None
+        rows = "<Part><PartNumber>1</PartNumber><Size>1</Size><ETag>a</ETag></Part><IsTruncated>true</IsTruncated>"
+        more = f"<NextPartNumberMarker>{next(markers)}</NextPartNumberMarker>"
+        return S3Reply(200, f"<ListPartsResult>{rows}{more}</ListPartsResult>".encode())
+
+    server.rules[:] = [again]
+    with HelperProcess(RELAY, _environment(credentials, server, tmp_path)) as helper:
+        assert isinstance(_copy(helper, source, destination, len(content), attempt=2), wire.DoneEvent)
+    assert next(markers) == 2
+    assert server.objects[b"large"][0] == content
+
+
+def test_an_object_with_the_name_of_a_temporary_one_is_removed(helper: HelperProcess, server: SmallS3Server) -> None:
+    for content in (b"some text", b"", b'{"key": "a"}', b"x" * 20_000, b"[" * 16_000):
+        server.put("d/.pdm-mine.part", content)
+        item = wire.PathItem(1, _url(server, "d/.pdm-mine.part"))
+        assert isinstance(_run(helper, wire.RemoveRequest, item), wire.DoneEvent)
+        assert server.objects == {}
+    server.put("d/.pdm-mine.part")
+    server.rules.append(lambda request: s3_error(403, "AccessDenied") if request.method == "GET" else None)
+    assert isinstance(_run(helper, wire.RemoveRequest, item), wire.DoneEvent)
+    assert server.objects == {}
+    server.put("d/.pdm-mine.part")
+    server.rules.append(lambda request: s3_error(403, "AccessDenied") if request.method != "HEAD" else None)
+    assert judged("s3", _run(helper, wire.RemoveRequest, item)) == "source PERMISSION_DENIED"
+
+
+def test_an_upload_is_aborted_with_keys_that_may_only_write(
+    helper: HelperProcess, server: SmallS3Server, tmp_path: Path
+) -> None:
+    content = os.urandom(_PART + 5)
+
+    def refuse(request: S3Request) -> S3Reply | None:
+        is_record = request.method == "GET" and request.key.endswith(b".part")
+        return s3_error(403, "AccessDenied") if is_record or request.what == "PUT uploadId partNumber" else None
+
+    server.rules.append(refuse)
+    failed = _copy(helper, _file(tmp_path, content), _url(server, "large"), len(content))
+    assert judged("s3", failed) == "destination PERMISSION_DENIED"
+    assert (server.uploads, server.objects) == ({}, {})

@@ -74,11 +74,11 @@ def _small_files(directory: Path, count: int = 40) -> list[Path]:
 
 
 def _copy_all(
-    helper: HelperProcess, pairs: list[tuple[str, str, int]], overwrite: str
+    helper: HelperProcess, pairs: list[tuple[str, str, int]], overwrite: str, verify: str = "checksum"
 ) -> tuple[dict[int, wire.AgentEvent], set[int]]:
     """The outcomes, and the keys of the files that went in a group."""
     items = [copy_item(key, *pair) for key, pair in enumerate(pairs)]
-    events = helper.run(wire.CopyRequest(helper.new_id(), items, overwrite, "checksum", LIMITS))  # type: ignore[arg-type]
+    events = helper.run(wire.CopyRequest(helper.new_id(), items, overwrite, verify, LIMITS))  # type: ignore[arg-type]
     together = {event.key for event in events if isinstance(event, wire.LogEvent) and "with others" in event.text}
     return outcomes(events), together
 
@@ -114,6 +114,38 @@ def test_local_files_go_in_groups_and_replace_nothing(
     assert together >= set(range(len(files))) - set(failed)
     asked = {what for key in wanted for what in server.whats(key)}
     assert asked == ({"PUT"} if page == 1000 else {"HEAD", "PUT"})
+
+
+@pytest.mark.parametrize("verify", ["size", "checksum"])
+def test_objects_that_the_server_does_not_confirm_are_looked_at(
+    helper: HelperProcess, server: SmallS3Server, tmp_path: Path, verify: str
+) -> None:
+    files = _small_files(tmp_path)
+
+    def unconfirmed(request: S3Request) -> S3Reply | None:
+        if request.what != "PUT" or not request.key.startswith(b"g/f"):
+            return None
+        if request.key == b"g/f05":
+            return S3Reply(200)
+        if request.key == b"g/f07" and request.key not in server.objects:
+            # What was written is unknown to the client.
+            server.put(request.key, request.body)
+            return S3Reply(307, b"", {"Location": server.endpoint})
+        reply = server._own(request)
+        return S3Reply(reply.status, reply.body)
+
+    server.rules.append(unconfirmed)
+    pairs = [(f"file://{path}", _url(server, f"g/{path.name}"), path.stat().st_size) for path in files]
+
+    ended, together = _copy_all(helper, pairs, "never", verify)
+
+    failed = judged("s3", ended.pop(5))
+    assert failed == ("transfer CHECKSUM_MISMATCH" if verify == "size" else "destination NOT_FOUND")
+    assert {type(event) for event in ended.values()} == {wire.DoneEvent}
+    assert together >= set(ended)
+    wanted = {f"g/f{key:02}".encode(): files[key].read_bytes() for key in ended}
+    assert {key: data for key, (data, _) in server.objects.items() if key != b"g/"} == wanted
+    assert [server.whats(key) for key in (b"g/f08", b"g/f07")] == [["PUT", "GET"], ["PUT", "PUT", "GET"]]
 
 
 def test_objects_come_to_local_directories_in_groups(

@@ -46,6 +46,7 @@ from pdm.workqueue.helpers.backends.s3_uploads import (
     KeptObject,
     MultipartUpload,
     StagedObject,
+    check_size,
     tag_of,
 )
 from pdm.workqueue.helpers.backends.s3_workers import PartWorkers
@@ -139,14 +140,19 @@ class S3Backend(StorageBackend):
     def pages(self, place: S3Place, prefix: bytes, *, delimiter: str = "") -> Iterator[ListingPage]:
         """All pages of the keys that begin with a prefix."""
         token = ""
+        #: Hashes of the pages and tokens so far.
+        seen: set[int] = set()
         while True:
             page = self._page(place, prefix, delimiter=delimiter, token=token)
+            names = (*(key for key, _, _ in page.objects), *page.prefixes)
+            # A page without names may come again.
+            if seen & {hash(each) for each in (names, page.next_token) if each}:
+                raise StorageError(f"{place.bucket}: the server's listing does not end", code=FailureCode.BAD_LISTING)
             yield page
             if not page.next_token:
                 return
-            if page.next_token == token:
-                raise StorageError(f"{place.bucket}: the server's listing does not end", code=FailureCode.BAD_LISTING)
             token = page.next_token
+            seen |= {hash(names), hash(token)}
             self.check()
 
     def entries(self, url: StorageUrl) -> EntryIterator:
@@ -408,7 +414,12 @@ class S3Backend(StorageBackend):
         _, algorithm = self._expected.pop(temporary, (None, None))
         del self._staged[temporary]
         place = place_of(destination)
-        if state.is_confirmed or algorithm is None:
+        if state.is_confirmed:
+            return
+        if algorithm is None:
+            # The size of others was looked at.
+            if isinstance(staged, KeptObject):
+                check_size(self._client, place, staged.size)
             return
         sent = staged.checksum(algorithm)
         if sent is not None and super().checksum(destination, algorithm) != sent:

@@ -86,7 +86,8 @@ def parsed(document: bytes) -> Element:
         raise ValueError("it is too long")
     tree = _BoundedTree()
     try:
-        tree.parser.Parse(document, True)
+        # Servers send blanks while they put a large object together, some of them before all else.
+        tree.parser.Parse(document.lstrip(), True)
         return tree.root()
     except (expat.ExpatError, AssertionError, UnicodeError) as error:
         raise ValueError(str(error) or "it is no XML") from None

@@ -126,21 +126,39 @@ class GroupedS3Backend(S3Backend, GroupBackend):
             headers = put_headers(data, md5.digest(), replace=replace)
             requests.append(GroupRequest("PUT", place_of(destination).url(), headers, data))
             digests.append(md5.hexdigest())
-        named: dict[StorageUrl, bool] = {}
-        for (temporary, destination, _), digest, answer in zip(
-            wanted, digests, self._requests.answers(requests), strict=True
-        ):
-            named[temporary] = self._is_written(place_of(destination), digest, answer)
-            if named[temporary]:
-                del self._staged[temporary]
-        return [named.get(temporary, False) for temporary, _, _ in files]
+        answers = self._requests.answers(requests)
+        written = [
+            self._is_written(place_of(destination), digest, answer)
+            for (_, destination, _), digest, answer in zip(wanted, digests, answers, strict=True)
+        ]
+        # Of those without a confirmation the bytes are read: copied alone, they would find their own object there.
+        unknown = [request for request, is_written in zip(requests, written, strict=True) if is_written is None]
+        gets = [GroupRequest("GET", request.url, most=len(request.body)) for request in unknown]
+        there = {
+            request.url
+            for request, answer in zip(unknown, self._requests.answers(gets), strict=True)
+            if answer is not None and answer.response.status == HTTPStatus.OK and answer.body == request.body
+        }
+        named = {
+            temporary
+            for (temporary, _, _), request, is_written in zip(wanted, requests, written, strict=True)
+            if is_written or request.url in there
+        }
+        for temporary in named:
+            del self._staged[temporary]
+        return [temporary in named for temporary, _, _ in files]
 
     @staticmethod
-    def _is_written(place: S3Place, digest: str, answer: GroupAnswer | None) -> bool:
-        """Whether the server has written an object and confirmed its bytes; others are copied alone."""
-        if answer is None or answer.response.status not in (200, 201):
+    def _is_written(place: S3Place, digest: str, answer: GroupAnswer | None) -> bool | None:
+        """Whether the server has written an object and confirmed its bytes; None if it may have written it."""
+        if answer is None:
+            return None
+        if answer.response.status not in (200, 201):
             return False
-        return of_one(lambda: confirmed(place, answer.response, digest).is_confirmed, False)
+        state = of_one(lambda: confirmed(place, answer.response, digest), None)
+        if state is None:
+            return False
+        return True if state.is_confirmed else None
 
     def remove_at_once(self, urls: Sequence[StorageUrl]) -> list[bool]:
         places = {url: place_of(url) for url in urls if url not in self._staged}

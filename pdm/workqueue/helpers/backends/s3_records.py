@@ -37,7 +37,7 @@ class UploadRecord(NamedTuple):
         try:
             fields: Any = json.loads(document)
             return cls(str(fields["key"]).encode(), str(fields["pdm_upload"]))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
 
@@ -57,10 +57,12 @@ def read_record(client: S3Client, place: S3Place) -> UploadRecord | None:
     return UploadRecord.of(document)
 
 
-def remove_record(client: S3Client, place: S3Place) -> None:
-    """Abort the upload whose record has a temporary name, and remove the record; nothing if there is none."""
-    found = read_record(client, place)
+def remove_record(client: S3Client, place: S3Place, known: UploadRecord | None = None) -> None:
+    """Abort the upload whose record has a temporary name, and remove what has that name; a known record is not read."""
+    found = known or read_record(client, place)
     if found is None:
+        # Another object may have such a name.
+        client.call("DELETE", place, ok=(200, 202, 204))
         return
     at = place._replace(key=found.key)
     for upload in [found.upload] if found.upload else _begun_since(client, place, at):

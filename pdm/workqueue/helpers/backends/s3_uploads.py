@@ -140,6 +140,20 @@ def tag_at(client: S3Client, place: S3Place) -> str | None:
     return tag_of(response)
 
 
+def check_size(client: S3Client, place: S3Place, size: int) -> None:
+    """Raise `StorageError` unless an object is there that has a size, whatever the server has answered before."""
+    try:
+        response, _ = client.call("HEAD", place)
+        there = f"{response.header('Content-Length') or 0} bytes are"
+    except StorageError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        there = "nothing is"
+    if there != f"{size} bytes are":
+        text = f"{place.url()}: the server has confirmed {size} bytes, and {there} there"
+        raise StorageError(text, code=FailureCode.CHECKSUM_MISMATCH, scope=FailureScope.TRANSFER)
+
+
 class KeptObject:
     """A small object, whose bytes are kept here until it gets its name."""
 
@@ -317,7 +331,8 @@ class MultipartUpload:
         def copy() -> ObjectState:
             _, document = client.call("PUT", self._place, query, ranged)
             root = expected(f"PUT {self._place.url()}", document, "CopyPartResult")
-            return ObjectState(text_of(root, "ETag").strip('"'), is_confirmed=True)
+            # Nobody knows the MD5 of this part at the source.
+            return ObjectState(text_of(root, "ETag").strip('"'), is_confirmed=False)
 
         return number, retried(copy, self._check)
 
@@ -347,11 +362,15 @@ class MultipartUpload:
                 raise
             else:
                 # The first of two requests was carried out, and its answer was lost.
-                return ObjectState(_tag_of_parts(tags), is_confirmed=True)
+                return ObjectState(_tag_of_parts(tags), self._is_confirmed)
         root = expected(f"POST {self._place.url()}", answer, "CompleteMultipartUploadResult")
+        check_size(self._client, self._place, self.size)
         self._remove_record()
-        is_confirmed = all(part.is_confirmed for part in self._parts.values())
-        return ObjectState(text_of(root, "ETag").strip('"'), is_confirmed)
+        return ObjectState(text_of(root, "ETag").strip('"'), self._is_confirmed)
+
+    @property
+    def _is_confirmed(self) -> bool:
+        return all(part.is_confirmed for part in self._parts.values())
 
     def _complete(self, document: bytes, headers: Headers) -> bytes:
         _, answer = self._client.call("POST", self._place, {"uploadId": self._upload}, headers, document)
@@ -360,6 +379,7 @@ class MultipartUpload:
     def _is_complete(self, tags: Sequence[str]) -> bool:
         if tag_at(self._client, self._place) != _tag_of_parts(tags):
             return False
+        check_size(self._client, self._place, self.size)
         self._remove_record()
         return True
 
@@ -368,7 +388,8 @@ class MultipartUpload:
 
     def drop(self) -> None:
         """Abort the upload, if it has begun, and remove its record."""
-        remove_record(self._client, self._record)
+        known = UploadRecord(self._place.key, self._upload) if self._upload else None
+        remove_record(self._client, self._record, known)
 
 
 def _cut(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
@@ -403,7 +424,9 @@ def _present_parts(client: S3Client, place: S3Place, upload: str) -> dict[int, U
         query = {"uploadId": upload, **({"part-number-marker": marker} if marker else {})}
         _, document = client.call("GET", place, query)
         parts, following = uploaded_parts(where, document)
+        known = len(found)
         found.update((part.number, part) for part in parts)
-        if not following or following == marker or len(found) > _MAX_PARTS:
+        # A page without a new part: the server ignores the marker, or names the same ones in turn.
+        if not following or len(found) == known or len(found) > _MAX_PARTS:
             return found
         marker = following
