@@ -13,16 +13,18 @@ from twisted.internet.defer import DeferredQueue
 from twisted.internet.task import Clock
 
 from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.holds import HoldBy, JobHold
 from pdm.workqueue.domain.jobs import LogSpan
 from pdm.workqueue.domain.lifecycle import RetryPolicy
+from pdm.workqueue.domain.sites import Actor
 from pdm.workqueue.execution import executor as executor_module
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
-from pdm.workqueue.execution.batch import RunningBatch
+from pdm.workqueue.execution.batch import Ending, RunningBatch
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
 from pdm.workqueue.execution.progress_board import ProgressBoard
 from pdm.workqueue.execution.streams import StreamLimits, Streams
 from pdm.workqueue.logstore.writer import ClosedLog
-from pdm.workqueue.store import jobs
+from pdm.workqueue.store import holds, jobs
 from pdm.workqueue.store.database import Database
 from tests.store.stores import START, Store, done
 
@@ -158,13 +160,8 @@ async def test_a_stop_waits_for_no_further_results(database: Database, store: St
     assert store.job(job.id).status is JobStatus.DONE
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
-    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The claim is committed, its result is on its way to the reactor, and the user cancels the job."""
-    ended: list[int] = []
-    monkeypatch.setattr(RunningBatch, "cancel", lambda batch, job_id: ended.append(job_id))
+def executor_that_begins(database: Database, monkeypatch: pytest.MonkeyPatch) -> Executor:
+    """One whose batches do nothing, and wait for a helper."""
     settler = Settler(
         reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=lambda leftover, waiting: None
     )
@@ -175,6 +172,17 @@ async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
     executor.preparation = cast(Any, SimpleNamespace(services=services))
     executor.streams = cast(Any, SimpleNamespace(slot=lambda batch: None))
     monkeypatch.setattr(Executor, "_run", _nothing)
+    return executor
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
+    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim is committed, its result is on its way to the reactor, and the user cancels the job."""
+    ended: list[int] = []
+    monkeypatch.setattr(RunningBatch, "cancel", lambda batch, job_id: ended.append(job_id))
+    executor = executor_that_begins(database, monkeypatch)
     store.worker()
     user = store.user()
     before, during, other = (store.submit(user).id for _ in range(3))
@@ -189,6 +197,29 @@ async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
     assert ended == [during]
     assert {token.job_id for token in executor.attempts()} == {before, during, other}
     await executor._background.over()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_hold_between_a_claim_and_its_answer_is_obeyed(
+    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node holds the job; this one does not know yet that it has claimed it."""
+    executor = executor_that_begins(database, monkeypatch)
+    store.worker()
+    user = store.user()
+    before, during, resumed, other = (store.submit(user).id for _ in range(4))
+    executor.held(before)
+    executor.before_claims()
+    batches = store.claim(batch_elements=1)
+    by = JobHold(by=HoldBy.OWNER, subject="alice", message="", since=START)
+    store.run(holds.hold, during, by, Actor(user, "alice"))
+    for number in (during, resumed):
+        executor.held_elsewhere(number)
+    await executor._background.over()
+    for batch in batches:
+        executor.begin(batch)
+    endings = {batch.batch.job.id: batch.ending for batch in executor._running}
+    assert endings == {before: None, during: Ending.HELD, resumed: None, other: None}
 
 
 async def _nothing(*_: object) -> None:

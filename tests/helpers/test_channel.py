@@ -73,6 +73,31 @@ def test_some_items_are_cancelled_and_the_others_go_on(dummy: HelperProcess) -> 
     assert [event for event in dummy.rest(1) if not isinstance(event, wire.LogEvent)] == [wire.CancelledEvent(1, 3)]
 
 
+def test_items_that_wait_are_withdrawn_and_the_one_that_runs_goes_on(dummy: HelperProcess) -> None:
+    dummy.send(copy_request(1, HANG, "dummy://x/b", "dummy://x/c"))
+    assert dummy.event() == wire.StartedEvent(1, 0)
+    dummy.send(copy_request(2, "dummy://x/a", "dummy://x/b"))
+    dummy.send(wire.CancelRequest(1, [0, 1, 2, 77], waiting_only=True))
+    dummy.send(wire.CancelRequest(2, [0, 1], waiting_only=True))
+    assert [dummy.event(), dummy.event()] == [wire.CancelledEvent(1, 1), wire.CancelledEvent(1, 2)]
+    # All of the other batch waited: it is over before its turn.
+    assert dummy.rest(2) == [wire.CancelledEvent(2, 0), wire.CancelledEvent(2, 1)]
+    # The one that runs is all that is left of its batch, and is not interrupted.
+    dummy.send(wire.CancelRequest(1, [0], waiting_only=True))
+    dummy.send(copy_request(3, "dummy://x/a"))
+    dummy.send(wire.CancelRequest(3, [0], waiting_only=True))
+    assert dummy.rest(3) == [wire.CancelledEvent(3, 0)]
+    dummy.send(wire.CancelRequest(1))
+    assert [event for event in dummy.rest(1) if not isinstance(event, wire.LogEvent)] == [wire.CancelledEvent(1, 0)]
+
+
+def test_a_listing_is_not_withdrawn(dummy: HelperProcess) -> None:
+    dummy.send(wire.ListRequest(1, 0, "dummy://x/d?list_delay=0.3", 0, LIMITS))
+    assert dummy.event() == wire.StartedEvent(1, 0)
+    dummy.send(wire.CancelRequest(1, [0], waiting_only=True))
+    assert any(isinstance(event, wire.DoneEvent) for event in dummy.rest(1))
+
+
 def test_what_waits_behind_another_batch_is_cancelled_at_once(dummy: HelperProcess) -> None:
     dummy.send(copy_request(1, HANG))
     assert dummy.event() == wire.StartedEvent(1, 0)

@@ -13,8 +13,19 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.holds import HoldBy, JobEdit, JobHold
 from pdm.workqueue.domain.jobs import Batch, JobRecord
-from pdm.workqueue.store import counted_apart, events, job_changes, job_counts, leases, results
+from pdm.workqueue.domain.sites import Actor
+from pdm.workqueue.store import (
+    counted_apart,
+    events,
+    holds,
+    job_changes,
+    job_counts,
+    job_settings,
+    leases,
+    results,
+)
 from pdm.workqueue.store.errors import ChangedMeanwhileError
 from pdm.workqueue.store.records import events as events_table
 from pdm.workqueue.store.records import workers
@@ -96,6 +107,43 @@ def test_a_job_does_not_end_while_an_element_is_open(store: Store) -> None:
     assert settled.counted_apart == frozenset()
     assert [one.id for one in settled.finished] == [job.id]
     assert statuses(store, job).count("DONE") == 1
+
+
+def test_the_results_of_a_held_job_lock_it_and_the_last_one_leaves_it_held(store: Store) -> None:
+    """Its last running element need not be its last open one: counted apart, it would stay RUNNING."""
+    store.worker()
+    job = store.copy_job(store.user(), [7] * 6)
+    first, second = store.claim(batches=2, batch_elements=2, elements=4)
+    assert settle(store, first).counted_apart == {job.id}, "without a hold it is not locked"
+    by = JobHold(by=HoldBy.OWNER, subject="alice", message="disk is full", since=store.now)
+    held = store.run(holds.hold, job.id, by, Actor(store.user(), "alice"))
+    # Whoever holds it has added up what was counted apart.
+    assert (held.status, held.counters.running, held.counters.done) == (JobStatus.RUNNING, 2, 3)
+    assert settle(store, second).counted_apart == frozenset()
+    found = store.job(job.id)
+    assert (found.status, found.counters.submitted, found.hold) == (JobStatus.HELD, 2, by)
+    assert found.counters == store.recount(job.id)
+    assert store.claim() == []
+    store.run(holds.resume, job.id, HoldBy.OWNER, Actor(store.user(), "alice"), store.now)
+    settle(store, *store.claim())
+    assert store.job(job.id).status is JobStatus.DONE
+
+
+def test_the_results_of_a_job_with_a_limit_of_its_own_lock_it_and_make_room(store: Store) -> None:
+    """Counted apart, the elements that have ended would count as running, and nothing would schedule the next ones."""
+    store.worker()
+    job = store.copy_job(store.user(), [7] * 6)
+    store.run(job_settings.change, job.id, JobEdit(max_active=2), store.now)
+    for left in (4, 2):
+        batches = store.claim()
+        assert sum(len(batch.elements) for batch in batches) == 2
+        assert store.claim() == []
+        assert settle(store, *batches).counted_apart == frozenset()
+        found = store.job(job.id)
+        assert (found.counters.submitted, found.counters.running) == (left, 0)
+        assert found.counters == store.recount(job.id)
+    settle(store, *store.claim())
+    assert store.job(job.id).status is JobStatus.DONE
 
 
 def test_who_locks_a_job_adds_up_and_leaves_its_end_to_add_up(store: Store) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from pdm.testgrid.service import TestService
+from pdm.workqueue.execution.batch import Ending
+from tests.support.cluster import until
 
 JOBS = 6
 
@@ -141,3 +143,33 @@ def test_a_large_job_is_cancelled_while_it_is_listed_and_run(service: TestServic
     ended = service.wait_for("admin", job["id"], timeout_s=60)
     assert ended["status"] == "CANCELLED"
     assert ended["num_cancelled"] + ended["num_done"] == ended["num_elements"]
+
+
+def test_a_hold_gives_back_what_a_running_batch_has_not_begun(service: TestService) -> None:
+    """A batch that would run for a minute: the element that runs ends by itself, the others go back."""
+    dummy = {"dummy": {"files": 60, "delay": 1}}
+    places = {"src_siteid": 1, "src_filepath": "/d", "dst_siteid": 2, "dst_filepath": "/e", "protocol": "DUMMY"}
+    job = int(service.submit("admin", "copy", **places, extra_opts=dummy)["id"])
+
+    def seen() -> dict[str, Any]:
+        found: dict[str, Any] = service.call("admin", "GET", f"/jobs/{job}")[1]
+        return found
+
+    # The first result of its batch: the second one runs by then.
+    until("it runs", lambda: seen()["num_done"] >= 2)
+    held = service.call("admin", "POST", f"/jobs/{job}/hold", {"message": "stop", "until": "12h"})[1]
+    assert held["num_running"] > 1, "no batch runs"
+    ended = service.wait_for("admin", job, until=["HELD"], timeout_s=20)
+    assert (ended["hold"]["message"], ended["num_running"], ended["num_failed"]) == ("stop", 0, 0)
+    assert ended["num_done"] + ended["num_submitted"] == 61
+    # One may have ended meanwhile, and one ran.
+    assert held["num_done"] < ended["num_done"] < 30
+    elements = [service.call("admin", "GET", f"/jobs/{job}/elements/{number}")[1] for number in range(61)]
+    assert {each["attempts"] for each in elements if each["status"] == "DONE"} == {1}
+    returned = next(each for each in elements if each["status"] == "SUBMITTED" and each["attempts"])
+    output = service.call("admin", "GET", f"/jobs/{job}/elements/{returned['id']}/output/1")[1]["log"]
+    assert output.rstrip().endswith(str(Ending.HELD))
+    assert service.call("admin", "POST", f"/jobs/{job}/resume")[0] == 200
+    until("it runs", lambda: seen()["num_done"] > ended["num_done"])
+    assert service.call("admin", "DELETE", f"/jobs/{job}")[0] == 200
+    service.wait_for("admin", job, until=["CANCELLED"])

@@ -88,6 +88,41 @@ def test_a_cancellation_ends_what_another_runs(cluster: Cluster, begun_elsewhere
     assert seconds < 1.0 * SLACK
 
 
+def test_a_job_that_is_held_at_one_is_begun_by_none(cluster: Cluster) -> None:
+    """The batches of each node would run for half a minute: what a helper has not begun goes back to the queue."""
+    first, second = cluster.nodes
+    dummy = {"dummy": {"files": 400, "delay": 0.5}}
+    job = first.submit("admin", "copy", **PLACE, dst_siteid=2, dst_filepath="/e", extra_opts=dummy)["id"]
+    until("both run it", lambda: cluster.running_on(job) == {"node1", "node2"})
+    assert second.call("admin", "POST", f"/jobs/{job}/hold", {"message": "disk is full"})[0] == 200
+    claims = "SELECT sum(attempts) AS number FROM job_elements WHERE job_id = :job"
+    (held,) = cluster.query(claims, job=job)
+    seconds = until("nothing runs", lambda: not cluster.running_on(job), 15.0)
+    print(f"nothing runs {1000 * seconds:.0f} ms after the hold")  # noqa: T201 - a figure
+    seen = first.wait_for("admin", job, until=["HELD"])
+    assert seen["hold"]["message"] == "disk is full"
+    assert (seen["num_running"], seen["num_failed"]) == (0, 0)
+    assert seen["num_submitted"] + seen["num_done"] == seen["num_elements"] == 401
+    (later,) = cluster.query(claims, job=job)
+    assert later.number == held.number, "elements were claimed after the hold"
+    # It goes on at another node than the one that has held it; at the end each has run once.
+    before = seen["num_done"]
+    assert first.call("admin", "POST", f"/jobs/{job}/resume")[0] == 200
+    until("it goes on", lambda: first.call("admin", "GET", f"/jobs/{job}")[1]["num_done"] > before)
+    assert second.call("admin", "POST", f"/jobs/{job}/hold", {})[0] == 200
+    until("nothing runs", lambda: not cluster.running_on(job), 15.0)
+    (counted,) = cluster.query(
+        "SELECT sum(CASE WHEN status = 'DONE' THEN 1 ELSE 0 END) AS done,"
+        " sum(CASE WHEN status = 'SUBMITTED' THEN 1 ELSE 0 END) AS submitted,"
+        " max(attempts - lost) AS most, min(attempts - lost) AS least FROM job_elements WHERE job_id = :job",
+        job=job,
+    )
+    seen = second.wait_for("admin", job, until=["HELD"])
+    assert (seen["num_done"], seen["num_submitted"]) == (counted.done, counted.submitted)
+    assert (counted.most, counted.least) == (1, 0), "no element runs twice, and what was given back is no attempt"
+    assert first.call("admin", "DELETE", f"/jobs/{job}")[1]["status"] == "CANCELLED"
+
+
 def test_a_wait_at_one_ends_with_the_change_by_another(cluster: Cluster) -> None:
     """Twenty jobs, one after the other: a look at it every half second would take longer."""
     first, second = cluster.nodes

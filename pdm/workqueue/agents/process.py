@@ -159,6 +159,10 @@ class AgentProcess(ProcessProtocol):
         """Cancel a request, or some items of it; ``keep``: without what was handed over to another service."""
         self._send(CancelRequest(request_id, None if keys is None else list(keys), keep))
 
+    def withdraw(self, request_id: int, keys: Sequence[int]) -> None:
+        """Cancel those of some items of a request that have not started."""
+        self._send(CancelRequest(request_id, list(keys), waiting_only=True))
+
     def proceed(self, request_id: int, key: int) -> None:
         """Let the agent do what it has announced by `BegunEvent` or `HandOverEvent`."""
         self._send(ProceedRequest(request_id, key))

@@ -101,6 +101,8 @@ class RunningBatch:
     _intake: ListingIntake | None = None
     #: Keys of elements of cancelled jobs, while other jobs of the batch continue.
     _cancelled: set[int] = field(factory=set)
+    #: Keys of elements of held jobs that had not begun: the helper gives them back unless they have begun since.
+    _withdrawn: set[int] = field(factory=set)
     _killer: IDelayedCall | None = None
     _is_responding: bool = False
     _was_killed: bool = False
@@ -170,9 +172,25 @@ class RunningBatch:
                 self._request_cancel()
         return bool(keys)
 
+    def withdraw(self, job_id: int) -> None:
+        """Return what has not begun of a job that is held; what runs goes on, and what an FTS3 was given."""
+        if self._agent is None:
+            self.end(Ending.HELD)
+        elif self.ending is None and self.service is None and not self._agent_free:
+            waiting = {key for key, each in self._open.items() if each.began is None and each.record.job_id == job_id}
+            waiting -= self._cancelled
+            if waiting:
+                self._withdrawn |= waiting
+                self._agent.withdraw(self._request_id, sorted(waiting))
+
     def attempts_open(self) -> Iterator[ClaimToken]:
         """Attempts without a verdict."""
         return (self.batch.token(attempt.record) for attempt in self._open.values())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of it was ended or given back early."""
+        return self.ending is None and not self._withdrawn
 
     @property
     def run_so_far(self) -> BatchRun:
@@ -483,7 +501,9 @@ class RunningBatch:
         elif self.ending is Ending.CANCELLED or key in self._cancelled:
             attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", now, leftover=leftover, skipped=self._skipped)
         else:
-            attempt.end(JobStatus.SUBMITTED, f" {self.ending or why}", now, leftover=leftover, counts=False)
+            was_withdrawn = key in self._withdrawn and attempt.began is None
+            words = self.ending or (Ending.HELD if was_withdrawn else why)
+            attempt.end(JobStatus.SUBMITTED, f" {words}", now, leftover=leftover, counts=False)
 
 
 _HANDLERS: Mapping[type, Callable[[RunningBatch, RunningAttempt, Any, Instant], object]] = {

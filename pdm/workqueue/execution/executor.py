@@ -44,7 +44,7 @@ from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.execution.transfer_services import FTS_MOVERS
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.store import held_elements
+from pdm.workqueue.store import held_elements, holds
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
@@ -111,6 +111,8 @@ class Executor:
     _slots: dict[RunningBatch, tuple[StreamSlot, float]] = field(factory=dict)
     #: Jobs that were cancelled since the running claims were sent.
     _just_cancelled: set[int] = field(factory=set)
+    #: And jobs that were held.
+    _just_held: set[int] = field(factory=set)
     _janitor: Periodic | None = None
     _credentials_watch: Periodic | None = None
     _background: Background = field(factory=Background)
@@ -223,8 +225,9 @@ class Executor:
     # -- work
 
     def before_claims(self) -> None:
-        """Claims are sent now: they see all cancellations that `cancel` was called for before."""
+        """Claims are sent now: they see what `cancel` and `held` were called for before."""
         self._just_cancelled.clear()
+        self._just_held.clear()
 
     @property
     def running_counts(self) -> tuple[int, int]:
@@ -270,6 +273,8 @@ class Executor:
         for job_id in self._just_cancelled.intersection(batch.jobs):
             # The job was cancelled after its claim and before the answer.
             running.cancel(job_id)
+        for job_id in self._just_held.intersection(batch.jobs):
+            running.withdraw(job_id)
 
     def cancel(self, job_id: int) -> None:
         """End what runs of a job that is cancelled in the database."""
@@ -301,22 +306,25 @@ class Executor:
                 running.cancel(job_id)
 
     def held(self, job_id: int) -> None:
-        """Return batches that wait here of a job that is held in the database; those that run end by themselves."""
-        for running, (slot, _) in list(self._slots.items()):
-            if not slot.has_stream and job_id in running.batch.jobs:
-                running.end(Ending.HELD)
+        """Return what has not begun of a job that is held in the database; what runs ends by itself."""
+        self._just_held.add(job_id)
+        for running in list(self._running):
+            if job_id in running.batch.jobs:
+                running.withdraw(job_id)
 
     def held_elsewhere(self, job_id: int | None) -> None:
-        """Return batches that wait here of a job, None for any, that another daemon has held."""
-        known = {number for running in self._slots for number in running.batch.jobs}
-        for number in known if job_id is None else known & {job_id}:
-            self._background.start("give back a held job", self._give_back_if_held(number))
+        """Return what has not begun of a job, None for any, that another daemon has held."""
+        # The answer to a claim of a job that is not known here may be on its way.
+        self._background.start("give back a held job", self._give_back_held({job_id} if job_id is not None else None))
 
-    async def _give_back_if_held(self, job_id: int) -> None:
-        job = await self.database.job(job_id)
-        # The signal may be late: the job may be resumed by now.
-        if job is not None and job.hold is not None:
-            self.held(job_id)
+    async def _give_back_held(self, numbers: Collection[int] | None = None) -> None:
+        """Return what has not begun of those of some jobs, None for all that run here, that are held now."""
+        if numbers is None:
+            numbers = {number for running in self._running for number in running.batch.jobs}
+        if numbers:
+            # A signal may be late: the job may be resumed by now.
+            for job_id in await self.database.read("find held jobs", holds.held_among, numbers):
+                self.held(job_id)
 
     def requeue_waiting(self, waited_s: float) -> None:
         """Return batches to the queue that have waited here for so many seconds, for nodes that are idle."""
@@ -403,7 +411,7 @@ class Executor:
         kind, elements = work_kind(running.batch.job), running.batch.elements
         if running.service is not None:
             return
-        if running.seconds and running.ending is None and running.batch.is_of_its_kind:
+        if running.seconds and running.is_whole and running.batch.is_of_its_kind:
             size = self.batch_sizes.get(kind, FIRST_BATCH_SIZE)
             by_tools = job_moved_by_tools(running.batch.job, self.sites)
             self.batch_sizes[kind] = next_batch_size(
@@ -449,6 +457,7 @@ class Executor:
         for what, work in (
             ("continue changes of jobs", self.changes.continue_all),
             ("resume held jobs", self.changes.resume_held),
+            ("give back held jobs", self._give_back_held),
             ("resume jobs held for missing software", self._prerequisites.resume_held),
             ("remove leftover files", self._leftovers.remove),
         ):

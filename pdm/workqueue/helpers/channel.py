@@ -104,6 +104,7 @@ class ActiveBatch:
         self._ends_items = False
         self._begun: set[int] = set()
         self._ended: set[int] = set()
+        self._withdrawn: set[int] = set()
         self._on_end: list[Callable[[set[int]], None]] = []
         self._may_go = threading.Condition()
         self._going: set[int] = set()
@@ -159,6 +160,21 @@ class ActiveBatch:
                 callback(running)
             self._show_life(sorted(running))
 
+    def withdraw(self, keys: Iterable[int]) -> None:
+        """Cancel those of some items that have not started, once items can be ended alone; what runs goes on."""
+        with self._stopping:
+            self._withdrawn.update(keys)
+            if self._ends_items:
+                self._end_withdrawn()
+
+    def _end_withdrawn(self) -> None:
+        with self._lock:
+            waiting = (self._withdrawn & self._open) - self._begun
+            self._ended |= waiting
+        for key in sorted(waiting):
+            self.cancelled(key)
+        self.flush()
+
     def _show_life(self, keys: list[int]) -> None:
         with self._lock:
             # An item may have got its outcome meanwhile: report none twice.
@@ -179,6 +195,8 @@ class ActiveBatch:
         with self._stopping:
             self._ends_items = True
             self._on_end.append(callback)
+            if self._withdrawn:
+                self._end_withdrawn()
 
     def leave_out(self, keys: Iterable[int]) -> None:
         """Remove items that have an outcome before the batch begins."""

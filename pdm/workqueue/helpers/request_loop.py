@@ -42,8 +42,8 @@ class _BatchQueue:
             self._waiting.append(batch)
             self._change.notify()
 
-    def cancel(self, batch_id: int, keys: list[int] | None, *, keep: bool) -> None:
-        """Cancel a batch, or some of its items, whether it runs or waits; ``keep`` as in `wire.CancelRequest`."""
+    def cancel(self, batch_id: int, keys: list[int] | None, *, keep: bool, waiting_only: bool) -> None:
+        """Cancel a batch, or some of its items, whether it runs or waits; the rest as in `wire.CancelRequest`."""
         with self._change:
             waits = [batch for batch in self._waiting if batch.id == batch_id]
             for batch in waits:
@@ -56,6 +56,9 @@ class _BatchQueue:
                     batch.finish()
             running = self._running
         if running is not None and running.id == batch_id and not waits:
+            if waiting_only:
+                running.withdraw(keys or ())
+                return
             running.keeps_handed = keep
             # On a thread of its own: interrupting may take some time.
             threading.Thread(target=_cancel, args=(running, keys), name="cancel").start()
@@ -128,7 +131,7 @@ def _take(request: wire.AgentRequest, batches: _BatchQueue, events: EventWriter)
         return
     lease.check()
     if isinstance(request, wire.CancelRequest):
-        batches.cancel(request.id, request.keys, keep=request.keep)
+        batches.cancel(request.id, request.keys, keep=request.keep, waiting_only=request.waiting_only)
     elif isinstance(request, wire.ProceedRequest):
         batches.go(request.id, request.key)
     else:

@@ -6,6 +6,7 @@ A job on hold has neither ``list_due_at`` nor ``work_due_at``, as one that waits
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -81,6 +82,14 @@ def resume(session: Session, job_id: int, as_whom: HoldBy, by: Actor, now: datet
 def _refuse_change_of_operators_hold(job: JobRecord, as_whom: HoldBy) -> None:
     if job.hold is not None and job.hold.by is HoldBy.OPERATOR and as_whom is HoldBy.OWNER:
         raise OperatorHoldError(job.hold)
+
+
+_HELD_AMONG = sa.select(jobs.c.id).where(sa.text(HAS_HOLD), jobs.c.id.in_(bindparam("numbers", expanding=True)))
+
+
+def held_among(session: Session, numbers: Collection[int]) -> Sequence[int]:
+    """Those of some jobs that a person holds."""
+    return session.scalars(_HELD_AMONG, {"numbers": list(numbers)}).all()
 
 
 _ENDED = (

@@ -31,7 +31,7 @@ from pdm.workqueue.wire.responses import JobView
 async def hold_job(
     api: ApiContext, caller: Caller, job_id: int, body: HoldRequest, key: IdempotencyKey | None
 ) -> JobView:
-    """What runs ends by itself, then the job is ``HELD``; batches that were claimed and wait go back to the queue.
+    """What runs ends by itself, then the job is ``HELD``; what was claimed and has not begun goes back to the queue.
 
     A held job can be cancelled. An operator can hold the jobs of all users, with a message; only operators end that
     hold. Holding it again replaces message and end. A job that has ended is returned unchanged.
