@@ -121,6 +121,20 @@ def test_a_helper_that_cannot_end_items_ends_their_batch(start_helper: StartHelp
     assert set(outcomes(helper.rest(1))) == {0, 1}
 
 
+def test_what_is_withdrawn_of_worker_threads_is_not_done(start_helper: StartHelper, tmp_path: Path) -> None:
+    """Whether they have begun on the batch by then or not: what is reported as cancelled was not touched."""
+    helper = start_helper("relay", {"PDM_FILE_ROOTS": json.dumps([str(tmp_path)])})
+    keys = range(400)
+    items = [wire.PathItem(key, f"file://{tmp_path}/d{key}", directory=True) for key in keys]
+    helper.send(wire.MkdirRequest(1, items, True, LIMITS))
+    helper.send(wire.CancelRequest(1, list(keys), waiting_only=True))
+    outcome = outcomes(helper.rest(1))
+    made = {key for key in keys if (tmp_path / f"d{key}").exists()}
+    assert outcome.keys() == set(keys)
+    assert {key for key, event in outcome.items() if isinstance(event, wire.DoneEvent)} == made
+    assert {type(outcome[key]) for key in keys if key not in made} <= {wire.CancelledEvent}
+
+
 def test_the_end_of_requests_is_the_end_of_the_process(dummy: HelperProcess) -> None:
     dummy.send(copy_request(1, HANG))
     assert isinstance(dummy.event(), wire.StartedEvent)
