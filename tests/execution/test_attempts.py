@@ -231,6 +231,12 @@ async def test_a_hold_between_a_claim_and_its_answer_is_obeyed(
         executor.begin(batch)
     endings = {batch.batch.job.id: batch.ending for batch in executor._running}
     assert endings == {before: None, during: Ending.HELD, resumed: None, other: None}
+    # The connection was lost: whatever runs here may have been held meanwhile.
+    store.run(holds.hold, other, by, Actor(user, "alice"))
+    executor.held_elsewhere(None)
+    await executor._background.over()
+    endings = {batch.batch.job.id: batch.ending for batch in executor._running}
+    assert endings == {before: None, during: Ending.HELD, resumed: None, other: Ending.HELD}
 
 
 async def _nothing(*_: object) -> None:
