@@ -250,6 +250,7 @@ async def test_a_new_credential_lets_go_on_what_its_site_holds(service: Service)
         "code": "CREDENTIAL_EXPIRED",
         "reason": _EXPIRED.message,
         "hint": hint_for(_EXPIRED.code, JobType.LIST),
+        "by": "service",
     }
     await service.call("waiting", "POST", "/credentials", {"kind": "token", "secret": "abc", "site": 2})
     held = [(await service.call("waiting", "GET", f"/jobs/{job['id']}")).json["held"] for job in jobs]

@@ -18,7 +18,8 @@ import pytest
 import pdm.workqueue
 from pdm.workqueue.certificates import names
 from pdm.workqueue.domain import mail, oidc, subjects
-from pdm.workqueue.helpers.gridftp.replies import _PASSIVE_ADDRESS
+from pdm.workqueue.helpers.backends import http_plain
+from pdm.workqueue.helpers.gridftp.replies import _PASSIVE_ADDRESS, _SIZE_FACT
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
 from pdm.workqueue.http.openapi import openapi_document
 
@@ -29,6 +30,9 @@ _FEW = 16
 _DELIMITED = {
     r"((?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+) ",
     r"\r\n(?=(?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+ )",
+    _SIZE_FACT.pattern,
+    # A field ends with a line break, which its value does not hold.
+    *(each.pattern.decode() for each in (http_plain._REQUEST, http_plain._RESPONSE)),
     r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*",
     # The parts of a mail address are divided by dots, which none of them holds.
     mail._ADDRESS.pattern,

@@ -279,7 +279,7 @@ def test_answers_of_the_database_are_lost_and_then_the_database(make: Make, prox
     service.start()
     jobs = [submit(service, delay=0.2) for _ in range(40)]
     # Of a claim, and of a result.
-    for only_after in (b"UPDATE job_elements SET status=", b"WITH done") * 3:
+    for only_after in (b"SET status = 'RUNNING'", b"WITH done") * 3:
         proxy.only_after, proxy.cut_commits = only_after, 1
         give_up_at = time.monotonic() + 30
         while proxy.cut_commits:
