@@ -60,6 +60,40 @@ def test_good_files_need_no_fallback(own: HelperProcess, sites: Sites, verify: s
     assert all(isinstance(event, wire.DoneEvent) and event.transferred == 0 for event in outcomes(again).values())
 
 
+_RENAME_FOR_EVER = """
+import itertools, pathlib, sys
+for number in itertools.cycle(range(150)):
+    name = pathlib.Path(sys.argv[1], f"other{number}")
+    name.with_suffix(".part").touch()
+    name.with_suffix(".part").rename(name)
+    if number % 3 == 0:
+        name.unlink()
+"""
+
+
+def test_files_that_come_and_go_beside_a_batch_disturb_it_not(own: HelperProcess, sites: Sites) -> None:
+    """Globus breaks off a listing when an entry goes meanwhile, as when other batches rename temporary files."""
+    files = [put(sites.a / f"f{number}", b"%d" % number) for number in range(800)]
+    there = sites.b / "there"
+    there.mkdir()
+    for path in (sites.a, sites.b):
+        sites.grid.give(path)
+    items = [sites.item(file, there / file.name, key) for key, file in enumerate(files)]
+    with subprocess.Popen([sys.executable, "-c", _RENAME_FOR_EVER, there]) as others:
+        try:
+            for start in range(0, 800, 100):
+                part = items[start : start + 100]
+                events = own.run(wire.CopyRequest(own.new_id(), part, "never", "size", wire.TimeLimits()))
+                failed = [event for event in outcomes(events).values() if not isinstance(event, wire.DoneEvent)]
+                assert failed == []
+                for file in files[start : start + 100]:
+                    (there / file.name).rename(sites.b / file.name)
+        finally:
+            others.kill()
+    for file in files:
+        assert (sites.b / file.name).read_bytes() == file.read_bytes()
+
+
 @pytest.mark.parametrize("algorithm", [ChecksumAlgorithm.MD5, ChecksumAlgorithm.SHA256])
 def test_each_algorithm_needs_no_fallback(own: HelperProcess, sites: Sites, algorithm: ChecksumAlgorithm) -> None:
     files = files_of_one_size(sites, 30)

@@ -23,7 +23,7 @@ _MOST_ENTRIES, _MOST_ENTRIES_EACH = 10_000, 20
 _LONGEST_URL = 3 * 4096 + 512
 _FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 #: Errors of a directory that may still be writable.
-_NOT_SHOWN = frozenset({errno.EACCES, errno.EPERM})
+_NOT_SHOWN = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT})
 
 
 class TargetDirectory:
@@ -191,8 +191,8 @@ class TargetDirectories:
             broken_off = error.code == FailureCode.SERVER_ERROR and not error.lost
             if error.errno not in _NOT_SHOWN and error.code != FailureCode.PERMISSION_DENIED and not broken_off:
                 raise
-            # A drop box can be written to but not listed, and rclone breaks off a listing when a file is removed
-            # meanwhile: use a stat for each name.
+            # A drop box can be written to but not listed; rclone breaks off a listing when a file is removed meanwhile,
+            # Globus with ENOENT: use a stat for each name.
             return TargetDirectory(url, None)
 
     @staticmethod

@@ -38,6 +38,8 @@ _MIN_FILES_OF_KNOWN, _MIN_FILES = 4, 16
 _MOST_ENTRIES_A_FILE = 3
 #: Bytes that servers report as the size of a small directory, and more for each entry.
 _SMALL_DIRECTORY, _BYTES_OF_ENTRY = 4096, 40
+#: Listings that are tried of a directory in which others rename files.
+_LISTINGS_OF_CHANGING = 5
 #: Maximum directories whose numbers of entries are kept.
 _MOST_COUNTS = 10_000
 
@@ -149,15 +151,21 @@ class SharedListing:
         if self.to_come and not all_arrived and (len(self._asking) < enough or self.to_come < enough):
             return False
         asking, self._asking = self._asking, []
+        self._list(asking, _LISTINGS_OF_CHANGING)
+        return True
 
+    def _list(self, asking: Sequence[PipelinedFile], tries: int) -> None:
         def listed(entries: Mapping[bytes, FileStat] | None, count: int) -> None:
+            if entries is None and tries > 1:
+                # Globus breaks off a listing when an entry goes meanwhile, as when another batch renames its files.
+                self._list(asking, tries - 1)
+                return
             self._count = count
             for file in asking:
                 if not file.over:
                     self._check(file, entries or {})
 
         list_entries(self._channel, self._path, self._names, listed)
-        return True
 
 
 def list_entries(
