@@ -37,6 +37,8 @@ from pdm.workqueue.telemetry.clocks import use_monotonic_clock
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 _PASSPHRASE_TRIES = 3
+#: Seconds after a signal at which a command that has not ended is cancelled once more.
+_CANCEL_AGAIN_S = 2.0
 
 #: A command's use of the client; returns the exit code, None for success.
 Action = Callable[[WorkqueueClient], Awaitable[int | None]]
@@ -210,7 +212,10 @@ class _SignalCanceller:
 
     async def over(self, command: Any) -> int:
         self._command = Deferred.fromCoroutine(command)
-        return await self._command
+        try:
+            return await self._command
+        finally:
+            self._command = None
 
     def exit_code(self, code: int) -> int:
         """The command's exit code, or 128 + signal number if it was interrupted."""
@@ -229,4 +234,6 @@ class _SignalCanceller:
 
     def _cancel(self) -> None:
         if self._command is not None:
+            # One that meets the end of a request may be taken for a broken connection, and the request is repeated.
+            self._reactor.callLater(_CANCEL_AGAIN_S, self._cancel)
             self._command.cancel()
