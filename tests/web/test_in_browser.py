@@ -82,8 +82,9 @@ def test_a_job_is_cancelled_by_the_keyboard_alone(site: Site, chromium: Chromium
 
 
 def test_a_job_is_held_and_resumed(site: Site, chromium: Chromium) -> None:
+    # On a route without other jobs.
     job = site.submit(
-        "copy", label="paused", src_siteid=3, dst_siteid=4, dummy={"files": 900, "size": 10, "delay": 2.0}
+        "copy", label="paused", src_siteid=4, dst_siteid=3, dummy={"files": 300, "size": 10, "delay": 0.5}
     )
     page = chromium.open(f"/web/jobs/{job}")
     expect(page.locator("#element-1 .badge")).to_contain_text("DONE")
