@@ -60,6 +60,20 @@ def test_good_files_need_no_fallback(own: HelperProcess, sites: Sites, verify: s
     assert all(isinstance(event, wire.DoneEvent) and event.transferred == 0 for event in outcomes(again).values())
 
 
+def test_temporary_names_of_many_attempts_do_not_flood_a_server(own: HelperProcess, sites: Sites) -> None:
+    """Globus stops for ever when some 1,300 commands wait for it; 100 files have four names of each attempt."""
+    files = files_of_one_size(sites, 100, size=10)
+    (sites.b / "d0").mkdir()
+    sites.grid.give(sites.b)
+    items = items_of(sites, files)
+    stale = [[item.temporary.replace(".pdm-", f".pdm-{attempt}") for attempt in range(4)] for item in items]
+    items = [msgspec.structs.replace(item, stale=names) for item, names in zip(items, stale, strict=True)]
+    events = own.run(wire.CopyRequest(own.new_id(), items, "never", "size", wire.TimeLimits(stall_s=10.0)))
+    assert fallbacks(events) == []
+    assert not [event for event in events if isinstance(event, wire.LogEvent) and "has not answered" in event.text]
+    assert tree(sites.b) == tree(sites.a)
+
+
 _RENAME_FOR_EVER = """
 import itertools, pathlib, sys
 for number in itertools.cycle(range(150)):

@@ -28,6 +28,9 @@ from pdm.workqueue.helpers.storage import StorageError
 LOGIN_S = 30.0
 #: Bytes of one read. A buffer of 128 KiB or more would be mapped, shrunk and unmapped by each: three system calls.
 _PIECE = 64 * 1024
+#: Commands without a reply that are sent at most; more wait here. Globus 13 reads all that arrives, and with some 1,300
+#: that it has not carried out it stops for ever (1,200 removals of temporary names of earlier attempts).
+_MOST_PENDING = 512
 #: A longer line is no part of a reply: entries of listings, the longest lines, are wrapped one by one.
 _LONGEST_LINE = 512 * 1024
 #: Further lines of a reply, and the rest of longer ones, are dropped.
@@ -119,6 +122,8 @@ class ControlChannel:
         # Lines of an incomplete reply.
         self._lines: list[bytes] = []
         self._unsent = bytearray()
+        # Commands that wait for replies to earlier ones.
+        self._held_back: collections.deque[bytes] = collections.deque()
         self._answers: collections.deque[tuple[Answered, Between | None, Marked | None]] = collections.deque()
         self._closed = False
 
@@ -281,15 +286,19 @@ class ControlChannel:
         if self._context is not None:
             try:
                 token = self._context.wrap(command + b"\r\n")
-                self._unsent += b"MIC %b\r\n" % binascii.b2a_base64(token, newline=False)
+                line = b"MIC %b\r\n" % binascii.b2a_base64(token, newline=False)
             except GsiError as error:
                 raise ChannelError(f"{self.address}: {error}", self.address) from error
         elif self.gsi is None:
-            self._unsent += command + b"\r\n"
+            line = command + b"\r\n"
         else:
             raise ChannelError(f"{self.address}: not logged in", self.address)
         if not self._answers:
             self.heard_at = time.monotonic()
+        if len(self._answers) < _MOST_PENDING:
+            self._unsent += line
+        else:
+            self._held_back.append(line)
         self._answers.append((answered, between, marked))
 
     @property
@@ -333,6 +342,8 @@ class ControlChannel:
             if not self._answers:
                 raise ChannelError(f"{self.address}: unexpected reply: {reply.text[:200]}", self.address)
             answered, _, _ = self._answers.popleft()
+            if self._held_back:
+                self._unsent += self._held_back.popleft()
             answered(reply)
 
     def fileno(self) -> int:
