@@ -43,8 +43,7 @@ def hold(store: Store, job_id: int, by: HoldBy = HoldBy.OWNER, until: datetime |
 
 
 def resume(store: Store, job_id: int, by: HoldBy = HoldBy.OWNER) -> JobRecord:
-    job, _ = store.run(holds.resume, job_id, by, _actor(store), store.now)
-    return job
+    return store.run(holds.resume, job_id, by, _actor(store), store.now)
 
 
 def claimed(store: Store, job_id: int, **limits: Any) -> int:

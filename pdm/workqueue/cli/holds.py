@@ -8,7 +8,7 @@ import click
 from msgspec import UNSET, UnsetType
 
 from pdm.workqueue.cli.arguments import JOB_NUMBER, format_option
-from pdm.workqueue.cli.jobs import for_each_job
+from pdm.workqueue.cli.jobs import change_each_job
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.formatting import display_line, display_timestamp
 from pdm.workqueue.domain.holds import HoldBy
@@ -28,14 +28,7 @@ def hold(job_ids: Sequence[int], message: str | None, until: str | None, form: s
 
     A held job can be cancelled. The hold of an operator is ended by operators only.
     """
-
-    async def one(client: WorkqueueClient, job_id: int) -> JobView:
-        job = await client.hold(job_id, message=message, until=until)
-        if form == "text":
-            click.echo(_hold_line(job))
-        return job
-
-    for_each_job(job_ids, form, one)
+    change_each_job(job_ids, form, lambda client, job_id: client.hold(job_id, message=message, until=until), _hold_line)
 
 
 def _hold_line(job: JobView) -> str:
@@ -57,14 +50,7 @@ def _not_changed(job: JobView) -> str:
 @format_option
 def resume(job_ids: Sequence[int], form: str) -> None:
     """Resume jobs that a person holds. Jobs that wait for a credential or for tape resume by themselves."""
-
-    async def one(client: WorkqueueClient, job_id: int) -> JobView:
-        job = await client.resume(job_id)
-        if form == "text":
-            click.echo(_resume_line(job))
-        return job
-
-    for_each_job(job_ids, form, one)
+    change_each_job(job_ids, form, WorkqueueClient.resume, _resume_line)
 
 
 def _resume_line(job: JobView) -> str:
@@ -95,14 +81,12 @@ def set_(job_ids: Sequence[int], priority: int | None, max_active: int | UnsetTy
     """Change jobs that have not ended; what runs goes on."""
     if priority is None and max_active is UNSET:
         raise click.UsageError("Nothing to change: give --priority or --max-active.")
-
-    async def one(client: WorkqueueClient, job_id: int) -> JobView:
-        job = await client.change_job(job_id, priority=priority, max_active=max_active)
-        if form == "text":
-            click.echo(_set_line(job))
-        return job
-
-    for_each_job(job_ids, form, one)
+    change_each_job(
+        job_ids,
+        form,
+        lambda client, job_id: client.change_job(job_id, priority=priority, max_active=max_active),
+        _set_line,
+    )
 
 
 def _set_line(job: JobView) -> str:

@@ -374,14 +374,7 @@ def wait(job_ids: Sequence[int], timeout: float | None, form: str) -> None:
 @format_option
 def cancel(job_ids: Sequence[int], form: str) -> None:
     """Cancel jobs. Finished elements are kept; jobs that have ended are not changed."""
-
-    async def one(client: WorkqueueClient, job_id: int) -> JobView:
-        job = await client.cancel(job_id)
-        if form == "text":
-            click.echo(f"job {job_id} {_cancel_word(job)}")
-        return job
-
-    for_each_job(job_ids, form, one)
+    change_each_job(job_ids, form, WorkqueueClient.cancel, lambda job: f"job {job.id} {_cancel_word(job)}")
 
 
 def _cancel_word(job: JobView) -> str:
@@ -420,6 +413,23 @@ def _retry_line(job: RetriedJobView, left: Mapping[str, int]) -> str:
     if not left:
         return f"job {job.id}: {job.retried} elements are tried again"
     return f"job {job.id}: requeued {job.retried}, left {sum(left.values())} (permanent: {', '.join(sorted(left))})"
+
+
+def change_each_job(
+    job_ids: Sequence[int],
+    form: str,
+    change: Callable[[WorkqueueClient, int], Awaitable[JobView]],
+    line: Callable[[JobView], str],
+) -> None:
+    """Change each job, and print a line about it; otherwise as `for_each_job`."""
+
+    async def one(client: WorkqueueClient, job_id: int) -> JobView:
+        job = await change(client, job_id)
+        if form == "text":
+            click.echo(line(job))
+        return job
+
+    for_each_job(job_ids, form, one)
 
 
 def for_each_job(

@@ -289,10 +289,8 @@ def hold(session: Session, job_id: int, scope: int | None, new: JobHold, by: Act
     return holds.hold(session, job_id, new, by)
 
 
-def resume(
-    session: Session, job_id: int, scope: int | None, as_whom: HoldBy, by: Actor, now: datetime
-) -> tuple[JobRecord, bool]:
-    """End the hold of a job; returns the job, and whether it was held."""
+def resume(session: Session, job_id: int, scope: int | None, as_whom: HoldBy, by: Actor, now: datetime) -> JobRecord:
+    """End the hold of a job."""
     fetch_job(session, job_id, scope)
     return holds.resume(session, job_id, as_whom, by, now)
 

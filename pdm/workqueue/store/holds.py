@@ -30,15 +30,7 @@ _RESUMED_AT_ONCE = 100
 
 
 class OperatorHoldError(Exception):
-    """Only operators change the hold of an operator.
-
-    Attributes:
-        hold: that one.
-    """
-
-    def __init__(self, hold: JobHold) -> None:
-        super().__init__(hold.sentence)
-        self.hold = hold
+    """Only operators change the hold of an operator; the text says who holds the job, and why."""
 
 
 def hold(session: Session, job_id: int, new: JobHold, by: Actor) -> JobRecord:
@@ -62,8 +54,8 @@ def hold(session: Session, job_id: int, new: JobHold, by: Actor) -> JobRecord:
     return job.record
 
 
-def resume(session: Session, job_id: int, as_whom: HoldBy, by: Actor, now: datetime) -> tuple[JobRecord, bool]:
-    """End the hold of a job; returns the job, and whether it was held.
+def resume(session: Session, job_id: int, as_whom: HoldBy, by: Actor, now: datetime) -> JobRecord:
+    """End the hold of a job; a job that no person holds is not changed.
 
     Raises:
         LookupError: there is no such job.
@@ -72,16 +64,16 @@ def resume(session: Session, job_id: int, as_whom: HoldBy, by: Actor, now: datet
     job = locked(session, job_id)
     _refuse_change_of_operators_hold(job.record, as_whom)
     if job.record.hold is None:
-        return job.record, False
+        return job.record
     who = "its owner" if as_whom is HoldBy.OWNER else f"an operator ({by.subject})"
     _resume(session, job, as_whom, f"{who} has resumed it", now)
     users.record_action(session, by, "job.resume", f"job {job_id}", "", now)
-    return job.record, True
+    return job.record
 
 
 def _refuse_change_of_operators_hold(job: JobRecord, as_whom: HoldBy) -> None:
     if job.hold is not None and job.hold.by is HoldBy.OPERATOR and as_whom is HoldBy.OWNER:
-        raise OperatorHoldError(job.hold)
+        raise OperatorHoldError(job.hold.sentence)
 
 
 _HELD_AMONG = sa.select(jobs.c.id).where(sa.text(HAS_HOLD), jobs.c.id.in_(bindparam("numbers", expanding=True)))

@@ -74,11 +74,11 @@ async def resume_job(api: ApiContext, caller: Caller, job_id: int, key: Idempote
     """It is no error if the job is not held by a person. What waits for a credential or for tape goes on waiting."""
     job = await api.job(job_id, caller.scope)
 
-    def after_commit(_result: tuple[JobRecord, bool]) -> None:
+    def after_commit(_job: JobRecord) -> None:
         api.wake()
 
     try:
-        job, _ = await api.commit(
+        job = await api.commit(
             "resume a job",
             transactions.resume,
             job_id,
