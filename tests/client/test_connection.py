@@ -159,6 +159,18 @@ async def test_the_waits_of_an_outage_are_mentioned_and_end(
 
 
 @ensure
+async def test_events_of_a_service_that_has_gone_away_since_it_answered(server: FaultServer, client_of: Make) -> None:
+    event = b'{"id":9,"kind":"job","job":7,"time":"2026-01-01T00:00:00.000Z","data":{"status":"DONE"}}'
+    stream = answer("200 OK", b"event: job\nid: 9\ndata: " + event + b"\n\n", "text/event-stream")
+    server.behaviours[:] = [answer("200 OK", JOB), cut(), cut(), stream]
+    client = client_of(server.url)
+    assert (await client.job(7)).id == 7
+    events = client.events(after=8)
+    assert (await events.__anext__()).id == 9
+    await events.aclose()
+
+
+@ensure
 async def test_a_download_that_is_refused_for_the_moment_is_asked_for_again(
     server: FaultServer, client_of: Make
 ) -> None:

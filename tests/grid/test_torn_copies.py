@@ -70,7 +70,9 @@ def test_a_source_that_is_rewritten_in_place_is_copied_anew_or_not_at_all(
     if isinstance(outcome, wire.DoneEvent):
         assert destination.read_bytes() == source.read_bytes()
     else:
-        assert fault(outcome) == ("source", "SIZE_CHANGED"), outcome
+        # MDTM counts seconds: of a file written anew within the second, only the checksum tells; it is copied again.
+        expected = [("source", "SIZE_CHANGED"), ("transfer", "CHECKSUM_MISMATCH")][: 1 + (verify == "checksum")]
+        assert fault(outcome) in expected, outcome
         assert not destination.exists()
     assert not list(sites.b.rglob(".pdm-*"))
 

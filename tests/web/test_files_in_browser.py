@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
+from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Locator, Page, expect
 
 from tests.web.browser import HOSTILE_NAMES, WIDTHS, Chromium, Site, violations
@@ -26,8 +28,9 @@ def _look_again(page: Page, awaited: Locator) -> None:
     for _ in range(10):
         if awaited.is_visible() and awaited.is_enabled():
             return
-        # The service waits some seconds for the job itself.
-        page.get_by_role("link", name="Look again").first.click()
+        # The service waits some seconds for the job itself. A script may refresh the page, and the link with it.
+        with contextlib.suppress(PlaywrightError):
+            page.get_by_role("link", name="Look again").first.click(timeout=5000)
     expect(awaited).to_be_enabled()
 
 

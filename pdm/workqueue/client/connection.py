@@ -112,6 +112,8 @@ class Connection:
         self._pauses_s: tuple[float, ...] = _RETRY_PAUSES_S
         #: Time of the service at its latest response, as it writes it (``Date``).
         self.server_date: str | None = None
+        #: When the latest response began, by the clock of the reactor; None before the first.
+        self.answered_at: float | None = None
         self._pool = HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = 8
         self._client = HTTPClient(Agent(reactor, policy, connectTimeout=timeout_s, pool=self._pool))
@@ -202,6 +204,7 @@ class Connection:
                 unbuffered=True,
             )
             response: IResponse = await watch.over(answer)
+            self.answered_at = self._reactor.seconds()
             self.server_date = (response.headers.getRawHeaders("Date") or [None])[0]
             content = _BodyCollector(watch, write if 200 <= response.code < 300 else None)
             response.deliverBody(content)

@@ -41,7 +41,7 @@ class EventReader:
         path: of the stream, below the root of the API.
         query: of the request, without ``after``.
         after: id of the event after which it begins; None for events from now on.
-        outage_s: how long the service may be unreachable, once it has answered.
+        outage_s: how long the service may be unreachable, once it has answered any request of the connection.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class EventReader:
         self._waiting: Deferred[None] | None = None
         self._error: BaseException | None = None
         self._reading: Deferred[None] | None = None
-        self._heard_at: float | None = None
+        self._heard_at = connection.answered_at
         self._breaks = 0
 
     async def take(self, timeout_s: float | None = None) -> Sequence[EventView]:
