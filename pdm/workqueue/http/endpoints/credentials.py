@@ -31,7 +31,8 @@ from pdm.workqueue.domain.credentials import ALL_SITES, MIN_VALIDITY, Credential
 from pdm.workqueue.execution.credentials import PROXY, pending_context, vault_context
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import LOGON_WINDOW, MAX_LOGON_FAILURES, Caller
-from pdm.workqueue.http.context import ApiContext, PlainText, endpoint
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import PlainText, endpoint
 from pdm.workqueue.http.problems import (
     ConflictError,
     InvalidInputError,
