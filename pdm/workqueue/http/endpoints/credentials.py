@@ -47,8 +47,8 @@ from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredentia
 from pdm.workqueue.store.held_elements import Resumed
 from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.telemetry.background import start_background
+from pdm.workqueue.wire.credentials import CredentialView, DelegationView
 from pdm.workqueue.wire.requests import LARGEST_ID, NewCredential, SiteLogon
-from pdm.workqueue.wire.responses import CredentialView, DelegationView
 
 _log = Logger()
 

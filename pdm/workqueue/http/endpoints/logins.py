@@ -18,7 +18,7 @@ from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store import oidc_logins
 from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.store.oidc_logins import LoginRecord
-from pdm.workqueue.wire.logins import LoginView
+from pdm.workqueue.wire.credentials import LoginView
 from pdm.workqueue.wire.requests import NewRefreshToken
 
 _T = TypeVar("_T")
