@@ -49,7 +49,7 @@ from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
 from pdm.workqueue.telemetry.logging import log_context
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_requests import ListRequest
 
 _JANITOR_PERIOD_S = 20.0
 #: Seconds until a credential that was removed through another daemon is noticed.
@@ -374,7 +374,7 @@ class Executor:
                 # One that waits for an FTS3 keeps no other batch from its agent.
                 alone = slot is None or running.service is not None
                 agent = await self.pool.acquire(kind, alone=alone, slot=slot, is_wanted=is_wanted)
-                if isinstance(request, wire.ListRequest):
+                if isinstance(request, ListRequest):
                     begin = partial(self.begin, behind=running)
                     intake = await self._listings.intake(running.batch, agent, request, prepared.options, begin)
             if running.ending is not None or request is None or agent is None:
