@@ -50,6 +50,7 @@ from pdm.workqueue.execution.readiness import Readiness
 from pdm.workqueue.execution.retention import Retention
 from pdm.workqueue.execution.scheduler import Scheduler
 from pdm.workqueue.execution.service_health import ServiceHealth, ServicePart, check_resources
+from pdm.workqueue.execution.sick_node import SickNode
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
@@ -320,6 +321,14 @@ class Assembly:
             claimer=self.claimer,
             signals=self.signals,
         )
+        self.sick_node = SickNode(
+            reactor=reactor,
+            database=self.database,
+            incarnation=incarnation,
+            lease=self.lease,
+            service_health=self.service_health,
+            executor=self.executor,
+        )
         self.giving_back = GivingBack(reactor=reactor, executor=self.executor, claimer=self.claimer)
         self.lease.connect(
             known=lambda: self.executor.attempts() | self._settler.attempts(),
@@ -451,6 +460,7 @@ class Assembly:
         services.add("peers", stop=self.nodes.peers.stop)
         services.add("drain", start=self.nodes.drain.start, stop=self.nodes.drain.stop)
         services.add("shares of limits", start=self.shares.start, stop=self.shares.stop)
+        services.add("sick node", start=self.sick_node.start, stop=self.sick_node.stop)
         services.add("giving back", start=self.giving_back.start, stop=self.giving_back.stop)
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)

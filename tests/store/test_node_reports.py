@@ -29,7 +29,7 @@ def register(store: Store, *names: str) -> None:
 
 def publish(store: Store, name: str, report: NodeReport, *, is_first: bool = False) -> node_reports.Reports:
     busy = report.share.wanted.keys()
-    return store.run(node_reports.publish, name, report, busy, lambda key: 2, sick=None, is_first=is_first)
+    return store.run(node_reports.publish, name, report, busy, lambda key: 2, is_first=is_first)
 
 
 def expire(store: Store, name: str) -> None:
