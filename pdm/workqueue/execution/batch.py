@@ -63,7 +63,7 @@ class Ending(enum.StrEnum):
     LAPSED = "the lease was not renewed in time"
     DRAINED = "the node is drained, and its deadline is over"
     CREDENTIAL = "the credential that it used was removed or replaced"
-    GIVEN_BACK = "another node can begin it sooner"
+    GIVEN_BACK = "it had not begun here, and may begin sooner elsewhere"
     HELD = "a job is held"
 
 
@@ -119,8 +119,9 @@ class RunningBatch:
     _intake: ListingIntake | None = None
     #: Keys of elements of cancelled jobs, while other jobs of the batch continue.
     _cancelled: set[int] = field(factory=set)
-    #: Keys of elements of held jobs that had not begun: the helper gives them back unless they have begun since.
-    _withdrawn: set[int] = field(factory=set)
+    #: Keys of elements that were withdrawn before they had begun, and why: the helper gives them back unless they have
+    #: begun since.
+    _withdrawn: dict[int, Ending] = field(factory=dict)
     _killer: IDelayedCall | None = None
     _is_responding: bool = False
     _was_killed: bool = False
@@ -194,12 +195,28 @@ class RunningBatch:
         """Return what has not begun of a job that is held; what runs goes on, and what an FTS3 was given."""
         if self._agent is None:
             self.end(Ending.HELD)
-        elif self.ending is None and self.service is None and not self._agent_free:
-            waiting = {key for key, each in self._open.items() if each.began is None and each.record.job_id == job_id}
-            waiting -= self._cancelled
-            if waiting:
-                self._withdrawn |= waiting
-                self._agent.withdraw(self._request_id, sorted(waiting))
+        else:
+            waiting = self.not_begun()
+            self.give_back([key for key in waiting if self._open[key].record.job_id == job_id], Ending.HELD)
+
+    def not_begun(self) -> list[int]:
+        """Keys of elements that its helper has not begun and can give back, in the order in which it begins them."""
+        if self.ending is not None or self.service is not None or self._agent is None or self._agent_free:
+            return []
+        gone = self._cancelled | self._withdrawn.keys()
+        return [key for key, each in self._open.items() if each.began is None and key not in gone]
+
+    def give_back(self, keys: Sequence[int], why: Ending = Ending.GIVEN_BACK) -> None:
+        """Return some elements that its helper has not begun to the queue, unless it begins them meanwhile."""
+        if keys and self._agent is not None:
+            self._withdrawn.update(dict.fromkeys(keys, why))
+            self._agent.withdraw(self._request_id, keys)
+
+    def pace(self, now: float) -> tuple[int, float]:
+        """How many elements its helper has begun, and in how many seconds; ``now`` is of the reactor."""
+        waiting = sum(1 for each in self._open.values() if each.began is None)
+        seconds = 0.0 if self._turn_at is None else now - self._turn_at
+        return len(self.batch.elements) - waiting, seconds
 
     def attempts_open(self) -> Iterator[ClaimToken]:
         """Attempts without a verdict."""
@@ -519,8 +536,8 @@ class RunningBatch:
         elif self.ending is Ending.CANCELLED or key in self._cancelled:
             attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", now, leftover=leftover, skipped=self._skipped)
         else:
-            was_withdrawn = key in self._withdrawn and attempt.began is None
-            words = self.ending or (Ending.HELD if was_withdrawn else why)
+            withdrawn = self._withdrawn.get(key) if attempt.began is None else None
+            words = self.ending or withdrawn or why
             attempt.end(JobStatus.SUBMITTED, f" {words}", now, leftover=leftover, counts=False)
 
 
