@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from pdm.workqueue.certificates.tls_buffers import renew_buffers
 from pdm.workqueue.http.connections import ApiChannel, ConnectionLimiter, ConnectionLimits
-from pdm.workqueue.http.context import JsonStream
+from pdm.workqueue.http.endpoint import JsonStream
 from pdm.workqueue.http.origin import SAFE_METHODS, foreign_origin
 from pdm.workqueue.http.problems import (
     ApiError,
