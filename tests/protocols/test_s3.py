@@ -302,6 +302,29 @@ def test_the_server_copies_by_itself(
     assert (b"d/.pdm-1.part" in server.objects, server.uploads) == (False, {})
 
 
+@pytest.mark.parametrize("what", ["POST uploadId", "PUT"], ids=["completes an upload", "copies"])
+def test_a_server_that_writes_a_large_object_for_long_is_waited_for(
+    what: str, helper: HelperProcess, server: SmallS3Server, tmp_path: Path
+) -> None:
+    """Longer than anything else may take without a byte: its size says how long."""
+    content = os.urandom(_PART + 5)
+    server.put("source", content)
+    source = _url(server, "source") if what == "PUT" else _file(tmp_path, content)
+    taken: list[str] = []
+
+    def takes_long(request: S3Request) -> None:
+        if (request.what, request.key) == (what, b"d/new"):
+            taken.append(what)
+            time.sleep(2.0)
+
+    server.rules.append(takes_long)
+    item = copy_item(1, source, _url(server, "d/new"), len(content))
+    limits = wire.TimeLimits(stall_s=0.5, total_s=30.0, least_rate=500_000.0)
+    done = outcomes(helper.run(wire.CopyRequest(helper.new_id(), [item], "never", "checksum", limits)))[1]
+    assert isinstance(done, wire.DoneEvent), done
+    assert (taken, server.objects[b"d/new"][0]) == ([what], content)
+
+
 def _completed_otherwise(server: SmallS3Server, change: Callable[[bytes], bytes]) -> S3Rule:
     """A rule: the server answers that an upload is complete, and keeps other bytes than it was sent."""
 
