@@ -15,7 +15,7 @@ from pdm.workqueue.helpers import credentials as helpers_credentials
 from pdm.workqueue.helpers.backends import gridftp
 from pdm.workqueue.helpers.gridftp import connections
 from pdm.workqueue.helpers.storage import Timeouts
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire import agent_events, agent_requests
 from tests.helpers.driver import HelperProcess, adler, copy_item
 from tests.protocols.places import Places
 
@@ -36,9 +36,9 @@ def _contents() -> dict[str, bytes]:
     return {"large": os.urandom(_LARGE), "empty": b"", **{f"small{n}": os.urandom(1000 * n) for n in range(1, 20)}}
 
 
-def _copied(helper: HelperProcess, items: list[wire.CopyItem]) -> dict[int, str | None]:
+def _copied(helper: HelperProcess, items: list[agent_requests.CopyItem]) -> dict[int, str | None]:
     return {
-        key: event.checksum if isinstance(event, wire.DoneEvent) else repr(event)
+        key: event.checksum if isinstance(event, agent_events.DoneEvent) else repr(event)
         for key, event in helper.copy(items).items()
     }
 

@@ -28,6 +28,7 @@ from pdm.workqueue.wire.agent_requests import (
     RemoveRequest,
     RenameItem,
     RenameRequest,
+    TimeLimits,
 )
 from tests.helpers.driver import LIMITS, HelperProcess, adler, copy_item, entries, outcomes
 from tests.protocols.places import judged, mover_named
@@ -328,9 +329,9 @@ def test_a_server_that_writes_a_large_object_for_long_is_waited_for(
 
     server.rules.append(takes_long)
     item = copy_item(1, source, _url(server, "d/new"), len(content))
-    limits = wire.TimeLimits(stall_s=0.5, total_s=30.0, least_rate=500_000.0)
-    done = outcomes(helper.run(wire.CopyRequest(helper.new_id(), [item], "never", "checksum", limits)))[1]
-    assert isinstance(done, wire.DoneEvent), done
+    limits = TimeLimits(stall_s=0.5, total_s=30.0, least_rate=500_000.0)
+    done = outcomes(helper.run(CopyRequest(helper.new_id(), [item], "never", "checksum", limits)))[1]
+    assert isinstance(done, DoneEvent), done
     assert (taken, server.objects[b"d/new"][0]) == ([what], content)
 
 
