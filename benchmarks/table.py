@@ -1,14 +1,17 @@
 """Makes the table of ``docs/performance.rst`` out of results, so that it is never typed.
 
 Run: ``.venv/bin/python benchmarks/table.py [DIR] [--page docs/performance.rst]``; without a page the table is printed.
+A row of the page stays as it is where the directory has no result of its benchmark.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from catalogue import CATALOGUE, Benchmark
@@ -38,11 +41,17 @@ _TOLD = frozenset(
 )  # fmt: skip
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table of some results, in the order of the catalogue; a benchmark without a result has a row that says so."""
+def table(results: Mapping[str, Mapping[str, Any]], kept: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The table of some results, in the order of the catalogue; a benchmark without a result has a row that says so.
+
+    `kept`: rows, by the name of the benchmark, that stand in for results that are not there.
+    """
     rows = [_HEAD]
     for benchmark in CATALOGUE.values():
         result = results.get(benchmark.name)
+        if result is None and benchmark.name in kept:
+            rows.append(kept[benchmark.name])
+            continue
         cells = [[_title(benchmark), f"``script/bench {benchmark.name}``"]]
         if result is None:
             cells += [[bar.text for bar in benchmark.bars], ["not measured"], [""], [""]]
@@ -53,6 +62,14 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def rows_of(page: str) -> dict[str, str]:
+    """Rows of the table of a page, by the name of the benchmark."""
+    inner = page.partition(f"{_BEGIN}\n")[2].partition(_END)[0]
+    rows = re.split(r"^(?=   \* - )", inner, flags=re.MULTILINE)
+    named = ((re.search(r"``script/bench (\w+)``", row), row) for row in rows)
+    return {found[1]: row.rstrip() for found, row in named if found}
+
+
 def _title(benchmark: Benchmark) -> str:
     return f"**{benchmark.title}**"
 
@@ -61,7 +78,9 @@ def _conditions(result: Mapping[str, Any]) -> Iterator[str]:
     if "checksums" in result:
         yield f"Checksums: {result['checksums']}."
     sizes = ", ".join(f"{name} {shown(value)}" for name, value in result["sizes"].items())
-    yield f"Measured: {sizes}" + (" (quick)." if result["quick"] else ".")
+    yield f"Measured {str(result['at'])[:10]}, load {result['machine']['load']}: {sizes}" + (
+        " (quick)." if result["quick"] else "."
+    )
 
 
 def _bars(result: Mapping[str, Any]) -> Iterator[str]:
@@ -103,14 +122,11 @@ def _row(cells: list[list[str]]) -> str:
 
 
 def machine_line(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A sentence about when and on what the results came to be."""
-    moments = sorted(str(result["at"])[:10] for result in results.values())
+    """A sentence about what the results came to be on; each row has its day, and the load of the machine before it."""
     machine = next(iter(results.values()))["machine"]
-    busiest = max(result["machine"]["load"] for result in results.values())
-    days = moments[0] if moments[0] == moments[-1] else f"{moments[0]} to {moments[-1]}"
     return (
-        f"Measured {days} on {machine['cores']} cores ({machine['processor']}), Linux {machine['kernel']}, "
-        f"Python {machine['python']}; load of the machine at most {busiest}."
+        f"Measured on {machine['cores']} cores ({machine['processor']}), Linux {machine['kernel']}, "
+        f"Python {machine['python']}."
     )
 
 
@@ -138,11 +154,12 @@ def main() -> int:
     if not results:
         print(f"{options.results} has no results: run script/bench", file=sys.stderr)
         return 1
-    made = f"{machine_line(results)}\n\n{table(results)}"
+    page = "" if options.page is None else options.page.read_text(encoding="utf-8")
+    made = f"{machine_line(results)}\n\n{table(results, rows_of(page))}"
     if options.page is None:
         print(made)
     else:
-        options.page.write_text(replaced(options.page.read_text(encoding="utf-8"), made), encoding="utf-8")
+        options.page.write_text(replaced(page, made), encoding="utf-8")
     return 0
 
 

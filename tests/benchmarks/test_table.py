@@ -9,7 +9,7 @@ import docutils.utils
 import pytest
 from catalogue import CATALOGUE
 from figures import spread
-from table import machine_line, replaced, table
+from table import machine_line, replaced, rows_of, table
 
 _RESULT: dict[str, Any] = {
     "benchmark": "small_files",
@@ -44,7 +44,8 @@ def test_a_row_shows_all_figures_and_a_missed_bar() -> None:
     ):
         assert text in made
     assert made.count("not measured") == len(CATALOGUE) - 1
-    assert "2026-03-01 on 2 cores" in machine_line({"small_files": _RESULT})
+    assert "Measured 2026-03-01, load 0.5: files 10,000." in made
+    assert "on 2 cores (P)" in machine_line({"small_files": _RESULT})
 
 
 def test_the_table_is_good_restructuredtext() -> None:
@@ -63,3 +64,14 @@ def test_only_the_table_of_a_page_is_replaced() -> None:
     assert replaced(once, "new") == once
     with pytest.raises(ValueError, match="no lines"):
         replaced("no marks", "new")
+
+
+def test_a_row_without_a_new_result_stays() -> None:
+    page = replaced(".. the table begins\n\n.. the table ends\n", table({"small_files": _RESULT}))
+    newer = {**_RESULT, "benchmark": "large_file", "ours": spread([7.0])}
+
+    again = table({"large_file": newer}, rows_of(page))
+
+    assert "0.45 (0.4 to 0.5)" in again
+    assert again.count("not measured") == len(CATALOGUE) - 2
+    assert table({}, rows_of(replaced(page, again))) == again
