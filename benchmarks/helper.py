@@ -12,7 +12,8 @@ from typing import Self
 import msgspec
 from figures import BenchmarkError
 
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, CancelledEvent, FailedEvent, FinishedEvent, ReadyEvent
+from pdm.workqueue.wire.agent_requests import WorkRequest
 
 _SOURCES = Path(__file__).resolve().parents[1]
 
@@ -39,11 +40,11 @@ class Helper:
         )
         os.close(written_by_helper)
         self._events = os.fdopen(events, "rb")
-        self._decoder: msgspec.json.Decoder[wire.AgentEvent] = msgspec.json.Decoder(wire.AgentEvent)
+        self._decoder: msgspec.json.Decoder[AgentEvent] = msgspec.json.Decoder(AgentEvent)
         self._ids = 0
 
     def __enter__(self) -> Self:
-        if not isinstance(self._event(), wire.ReadyEvent):
+        if not isinstance(self._event(), ReadyEvent):
             raise BenchmarkError("the helper did not begin with 'ready'")
         return self
 
@@ -58,7 +59,7 @@ class Helper:
         self._ids += 1
         return self._ids
 
-    def run(self, request: wire.WorkRequest) -> None:
+    def run(self, request: WorkRequest) -> None:
         """Have a request carried out.
 
         Raises:
@@ -67,11 +68,11 @@ class Helper:
         assert self.process.stdin is not None
         self.process.stdin.write(msgspec.json.encode(request) + b"\n")
         self.process.stdin.flush()
-        while not isinstance(event := self._event(), wire.FinishedEvent):
-            if isinstance(event, (wire.FailedEvent, wire.CancelledEvent)):
+        while not isinstance(event := self._event(), FinishedEvent):
+            if isinstance(event, (FailedEvent, CancelledEvent)):
                 raise BenchmarkError(f"the helper did not do its work: {event}")
 
-    def _event(self) -> wire.AgentEvent:
+    def _event(self) -> AgentEvent:
         line = self._events.readline()
         if not line:
             raise BenchmarkError(f"the helper ended, status {self.process.wait()}")

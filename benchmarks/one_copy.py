@@ -20,7 +20,7 @@ from rig import Rig, options_of, report, rig, run
 from rounds import timed
 from trees import require_logs
 
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_requests import CopyItem, CopyRequest, ListRequest, TimeLimits
 
 _MODULE = "pdm.workqueue.helpers.main_gridftp"
 #: Between two copies, so that each meets an idle daemon.
@@ -65,12 +65,12 @@ class Copies:
         site_a, site_b = (self.rig.real_grid.sites[name] for name in ("A", "B"))
         source, target = site_a.url(self.file), site_b.url(destination)
         temporary = f"{site_b.url(self.directory)}/.pdm-bench.{self.number}.1.part"
-        item = wire.CopyItem(1, source, target, temporary, [], self.file.stat().st_size)
+        item = CopyItem(1, source, target, temporary, [], self.file.stat().st_size)
 
         def copy() -> None:
             if listed:
-                self.helper.run(wire.ListRequest(self.helper.new_id(), 0, source, None, wire.TimeLimits()))
-            self.helper.run(wire.CopyRequest(self.helper.new_id(), [item], "never", self.verify, wire.TimeLimits()))
+                self.helper.run(ListRequest(self.helper.new_id(), 0, source, None, TimeLimits()))
+            self.helper.run(CopyRequest(self.helper.new_id(), [item], "never", self.verify, TimeLimits()))
 
         seconds = timed(copy)
         self._check(destination)

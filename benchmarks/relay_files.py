@@ -23,7 +23,7 @@ from rounds import Comparison, Contender, timed
 from trees import make_tree, require_same
 
 from pdm.testgrid.storages import TestStorages
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_requests import CopyItem, CopyRequest, TimeLimits
 
 _KIB = 1024
 _MODULE = "pdm.workqueue.helpers.main_relay"
@@ -68,7 +68,7 @@ class Copies:
 
     def by_relay(self) -> float:
         items = [
-            wire.CopyItem(
+            CopyItem(
                 key,
                 self.storages.url(self.source, "A", self.tree / file),
                 self.storages.url(self.destination, "B", self.copy / file),
@@ -78,9 +78,7 @@ class Copies:
             )
             for key, file in enumerate(self.files)
         ]
-        return timed(
-            lambda: self.helper.run(wire.CopyRequest(self.helper.new_id(), items, "never", "size", wire.TimeLimits()))
-        )
+        return timed(lambda: self.helper.run(CopyRequest(self.helper.new_id(), items, "never", "size", TimeLimits())))
 
     def check(self) -> None:
         require_same(self.tree, self.copy)

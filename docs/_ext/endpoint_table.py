@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from pdm.workqueue.http.context import PATH_PARAMETERS, Allow, Endpoint, Parameter, PlainText
+from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, Parameter, PlainText
 from pdm.workqueue.http.endpoints import ENDPOINTS
 
 _PREFIX = "/workqueue/api/v1.0"

@@ -8,7 +8,7 @@ from pdm.workqueue.helpers import listing
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.request_loop import serve
 from pdm.workqueue.helpers.storage import FileStat
-from pdm.workqueue.wire.agent_messages import ListRequest
+from pdm.workqueue.wire.agent_requests import ListRequest
 
 
 def main() -> None:

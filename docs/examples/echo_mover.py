@@ -11,7 +11,8 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.mover import Access, BuiltRequest, SiteUrl, build_request, classify
-from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
+from pdm.workqueue.wire.agent_events import Fault
+from pdm.workqueue.wire.agent_requests import TimeLimits
 from pdm.workqueue.wire.options import Options
 
 

@@ -40,13 +40,11 @@ from pdm.workqueue.client.sites import choose_protocol, find_site
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.events import EventKind
 from pdm.workqueue.wire.activity import ActivityView, NodeView, QueueSummaryView, RateView, SiteActivityView, WhyView
+from pdm.workqueue.wire.credentials import CredentialView, DelegationView, LoginView
 from pdm.workqueue.wire.events import EventView
-from pdm.workqueue.wire.logins import LoginView
 from pdm.workqueue.wire.notifications import MailView, WebhookTestView, WebhookView
 from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
 from pdm.workqueue.wire.responses import (
-    CredentialView,
-    DelegationView,
     ElementStatusView,
     ElementView,
     EntryView,

@@ -40,6 +40,7 @@ from pdm.workqueue.execution.endpoint_checks import EndpointProbes, SiteCheck
 from pdm.workqueue.execution.endpoint_health import SiteHealth
 from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.executor import Executor
+from pdm.workqueue.execution.giving_back import GivingBack
 from pdm.workqueue.execution.lease import ClockWrongError, Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import missing_software
 from pdm.workqueue.execution.node_shares import NodeShares
@@ -211,7 +212,7 @@ class Assembly:
             board=self.board,
             logs=self.logs,
             signals=self.signals,
-            requeue_waiting=lambda: self.executor.requeue_waiting(0.0),
+            requeue_not_begun=self._requeue_not_begun,
             requeue_all=self._requeue_all,
             on_resume=self._work_added,
         )
@@ -319,6 +320,7 @@ class Assembly:
             claimer=self.claimer,
             signals=self.signals,
         )
+        self.giving_back = GivingBack(reactor=reactor, executor=self.executor, claimer=self.claimer)
         self.lease.connect(
             known=lambda: self.executor.attempts() | self._settler.attempts(),
             claims_over=self.claimer.claims_over,
@@ -449,6 +451,7 @@ class Assembly:
         services.add("peers", stop=self.nodes.peers.stop)
         services.add("drain", start=self.nodes.drain.start, stop=self.nodes.drain.stop)
         services.add("shares of limits", start=self.shares.start, stop=self.shares.stop)
+        services.add("giving back", start=self.giving_back.start, stop=self.giving_back.stop)
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
         services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)
@@ -522,6 +525,9 @@ class Assembly:
         self.claimer.settled(has_waiting=has_waiting)
         if has_leftovers:
             self.executor.clean_up_soon()
+
+    def _requeue_not_begun(self) -> None:
+        self.executor.requeue_not_begun()
 
     async def _requeue_all(self) -> None:
         await self.claimer.claims_over()

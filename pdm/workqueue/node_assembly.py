@@ -81,7 +81,7 @@ def node_parts(
     board: ProgressBoard,
     logs: LogStore,
     signals: SignalListener,
-    requeue_waiting: Callable[[], None],
+    requeue_not_begun: Callable[[], None],
     requeue_all: Callable[[], Awaitable[None]],
     on_resume: Callable[[], None],
 ) -> NodeParts:
@@ -106,7 +106,7 @@ def node_parts(
             database=database,
             clock=clock,
             incarnation=worker.incarnation,
-            requeue_waiting=requeue_waiting,
+            requeue_not_begun=requeue_not_begun,
             requeue_all=requeue_all,
             on_resume=on_resume,
         ),

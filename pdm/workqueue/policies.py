@@ -44,7 +44,7 @@ from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.engines import DatabaseTimeouts
 from pdm.workqueue.store.held_elements import Resumed
-from pdm.workqueue.wire.agent_messages import TimeLimits
+from pdm.workqueue.wire.agent_requests import TimeLimits
 
 #: Where the helpers' interpreter finds this package.
 _PACKAGE_PARENT = str(Path(pdm.__file__).resolve().parent.parent)

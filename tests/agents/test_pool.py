@@ -19,7 +19,8 @@ from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError, BatchListener
 from pdm.workqueue.domain.limits import LimitKey, LimitKind, StreamLedger
 from pdm.workqueue.telemetry.background import following
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, FinishedEvent, StartedEvent
+from pdm.workqueue.wire.agent_requests import RemoveRequest, TimeLimits, WorkRequest
 
 READY = """
 import os, sys, time
@@ -67,15 +68,15 @@ def kind(helper: str = "echo", credential: str = "") -> AgentKind:
     return AgentKind(helper, credential, {})
 
 
-LIMITS = wire.TimeLimits()
+LIMITS = TimeLimits()
 
 
-def nothing(number: int) -> wire.WorkRequest:
-    return wire.RemoveRequest(number, [], LIMITS)
+def nothing(number: int) -> WorkRequest:
+    return RemoveRequest(number, [], LIMITS)
 
 
-async def next_event(agent: AgentProcess, request: wire.WorkRequest) -> wire.AgentEvent:
-    answer: Deferred[Sequence[wire.AgentEvent]] = Deferred()
+async def next_event(agent: AgentProcess, request: WorkRequest) -> AgentEvent:
+    answer: Deferred[Sequence[AgentEvent]] = Deferred()
     agent.submit(request, BatchListener(answer.callback, lambda sentence: None))
     (event,) = await answer
     agent.detach(request.id)
@@ -92,7 +93,7 @@ def is_alive(pid: int) -> bool:
 @pytest_twisted.ensureDeferred
 async def test_an_agent_is_kept_for_the_next_of_its_kind(pool: AgentPool) -> None:
     agent = await pool.acquire(kind())
-    assert await next_event(agent, nothing(1)) == wire.FinishedEvent(1)
+    assert await next_event(agent, nothing(1)) == FinishedEvent(1)
     pool.release(agent, kind())
     assert await pool.acquire(kind()) is agent
 
@@ -201,7 +202,7 @@ async def test_an_agent_whose_work_is_nearly_done_gets_the_next(pool: AgentPool,
     assert (first.heard, second.heard) == (["turn"], [])
     while not first.heard[1:] or not second.heard:
         await deferLater(reactor, 0.01)
-    while wire.FinishedEvent(1) not in first.heard:
+    while FinishedEvent(1) not in first.heard:
         await deferLater(reactor, 0.01)
     agents[0].detach(1)
     pool.release(agents[0], kind("two"))
@@ -212,7 +213,7 @@ async def test_an_agent_whose_work_is_nearly_done_gets_the_next(pool: AgentPool,
     agents[0].kill("the test wants it")
     while not isinstance(second.heard[-1], str) or "the test wants it" not in second.heard[-1]:
         await deferLater(reactor, 0.01)
-    assert first.heard == ["turn", wire.StartedEvent(1, 0), wire.FinishedEvent(1)]
+    assert first.heard == ["turn", StartedEvent(1, 0), FinishedEvent(1)]
     assert (await third).alive
 
 
@@ -380,7 +381,7 @@ async def test_a_paused_agent_blocks_instead_of_filling_memory(pool: AgentPool, 
     await deferLater(reactor, 0.2)
     assert len(seen) == stopped_at < 200_000
     agent.resume()
-    while not isinstance(seen[-1], wire.FinishedEvent):
+    while not isinstance(seen[-1], FinishedEvent):
         await deferLater(reactor, 0.01)
     assert len(seen) == 200_001
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from pdm.workqueue.cli.doctor import Finding, finding_lines, site_finding
-from pdm.workqueue.wire.responses import CredentialView
+from pdm.workqueue.wire.credentials import CredentialView
 from pdm.workqueue.wire.sites import SiteView
 
 _NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)

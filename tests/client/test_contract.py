@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from pdm.workqueue.certificates.delegation import new_request
 from pdm.workqueue.client.errors import NotFoundError
 from pdm.workqueue.client.settings import ClientSettings
-from pdm.workqueue.http.context import Allow
+from pdm.workqueue.http.endpoint import Allow
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 

@@ -11,7 +11,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import ClaimToken
 from pdm.workqueue.domain.planning import Skipped
 from pdm.workqueue.execution.listing import ListingIntake
-from pdm.workqueue.wire.agent_messages import Fault, UnreadableEvent
+from pdm.workqueue.wire.agent_events import Fault, UnreadableEvent
 
 
 class Notes:

@@ -15,7 +15,7 @@ from pdm.workqueue.execution.token_checks import rules_of, token_failure, unfit_
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.sites.storage_urls import EndpointUrls
-from pdm.workqueue.wire.agent_messages import TimeLimits
+from pdm.workqueue.wire.agent_requests import TimeLimits
 from pdm.workqueue.wire.options import read_options
 from tests.support.records import NOW, element_record, job_record
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from pdm.testgrid import TestGrid
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, FailedEvent
+from pdm.workqueue.wire.agent_requests import CopyItem
 from tests.helpers.driver import HelperProcess, copy_item, put
 
 MODULE = "pdm.workqueue.helpers.main_gridftp"
@@ -42,7 +43,7 @@ class Sites:
             self.grid.give(directory)
         return path
 
-    def item(self, source: Path, destination: Path, key: int = 1, attempt: int = 1) -> wire.CopyItem:
+    def item(self, source: Path, destination: Path, key: int = 1, attempt: int = 1) -> CopyItem:
         size = source.stat().st_size if source.exists() else 7
         return copy_item(key, self.url(source), self.url(destination), size, attempt)
 
@@ -60,7 +61,7 @@ def helper_as(grid: TestGrid, **changes: str) -> HelperProcess:
     return HelperProcess(["-m", MODULE], {**grid.environment(), **changes})
 
 
-def judged(event: wire.AgentEvent) -> str:
-    assert isinstance(event, wire.FailedEvent), event
+def judged(event: AgentEvent) -> str:
+    assert isinstance(event, FailedEvent), event
     failure = MOVERS[JobProtocol.GRIDFTP].classify(event.fault)
     return f"{failure.scope} {failure.code}"

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid import TestGrid
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import CancelledEvent, DoneEvent, FailedEvent, StartedEvent, UnreadableEvent
+from pdm.workqueue.wire.agent_requests import CancelRequest, CopyRequest, PathItem, TimeLimits
 from tests.grid.agent_sites import Sites, helper_as, judged
 from tests.helpers.driver import (
     ODD_NAMES,
@@ -43,7 +44,7 @@ def test_a_tree_of_odd_names_arrives_byte_by_byte(shared: HelperProcess, sites: 
     for key, file in enumerate(files):
         content = file.read_bytes()
         done = outcome[key]
-        assert isinstance(done, wire.DoneEvent)
+        assert isinstance(done, DoneEvent)
         assert (done.size, done.transferred, done.checksum) == (len(content), len(content), adler(content))
 
 
@@ -67,7 +68,7 @@ def test_what_is_at_the_destination(
     if isinstance(result, str):
         assert judged(outcome) == result
     else:
-        assert isinstance(outcome, wire.DoneEvent)
+        assert isinstance(outcome, DoneEvent)
         assert (outcome.transferred, outcome.checksum) == (result, adler(b"same one"))
 
 
@@ -88,7 +89,7 @@ def test_the_destination_of_a_copy_is_listed_first(shared: HelperProcess, sites:
     there = entries(events, destination=True)
     assert {path: entry.size for path, entry in there.items() if entry.type == "file"} == {"sub/x": 5}
     assert list(entries(events)) == ["sub", "sub/f"]
-    unreadable = [event for event in events if isinstance(event, wire.UnreadableEvent)]
+    unreadable = [event for event in events if isinstance(event, UnreadableEvent)]
     assert [(event.destination, event.path, event.fault.scope) for event in unreadable] == [
         (True, "closed", "destination")
     ]
@@ -108,7 +109,7 @@ def test_what_was_planned_is_removed_if_it_is_as_listed(shared: HelperProcess, s
     listed = entries(shared.list(sites.url(sites.a / "tree")))
     files[1].write_bytes(b"other content")
     items = [
-        wire.PathItem(
+        PathItem(
             number,
             sites.url(path),
             again=True,
@@ -118,10 +119,10 @@ def test_what_was_planned_is_removed_if_it_is_as_listed(shared: HelperProcess, s
         for number, path in enumerate(files)
     ]
     outcome = shared.remove(*items)
-    assert isinstance(outcome[0], wire.DoneEvent)
+    assert isinstance(outcome[0], DoneEvent)
     assert judged(outcome[1]) == "source CHANGED"
-    directory = wire.PathItem(0, sites.url(files[0].parent), directory=True, again=True, may_stay=True)
-    assert isinstance(shared.remove(directory)[0], wire.DoneEvent)
+    directory = PathItem(0, sites.url(files[0].parent), directory=True, again=True, may_stay=True)
+    assert isinstance(shared.remove(directory)[0], DoneEvent)
     assert files[1].exists()
 
 
@@ -146,7 +147,7 @@ def test_faults_are_each_files_own(shared: HelperProcess, sites: Sites) -> None:
         sites.item(good, closed / "9", 9),
     ]
     outcome = shared.copy(items)
-    assert isinstance(outcome[1], wire.DoneEvent)
+    assert isinstance(outcome[1], DoneEvent)
     expected = {
         2: "source NOT_FOUND",
         3: "destination IS_A_DIRECTORY",
@@ -160,7 +161,7 @@ def test_faults_are_each_files_own(shared: HelperProcess, sites: Sites) -> None:
     if sites.grid.users["alice"].account is None and os.geteuid() == 0:
         pytest.skip("root may do everything")
     assert {key: judged(outcome[key]) for key in expected} == expected
-    assert not any(event.leftover for event in outcome.values() if isinstance(event, wire.FailedEvent))
+    assert not any(event.leftover for event in outcome.values() if isinstance(event, FailedEvent))
     assert tree(sites.b) == {"1": b"content", "file": b"content"}
 
 
@@ -171,7 +172,7 @@ def test_many_bad_sources_do_not_hold_up_the_good_ones(shared: HelperProcess, si
     outcome = shared.copy(items)
     for key, event in outcome.items():
         if key % 4 == 0:
-            assert isinstance(event, wire.DoneEvent)
+            assert isinstance(event, DoneEvent)
         else:
             assert judged(event) == "source NOT_FOUND"
     assert tree(sites.b) == {f"{key}": b"content" for key in range(0, 40, 4)}
@@ -181,7 +182,7 @@ def test_what_earlier_attempts_left_goes_first(shared: HelperProcess, sites: Sit
     item = sites.item(sites.put(sites.a / "f"), sites.b / "g", attempt=3)
     for url in item.stale:
         sites.put(sites.b / url.rpartition("/")[2], b"half of it")
-    assert isinstance(shared.copy([item])[1], wire.DoneEvent)
+    assert isinstance(shared.copy([item])[1], DoneEvent)
     assert tree(sites.b) == {"g": b"content"}
 
 
@@ -193,11 +194,11 @@ def test_two_helpers_may_make_the_same_directories(shared: HelperProcess, own: H
         items = [
             sites.item(file, sites.b / f"d{key // 2}" / "deep" / "er" / file.name, key) for key, file in enumerate(half)
         ]
-        requests.append((helper, wire.CopyRequest(helper.new_id(), items, "never", "checksum", wire.TimeLimits())))
+        requests.append((helper, CopyRequest(helper.new_id(), items, "never", "checksum", TimeLimits())))
     for helper, request in requests:
         helper.send(request)
     for helper, request in requests:
-        assert all(isinstance(event, wire.DoneEvent) for event in outcomes(helper.rest(request.id)).values())
+        assert all(isinstance(event, DoneEvent) for event in outcomes(helper.rest(request.id)).values())
     assert len(tree(sites.b)) == 40
 
 
@@ -221,7 +222,7 @@ def test_a_listing_names_what_is_there_and_follows_nothing(shared: HelperProcess
     assert sum(path.startswith("names/") for path in found) == len(ODD_NAMES)
     assert found["link"].target == str(sites.a / "names" / "a b").replace(" ", "%20")
     assert found["link"].target_is_file
-    unreadable = [event for event in events if isinstance(event, wire.UnreadableEvent)]
+    unreadable = [event for event in events if isinstance(event, UnreadableEvent)]
     assert [(event.path, event.fault.errno) for event in unreadable] == [("shut", 13)]
 
 
@@ -246,30 +247,30 @@ def test_removal_and_rename_and_new_directories(shared: HelperProcess, sites: Si
     assert judged(shared.rename(url + "/gone", url + "/new")) == "source NOT_FOUND"
     assert judged(shared.rename(url + "/g", url + "/full/f")) == "destination EXISTS"
     assert judged(shared.rename(url + "/g", url + "/full", "always")) == "destination IS_A_DIRECTORY"
-    assert isinstance(shared.rename(url + "/g", url + "/full/f", "always"), wire.DoneEvent)
-    assert isinstance(shared.rename(url + "/full", url + "/moved%0Ahere"), wire.DoneEvent)
+    assert isinstance(shared.rename(url + "/g", url + "/full/f", "always"), DoneEvent)
+    assert isinstance(shared.rename(url + "/full", url + "/moved%0Ahere"), DoneEvent)
     assert tree(sites.a) == {"moved\nhere/f": b"g"}
 
     outcome = shared.make(url + "/x/y", url + "/z", url + "/z")
     assert [judged(outcome[0]), judged(outcome[2])] == ["destination NOT_FOUND", "destination EXISTS"]
     outcome = shared.make(url + "/x/y", url + "/z", parents=True)
-    assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())
+    assert all(isinstance(event, DoneEvent) for event in outcome.values())
 
     removed = shared.remove(
-        wire.PathItem(0, url + "/moved%0Ahere", directory=True),
-        wire.PathItem(1, url + "/moved%0Ahere/f"),
-        wire.PathItem(2, url + "/moved%0Ahere", directory=True),
-        wire.PathItem(3, url + "/moved%0Ahere", directory=True),
-        wire.PathItem(4, url + "/x"),
-        wire.PathItem(5, url + "/link"),
+        PathItem(0, url + "/moved%0Ahere", directory=True),
+        PathItem(1, url + "/moved%0Ahere/f"),
+        PathItem(2, url + "/moved%0Ahere", directory=True),
+        PathItem(3, url + "/moved%0Ahere", directory=True),
+        PathItem(4, url + "/x"),
+        PathItem(5, url + "/link"),
     )
     assert [judged(removed[key]) for key in (0, 3, 4)] == [
         "source NOT_EMPTY",
         "source NOT_FOUND",
         "source IS_A_DIRECTORY",
     ]
-    assert all(isinstance(removed[key], wire.DoneEvent) for key in (1, 2))
-    assert all(isinstance(event, wire.DoneEvent) for event in shared.discard(url + "/gone").values())
+    assert all(isinstance(removed[key], DoneEvent) for key in (1, 2))
+    assert all(isinstance(event, DoneEvent) for event in shared.discard(url + "/gone").values())
 
 
 # -- who may come in, and who is there
@@ -319,11 +320,9 @@ def begin(helper: HelperProcess, sites: Sites, keys: int = 1, stall_s: float = 6
     """Begin a transfer that never ends; returns the request once bytes arrive."""
     source = sites.huge()
     items = [sites.item(source, sites.b / f"to{key}", key) for key in range(keys)]
-    request = wire.CopyRequest(
-        helper.new_id(), items, "never", "checksum", wire.TimeLimits(stall_s=stall_s, total_s=60.0)
-    )
+    request = CopyRequest(helper.new_id(), items, "never", "checksum", TimeLimits(stall_s=stall_s, total_s=60.0))
     helper.send(request)
-    assert isinstance(helper.event(), wire.StartedEvent)
+    assert isinstance(helper.event(), StartedEvent)
     deadline = time.monotonic() + 30
     while sites.arriving() == 0:
         assert time.monotonic() < deadline
@@ -333,13 +332,13 @@ def begin(helper: HelperProcess, sites: Sites, keys: int = 1, stall_s: float = 6
 
 def test_a_cancelled_transfer_is_dead_and_gone(own: HelperProcess, sites: Sites) -> None:
     request_id = begin(own, sites, keys=3)
-    own.send(wire.CancelRequest(request_id))
-    assert outcomes([wire.StartedEvent(request_id, 0), *own.rest(request_id)]) == {
-        key: wire.CancelledEvent(request_id, key) for key in range(3)
+    own.send(CancelRequest(request_id))
+    assert outcomes([StartedEvent(request_id, 0), *own.rest(request_id)]) == {
+        key: CancelledEvent(request_id, key) for key in range(3)
     }
     assert tree(sites.b) == {}
     # The helper continues.
-    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], DoneEvent)
 
 
 @pytest.mark.parametrize("site", [pytest.param("A", marks=pytest.mark.full), "B"])
@@ -352,7 +351,7 @@ def test_a_killed_server_fails_the_transfer_and_leaves_nothing(own: HelperProces
     assert failed.leftover is bool(tree(sites.b))  # type: ignore[union-attr]
     # Connections that were used a moment ago are not taken for ones that a server has closed for their idleness.
     time.sleep(1.2)
-    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], DoneEvent)
 
 
 @pytest.mark.parametrize("site", ["A", pytest.param("B", marks=pytest.mark.full)])
@@ -367,7 +366,7 @@ def test_a_frozen_server_stalls_the_transfer(own: HelperProcess, sites: Sites, s
     assert judged(failed) in ("transfer STALLED", f"{'source' if site == 'A' else 'destination'} CONNECTION")
     # A destination that does not answer cannot be cleaned.
     assert failed.leftover is (site == "B")  # type: ignore[union-attr]
-    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], DoneEvent)
 
 
 @pytest.mark.parametrize("site", [pytest.param("A", marks=pytest.mark.full), "B"])
@@ -375,18 +374,18 @@ def test_a_cancel_does_not_wait_for_a_frozen_server(own: HelperProcess, sites: S
     request_id = begin(own, sites)
     server = sites.grid.sites[site].server
     server.freeze()
-    own.send(wire.CancelRequest(request_id))
+    own.send(CancelRequest(request_id))
     cancelled = own.rest(request_id)[-1]
     server.thaw()
-    assert isinstance(cancelled, wire.CancelledEvent)
+    assert isinstance(cancelled, CancelledEvent)
     assert cancelled.leftover is (site == "B")
-    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], DoneEvent)
 
 
 def test_sessions_that_were_closed_meanwhile_are_renewed_in_silence(own: HelperProcess, sites: Sites) -> None:
     source = sites.put(sites.a / "f")
     for name in ("one", "two"):
-        assert isinstance(own.copy([sites.item(source, sites.b / name)])[1], wire.DoneEvent)
+        assert isinstance(own.copy([sites.item(source, sites.b / name)])[1], DoneEvent)
         for site in sites.grid.sites.values():
             site.server.kill_sessions()
         time.sleep(1.1)
@@ -421,7 +420,7 @@ def test_a_thousand_small_files(shared: HelperProcess, sites: Sites, capsys: pyt
     began = time.monotonic()
     outcome = shared.copy(items)
     elapsed = time.monotonic() - began
-    assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())
+    assert all(isinstance(event, DoneEvent) for event in outcome.values())
     assert subprocess.run(["diff", "-r", sites.a, sites.b], check=False).returncode == 0
     with capsys.disabled():
         sys.stdout.write(f"\n1000 files of 1 KiB, each proven by size and checksum: {1000 / elapsed:.0f} files/s\n")

@@ -12,7 +12,8 @@ import pytest
 
 from pdm.testgrid import TestGrid
 from pdm.testgrid.storage_servers import descendants
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent, LogEvent, UnreadableEvent
+from pdm.workqueue.wire.agent_requests import CopyRequest, PathItem, TimeLimits
 from tests.grid.agent_sites import Sites, judged
 from tests.helpers.driver import ODD_NAMES, HelperProcess, entries, outcomes
 
@@ -36,7 +37,7 @@ main_gridftp.main()
 def test_a_transfer_resumes_after_its_source_was_lost(own: HelperProcess, sites: Sites) -> None:
     source = sites.put(sites.a / "large", os.urandom(MIB) * 400)
     item = sites.item(source, sites.b / "copy")
-    request = wire.CopyRequest(own.new_id(), [item], "never", "size", wire.TimeLimits())
+    request = CopyRequest(own.new_id(), [item], "never", "size", TimeLimits())
     own.send(request)
     give_up_at = time.monotonic() + 30
     while not sites.arriving():
@@ -57,8 +58,8 @@ def test_a_transfer_resumes_after_its_source_was_lost(own: HelperProcess, sites:
         os.kill(pid, signal.SIGKILL)
     events = own.rest(request.id)
     done = outcomes(events)[1]
-    assert isinstance(done, wire.DoneEvent), done
-    (line,) = [event.text for event in events if isinstance(event, wire.LogEvent) and "resumes" in event.text]
+    assert isinstance(done, DoneEvent), done
+    (line,) = [event.text for event in events if isinstance(event, LogEvent) and "resumes" in event.text]
     (found,) = re.findall(r"the transfer resumes at byte (\d+): (\d+) bytes are at the destination$", line)
     offset, kept = map(int, found)
     assert 0 <= offset <= kept < source.stat().st_size
@@ -91,7 +92,7 @@ def test_servers_without_listings_on_the_control_connection_are_listed_over_data
     found = entries(events)
     assert sum(path.startswith("names/") for path in found) == len(ODD_NAMES) + 3000
     assert found["link"].type == "link"
-    unreadable = [event for event in events if isinstance(event, wire.UnreadableEvent)]
+    unreadable = [event for event in events if isinstance(event, UnreadableEvent)]
     assert [(event.path, event.fault.errno) for event in unreadable] == [("shut", 13)]
     assert judged(old.list(sites.url(sites.a / "gone"))[-1]) == "source NOT_FOUND"
 
@@ -100,7 +101,7 @@ def test_a_name_of_which_servers_see_only_the_beginning_is_refused(shared: Helpe
     """Servers take what stands before CR LF for the whole path: that is another file."""
     other = sites.put(sites.a / "c")
     long = sites.url(sites.a) + "/c%0D%0Ad"
-    assert judged(shared.remove(wire.PathItem(1, long))[1]) == "source INVALID_NAME"
+    assert judged(shared.remove(PathItem(1, long))[1]) == "source INVALID_NAME"
     assert judged(shared.rename(long, sites.url(sites.a / "new"))) == "source INVALID_NAME"
     assert judged(shared.rename(sites.url(sites.put(sites.a / "f")), long, "always")) == "destination INVALID_NAME"
     assert other.read_bytes() == b"content"

@@ -23,7 +23,8 @@ from pdm.workqueue.helpers.gridftp.gsi import Gsi
 from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.gridftp.session import ControlSession
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, CancelledEvent, DoneEvent, FailedEvent, LogEvent
+from pdm.workqueue.wire.agent_requests import CancelRequest, CopyItem, CopyRequest, PathItem, TimeLimits
 from tests.grid.agent_sites import Sites, judged
 from tests.helpers.driver import HelperProcess, adler, digest, entries, outcomes, put, tree
 
@@ -37,27 +38,27 @@ def files_of_one_size(sites: Sites, count: int, size: int = 1024) -> list[Path]:
     return files
 
 
-def items_of(sites: Sites, files: Sequence[Path]) -> list[wire.CopyItem]:
+def items_of(sites: Sites, files: Sequence[Path]) -> list[CopyItem]:
     return [sites.item(file, sites.b / file.relative_to(sites.a), key) for key, file in enumerate(files)]
 
 
-def fallbacks(events: Sequence[wire.AgentEvent]) -> list[str]:
-    return [event.text for event in events if isinstance(event, wire.LogEvent) and event.text.startswith(FALLBACK)]
+def fallbacks(events: Sequence[AgentEvent]) -> list[str]:
+    return [event.text for event in events if isinstance(event, LogEvent) and event.text.startswith(FALLBACK)]
 
 
 @pytest.mark.parametrize("verify", ["checksum", "size"])
 def test_good_files_need_no_fallback(own: HelperProcess, sites: Sites, verify: str) -> None:
     files = files_of_one_size(sites, 300)
     items = items_of(sites, files)
-    events = own.run(wire.CopyRequest(own.new_id(), items, "never", verify, wire.TimeLimits()))  # type: ignore[arg-type]
+    events = own.run(CopyRequest(own.new_id(), items, "never", verify, TimeLimits()))  # type: ignore[arg-type]
     assert fallbacks(events) == []
     sums = [adler(file.read_bytes()) if verify == "checksum" else None for file in files]
-    assert outcomes(events) == {key: wire.DoneEvent(1, key, 1024, 1024, checksum) for key, checksum in enumerate(sums)}
+    assert outcomes(events) == {key: DoneEvent(1, key, 1024, 1024, checksum) for key, checksum in enumerate(sums)}
     assert tree(sites.b) == tree(sites.a)
 
-    again = own.run(wire.CopyRequest(own.new_id(), items, "never", verify, wire.TimeLimits()))  # type: ignore[arg-type]
+    again = own.run(CopyRequest(own.new_id(), items, "never", verify, TimeLimits()))  # type: ignore[arg-type]
     assert fallbacks(again) == []
-    assert all(isinstance(event, wire.DoneEvent) and event.transferred == 0 for event in outcomes(again).values())
+    assert all(isinstance(event, DoneEvent) and event.transferred == 0 for event in outcomes(again).values())
 
 
 def test_temporary_names_of_many_attempts_do_not_flood_a_server(own: HelperProcess, sites: Sites) -> None:
@@ -68,9 +69,9 @@ def test_temporary_names_of_many_attempts_do_not_flood_a_server(own: HelperProce
     items = items_of(sites, files)
     stale = [[item.temporary.replace(".pdm-", f".pdm-{attempt}") for attempt in range(4)] for item in items]
     items = [msgspec.structs.replace(item, stale=names) for item, names in zip(items, stale, strict=True)]
-    events = own.run(wire.CopyRequest(own.new_id(), items, "never", "size", wire.TimeLimits(stall_s=10.0)))
+    events = own.run(CopyRequest(own.new_id(), items, "never", "size", TimeLimits(stall_s=10.0)))
     assert fallbacks(events) == []
-    assert not [event for event in events if isinstance(event, wire.LogEvent) and "has not answered" in event.text]
+    assert not [event for event in events if isinstance(event, LogEvent) and "has not answered" in event.text]
     assert tree(sites.b) == tree(sites.a)
 
 
@@ -97,8 +98,8 @@ def test_files_that_come_and_go_beside_a_batch_disturb_it_not(own: HelperProcess
         try:
             for start in range(0, 800, 100):
                 part = items[start : start + 100]
-                events = own.run(wire.CopyRequest(own.new_id(), part, "never", "size", wire.TimeLimits()))
-                failed = [event for event in outcomes(events).values() if not isinstance(event, wire.DoneEvent)]
+                events = own.run(CopyRequest(own.new_id(), part, "never", "size", TimeLimits()))
+                failed = [event for event in outcomes(events).values() if not isinstance(event, DoneEvent)]
                 assert failed == []
                 for file in files[start : start + 100]:
                     (there / file.name).rename(sites.b / file.name)
@@ -113,12 +114,12 @@ def test_each_algorithm_needs_no_fallback(own: HelperProcess, sites: Sites, algo
     files = files_of_one_size(sites, 30)
     items = items_of(sites, files)
     for overwrite, transferred in (("never", 1024), ("different", 0)):
-        request = wire.CopyRequest(own.new_id(), items, overwrite, "checksum", wire.TimeLimits(), algorithm)  # type: ignore[arg-type]
+        request = CopyRequest(own.new_id(), items, overwrite, "checksum", TimeLimits(), algorithm)  # type: ignore[arg-type]
         events = own.run(request)
         assert fallbacks(events) == []
         for key, file in enumerate(files):
             done = outcomes(events)[key]
-            assert isinstance(done, wire.DoneEvent), done
+            assert isinstance(done, DoneEvent), done
             assert (done.transferred, done.checksum) == (transferred, digest(algorithm, file.read_bytes()))
 
 
@@ -149,7 +150,7 @@ def test_a_file_that_cannot_be_read_never_takes_the_bytes_of_the_next(
     for key in bad:
         files[key].unlink()
     outcome = own.copy(items, verify=verify)
-    assert {key for key, event in outcome.items() if isinstance(event, wire.FailedEvent)} == bad
+    assert {key for key, event in outcome.items() if isinstance(event, FailedEvent)} == bad
     assert {judged(outcome[key]) for key in bad} == {"source NOT_FOUND"}
     assert tree(sites.b) == tree(sites.a)
 
@@ -165,7 +166,7 @@ def test_a_directory_that_takes_nothing_is_its_own_files_trouble(own: HelperProc
     else:
         shut.chmod(0o500)
     outcome = own.copy(items)
-    assert {key for key, event in outcome.items() if isinstance(event, wire.FailedEvent)} == set(range(100, 200))
+    assert {key for key, event in outcome.items() if isinstance(event, FailedEvent)} == set(range(100, 200))
     assert {judged(outcome[key]) for key in range(100, 200)} == {"destination PERMISSION_DENIED"}
     shut.chmod(0o700)
     assert {name: content for name, content in tree(sites.a).items() if not name.startswith("d1/")} == tree(sites.b)
@@ -187,14 +188,14 @@ def test_what_is_at_the_destination_decides_file_by_file(own: HelperProcess, sit
         before[key] = there.read_bytes() if there.is_file() else None
     sites.grid.give(sites.b)
     outcome = own.copy(items_of(sites, files))
-    assert all(isinstance(outcome[key], wire.DoneEvent) for key in (*range(10), *range(40, 60)))
+    assert all(isinstance(outcome[key], DoneEvent) for key in (*range(10), *range(40, 60)))
     assert {judged(outcome[key]) for key in range(10, 30)} == {"destination EXISTS"}
     assert {judged(outcome[key]) for key in range(30, 40)} == {"destination IS_A_DIRECTORY"}
     for key in range(30):
         assert (sites.b / files[key].relative_to(sites.a)).read_bytes() == before[key]
 
     outcome = own.copy(items_of(sites, files), overwrite="different")
-    done = [event for event in outcome.values() if isinstance(event, wire.DoneEvent)]
+    done = [event for event in outcome.values() if isinstance(event, DoneEvent)]
     assert len(done) == 50
     assert sum(event.transferred > 0 for event in done) == 20
     assert all((sites.b / file.relative_to(sites.a)).read_bytes() == file.read_bytes() for file in files[:30])
@@ -205,15 +206,15 @@ def test_a_directory_that_two_batches_fill_keeps_what_is_there(own: HelperProces
     files += [sites.put(sites.a / "d1" / name, os.urandom(1024)) for name in ("x\u00e9", "spaced name")]
     items = items_of(sites, files)
     first, second = items[:130], items[130:]
-    assert all(isinstance(event, wire.DoneEvent) for event in own.copy(first).values())
+    assert all(isinstance(event, DoneEvent) for event in own.copy(first).values())
     # A name that differs in case is another one here; what has the very name is neither replaced nor taken for a copy.
     upper = put(sites.b / "d1" / "F150", b"upper")
     taken = put(sites.b / "d1" / "f160", b"taken")
     sites.grid.give(sites.b)
 
-    events = own.run(wire.CopyRequest(own.new_id(), second, "never", "size", wire.TimeLimits()))
+    events = own.run(CopyRequest(own.new_id(), second, "never", "size", TimeLimits()))
     outcome = outcomes(events)
-    assert [key for key, event in outcome.items() if not isinstance(event, wire.DoneEvent)] == [160]
+    assert [key for key, event in outcome.items() if not isinstance(event, DoneEvent)] == [160]
     assert judged(outcome[160]) == "destination EXISTS"
     assert len(fallbacks(events)) == 1
     assert (upper.read_bytes(), taken.read_bytes()) == (b"upper", b"taken")
@@ -237,51 +238,51 @@ def test_sessions_that_end_in_the_middle_cost_nothing(own: HelperProcess, sites:
     killer.start()
     outcome = own.copy(items_of(sites, files))
     killer.join()
-    assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())
+    assert all(isinstance(event, DoneEvent) for event in outcome.values())
     assert tree(sites.b) == tree(sites.a)
 
 
 def test_a_cancel_leaves_whole_files_or_none(own: HelperProcess, sites: Sites) -> None:
     files = files_of_one_size(sites, 1000, size=200_000)
-    request = wire.CopyRequest(own.new_id(), items_of(sites, files), "never", "checksum", wire.TimeLimits())
+    request = CopyRequest(own.new_id(), items_of(sites, files), "never", "checksum", TimeLimits())
     own.send(request)
-    events: list[wire.AgentEvent] = []
-    while not any(isinstance(event, wire.DoneEvent) for event in events):
+    events: list[AgentEvent] = []
+    while not any(isinstance(event, DoneEvent) for event in events):
         event = own.event()
         assert event is not None
         events.append(event)
-    own.send(wire.CancelRequest(request.id))
+    own.send(CancelRequest(request.id))
     asked = time.monotonic()
     outcome = outcomes([*events, *own.rest(request.id)])
-    assert {type(event) for event in outcome.values()} == {wire.DoneEvent, wire.CancelledEvent}
+    assert {type(event) for event in outcome.values()} == {DoneEvent, CancelledEvent}
     arrived = tree(sites.b)
     for key, file in enumerate(files):
         name = str(file.relative_to(sites.a))
-        if isinstance(outcome[key], wire.DoneEvent):
+        if isinstance(outcome[key], DoneEvent):
             assert arrived[name] == file.read_bytes()
         else:
             # It may have got its name in the last moment; then it is whole.
             assert arrived.get(name) in (None, file.read_bytes())
-    leftovers = [event for event in outcome.values() if isinstance(event, wire.CancelledEvent) and event.leftover]
+    leftovers = [event for event in outcome.values() if isinstance(event, CancelledEvent) and event.leftover]
     assert not [name for name in arrived if ".pdm-" in name] or leftovers
     assert time.monotonic() - asked < 20
     # The helper continues.
-    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], DoneEvent)
 
 
 def test_a_frozen_server_stalls_one_file_at_a_time(own: HelperProcess, sites: Sites) -> None:
     files = files_of_one_size(sites, 20)
     items = items_of(sites, files)
-    assert isinstance(own.copy(items[:1])[0], wire.DoneEvent)
+    assert isinstance(own.copy(items[:1])[0], DoneEvent)
     server = sites.grid.sites["B"].server
     server.freeze()
-    request = wire.CopyRequest(own.new_id(), items[1:], "never", "checksum", wire.TimeLimits(stall_s=2.0, total_s=5.0))
+    request = CopyRequest(own.new_id(), items[1:], "never", "checksum", TimeLimits(stall_s=2.0, total_s=5.0))
     own.send(request)
     time.sleep(3)
     server.thaw()
     outcome = outcomes(own.rest(request.id))
     assert set(outcome) == set(range(1, 20))
-    failed = {key for key, event in outcome.items() if isinstance(event, wire.FailedEvent)}
+    failed = {key for key, event in outcome.items() if isinstance(event, FailedEvent)}
     assert len(failed) < 19
     for key in set(range(1, 20)) - failed:
         assert (sites.b / files[key].relative_to(sites.a)).read_bytes() == files[key].read_bytes()
@@ -304,19 +305,19 @@ def test_hostile_names_in_a_listing_forge_no_end(own: HelperProcess, sites: Site
 
 def test_what_an_earlier_attempt_has_done_unheard_counts_as_done(own: HelperProcess, sites: Sites) -> None:
     gone = sites.url(sites.a / "gone")
-    assert judged(own.remove(wire.PathItem(1, gone))[1]) == "source NOT_FOUND"
-    assert isinstance(own.remove(wire.PathItem(1, gone, again=True))[1], wire.DoneEvent)
+    assert judged(own.remove(PathItem(1, gone))[1]) == "source NOT_FOUND"
+    assert isinstance(own.remove(PathItem(1, gone, again=True))[1], DoneEvent)
 
 
 @pytest.mark.full
 def test_thousands_are_removed_and_made(own: HelperProcess, sites: Sites) -> None:
     urls = [sites.url(sites.a / f"d{number}") for number in range(600)]
-    assert all(isinstance(event, wire.DoneEvent) for event in own.make(*urls).values())
+    assert all(isinstance(event, DoneEvent) for event in own.make(*urls).values())
     assert {judged(event) for event in own.make(*urls[:5]).values()} == {"destination EXISTS"}
-    items = [wire.PathItem(key, url, directory=True) for key, url in enumerate([*urls, sites.url(sites.a / "none")])]
+    items = [PathItem(key, url, directory=True) for key, url in enumerate([*urls, sites.url(sites.a / "none")])]
     outcome = own.remove(*items)
     assert judged(outcome.pop(600)) == "source NOT_FOUND"
-    assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())
+    assert all(isinstance(event, DoneEvent) for event in outcome.values())
     assert not list(sites.a.iterdir())
 
 
@@ -325,11 +326,11 @@ def test_an_item_that_the_pipelined_way_stumbles_over_fails_alone(own: HelperPro
     items = items_of(sites, files)
     items[7] = msgspec.structs.replace(items[7], source="gsiftp://localhost")
     outcome = own.copy(items)
-    assert {key for key, event in outcome.items() if isinstance(event, wire.FailedEvent)} == {7}
-    removals = [wire.PathItem(key, sites.url(sites.b / file.relative_to(sites.a))) for key, file in enumerate(files)]
-    removals[7] = wire.PathItem(7, "gsiftp://localhost")
+    assert {key for key, event in outcome.items() if isinstance(event, FailedEvent)} == {7}
+    removals = [PathItem(key, sites.url(sites.b / file.relative_to(sites.a))) for key, file in enumerate(files)]
+    removals[7] = PathItem(7, "gsiftp://localhost")
     removed = own.remove(*removals)
-    assert {key for key, event in removed.items() if isinstance(event, wire.FailedEvent)} == {7}
+    assert {key for key, event in removed.items() if isinstance(event, FailedEvent)} == {7}
     assert tree(sites.b) == {}
 
 
@@ -382,11 +383,11 @@ def test_items_without_a_size_or_with_a_checksum_are_copied_one_by_one(own: Help
         plain,
         *(msgspec.structs.replace(each, size=-1, checksum=its) for each, its in zip(others, given, strict=True)),
     ]
-    ended = outcomes(own.run(wire.CopyRequest(own.new_id(), items, "never", "checksum", wire.TimeLimits())))
+    ended = outcomes(own.run(CopyRequest(own.new_id(), items, "never", "checksum", TimeLimits())))
     for key, file in enumerate(files[:3]):
-        assert ended[key] == wire.DoneEvent(1, key, 1024, 1024, adler(file.read_bytes()))
+        assert ended[key] == DoneEvent(1, key, 1024, 1024, adler(file.read_bytes()))
     failed = ended[3]
-    assert isinstance(failed, wire.FailedEvent)
+    assert isinstance(failed, FailedEvent)
     assert failed.fault.code == "CHECKSUM_MISMATCH"
     arrived = tree(sites.b)
     assert len(arrived) == len(tree(sites.a)) - 1

@@ -7,7 +7,8 @@ from typing import Literal
 
 import pytest
 
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent
+from pdm.workqueue.wire.agent_requests import CopyRequest
 from tests.grid.agent_sites import Sites
 from tests.helpers.driver import LIMITS, HelperProcess, outcomes
 
@@ -25,7 +26,7 @@ def test_times_and_modes_arrive(shared: HelperProcess, sites: Sites, verify: Lit
     items = [sites.item(file, sites.b / "new" / file.name, key) for key, file in enumerate(files)]
     overwrites: list[Literal["never", "different"]] = ["never", "different"]
     for overwrite in overwrites:
-        request = wire.CopyRequest(
+        request = CopyRequest(
             shared.new_id(),
             items,
             overwrite,
@@ -36,7 +37,7 @@ def test_times_and_modes_arrive(shared: HelperProcess, sites: Sites, verify: Lit
         ended = outcomes(shared.run(request))
         for number, file in enumerate(files):
             done, path = ended[number], sites.b / "new" / file.name
-            assert isinstance(done, wire.DoneEvent), done
+            assert isinstance(done, DoneEvent), done
             assert done.already_there == (overwrite == "different")
             assert done.not_preserved == (("mtime",) if number == 7 else ())
             assert path.stat().st_mode & 0o7777 == (0o740 if number == 1 else 0o604)

@@ -10,7 +10,7 @@ import pytest
 
 from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent
 from tests.grid.agent_sites import Sites, helper_as, judged
 from tests.helpers.driver import HelperProcess
 
@@ -53,7 +53,7 @@ def test_a_login_that_hangs_is_the_servers_fault(
     else:
         # The first look at the destination tells as much of whose fault it is.
         assert {judged(event) for event in events.values()} <= {f"{scope} CONNECTION", f"{scope} STALLED"}
-    assert {type(event) for event in fresh.copy(items).values()} == {wire.DoneEvent}
+    assert {type(event) for event in fresh.copy(items).values()} == {DoneEvent}
 
 
 def test_other_work_knows_of_hanging_logins_too(fresh: HelperProcess, sites: Sites) -> None:

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid.storage_servers import descendants
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent, FailedEvent
+from pdm.workqueue.wire.agent_requests import (
+    LEASE_OVER_STATUS,
+    CopyItem,
+    CopyRequest,
+    LeaseRequest,
+    PathItem,
+    TimeLimits,
+)
 from tests.grid.agent_sites import Sites
 from tests.helpers.driver import HelperProcess, fault, outcomes, tree
 
@@ -51,7 +59,7 @@ def test_a_source_that_is_rewritten_in_place_is_copied_anew_or_not_at_all(
         os.utime(source, (OLD, OLD))
     destination = sites.b / "copy"
     item = sites.item(source, destination)
-    request = wire.CopyRequest(own.new_id(), [item], "never", verify, wire.TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
+    request = CopyRequest(own.new_id(), [item], "never", verify, TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
     own.send(request)
     give_up_at = time.monotonic() + 60
     while not sites.arriving():
@@ -67,7 +75,7 @@ def test_a_source_that_is_rewritten_in_place_is_copied_anew_or_not_at_all(
     for site in sites.grid.sites.values():
         site.server.thaw()
     outcome = outcomes(own.rest(request.id))[1]
-    if isinstance(outcome, wire.DoneEvent):
+    if isinstance(outcome, DoneEvent):
         assert destination.read_bytes() == source.read_bytes()
     else:
         # MDTM counts seconds: of a file written anew within the second, only the checksum tells; it is copied again.
@@ -96,7 +104,7 @@ def test_of_many_sources_those_that_are_rewritten_in_place_are_found(
     for number in range(others):
         (sites.a / f"x{number}").touch()
     items = [sites.item(file, sites.b / "new" / file.name, key) for key, file in enumerate(files)]
-    request = wire.CopyRequest(own.new_id(), items, "never", verify, wire.TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
+    request = CopyRequest(own.new_id(), items, "never", verify, TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
     own.send(request)
     give_up_at = time.monotonic() + 60
     while sites.arriving() < 10 * MIB:
@@ -115,7 +123,7 @@ def test_of_many_sources_those_that_are_rewritten_in_place_are_found(
     ended = outcomes(own.rest(request.id))
     assert set(ended) == set(range(len(files)))
     for key, file in enumerate(files):
-        if isinstance(ended[key], wire.DoneEvent):
+        if isinstance(ended[key], DoneEvent):
             # What was proven before the writer came, and only had no name yet, is a copy of what it was.
             assert (sites.b / "new" / file.name).read_bytes() in (b"o" * MIB, file.read_bytes()), file.name
         else:
@@ -128,10 +136,10 @@ def test_a_session_that_thaws_after_the_copy_was_done_changes_nothing(own: Helpe
     items = [sites.item(file, sites.b / file.name, key) for key, file in enumerate(files)]
     # So that the kept sessions are there.
     (warm,) = own.copy([sites.item(sites.put(sites.a / "warm"), sites.b / "warm", 1000)]).values()
-    assert isinstance(warm, wire.DoneEvent)
+    assert isinstance(warm, DoneEvent)
     server = sites.grid.sites["B"].server
     assert server.pid is not None
-    request = wire.CopyRequest(own.new_id(), items, "never", "checksum", wire.TimeLimits(stall_s=1.0, total_s=60.0))
+    request = CopyRequest(own.new_id(), items, "never", "checksum", TimeLimits(stall_s=1.0, total_s=60.0))
     own.send(request)
     give_up_at = time.monotonic() + 30
     while not any(sites.b.glob(".pdm-*")):
@@ -145,13 +153,13 @@ def test_a_session_that_thaws_after_the_copy_was_done_changes_nothing(own: Helpe
     assert known
     try:
         ended = outcomes(own.rest(request.id))
-        left = [item for item in items if not isinstance(ended[item.key], wire.DoneEvent)]
-        again = [wire.CopyItem(i.key, i.source, i.destination, f"{i.temporary}2", [i.temporary], i.size) for i in left]
+        left = [item for item in items if not isinstance(ended[item.key], DoneEvent)]
+        again = [CopyItem(i.key, i.source, i.destination, f"{i.temporary}2", [i.temporary], i.size) for i in left]
         assert left, "the sessions were frozen too late"
         # What was under way when the server said nothing fails by itself; its next attempt copies it.
         while again:
             ended |= own.copy(again, stall_s=5.0)
-            again = [item for item in again if not isinstance(ended[item.key], wire.DoneEvent)]
+            again = [item for item in again if not isinstance(ended[item.key], DoneEvent)]
         assert {path.name: path.read_bytes() for path in sites.b.glob("f*")} == {
             path.name: path.read_bytes() for path in files
         }
@@ -179,14 +187,14 @@ def boot_seconds() -> float:
 def test_a_transfer_between_servers_ends_with_the_lease(own: HelperProcess, sites: Sites) -> None:
     """Its connections end with the helper, and with them what the servers do."""
     item = sites.item(sites.huge(), sites.b / "copy")
-    own.send(wire.LeaseRequest(boot_seconds() + 60.0))
-    own.send(wire.CopyRequest(own.new_id(), [item], "never", "size", wire.TimeLimits()))
+    own.send(LeaseRequest(boot_seconds() + 60.0))
+    own.send(CopyRequest(own.new_id(), [item], "never", "size", TimeLimits()))
     give_up_at = time.monotonic() + 60
     while not sites.arriving():
         assert time.monotonic() < give_up_at, "no byte arrives"
         time.sleep(0.01)
-    own.send(wire.LeaseRequest(boot_seconds() + 0.5))
-    assert own.process.wait(30) == wire.LEASE_OVER_STATUS
+    own.send(LeaseRequest(boot_seconds() + 0.5))
+    assert own.process.wait(30) == LEASE_OVER_STATUS
     arrived = -1
     give_up_at = time.monotonic() + 20
     while arrived != sites.arriving():
@@ -201,8 +209,8 @@ def test_a_transfer_between_servers_ends_with_the_lease(own: HelperProcess, site
 def test_a_helper_that_was_suspended_beyond_the_lease_gives_no_file_its_name(own: HelperProcess, sites: Sites) -> None:
     files = [sites.put(sites.a / f"f{number}", os.urandom(1024)) for number in range(1500)]
     items = [sites.item(file, sites.b / "new" / file.name, key) for key, file in enumerate(files)]
-    own.send(wire.LeaseRequest(boot_seconds() + 10.0))
-    own.send(wire.CopyRequest(own.new_id(), items, "never", "checksum", wire.TimeLimits()))
+    own.send(LeaseRequest(boot_seconds() + 10.0))
+    own.send(CopyRequest(own.new_id(), items, "never", "checksum", TimeLimits()))
     give_up_at = time.monotonic() + 30
     while not any((sites.b / "new").glob("f*")):
         assert time.monotonic() < give_up_at, "nothing arrives"
@@ -212,7 +220,7 @@ def test_a_helper_that_was_suspended_beyond_the_lease_gives_no_file_its_name(own
     named = set((sites.b / "new").glob("f*"))
     assert len(named) < len(files), "all was done before it was suspended"
     own.process.send_signal(signal.SIGCONT)
-    assert own.process.wait(30) == wire.LEASE_OVER_STATUS
+    assert own.process.wait(30) == LEASE_OVER_STATUS
     time.sleep(0.5)
     assert set((sites.b / "new").glob("f*")) == named
 
@@ -223,9 +231,9 @@ def test_what_was_written_after_it_was_listed_is_not_removed(own: HelperProcess,
     for file in files[:-2]:
         os.utime(file, (OLD, OLD))
     listed_at = float(OLD + 100)
-    items = [wire.PathItem(key, sites.url(file), again=True, listed_at=listed_at) for key, file in enumerate(files)]
+    items = [PathItem(key, sites.url(file), again=True, listed_at=listed_at) for key, file in enumerate(files)]
     files[0].unlink()
     ended = own.remove(*items)
-    assert {key for key, event in ended.items() if isinstance(event, wire.FailedEvent)} == {38, 39}
+    assert {key for key, event in ended.items() if isinstance(event, FailedEvent)} == {38, 39}
     assert {fault(ended[key]) for key in (38, 39)} == {("source", "CHANGED")}
     assert {path.name for path in sites.b.iterdir()} == {"f38", "f39"}

@@ -19,10 +19,38 @@ import msgspec
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import (
+    AgentEvent,
+    BegunEvent,
+    CancelledEvent,
+    DoneEvent,
+    EntriesEvent,
+    FailedEvent,
+    FinishedEvent,
+    RawEntry,
+    ReadyEvent,
+)
+from pdm.workqueue.wire.agent_requests import (
+    LONGEST_LINE,
+    AgentRequest,
+    CheckItem,
+    CheckRequest,
+    CopyItem,
+    CopyRequest,
+    DiscardRequest,
+    ListRequest,
+    MkdirRequest,
+    PathItem,
+    ProceedRequest,
+    RemoveRequest,
+    RenameItem,
+    RenameRequest,
+    TimeLimits,
+    WorkRequest,
+)
 
 #: Generous for tests that are not about time.
-LIMITS = wire.TimeLimits(stall_s=25.0, total_s=120.0, least_rate=500_000.0)
+LIMITS = TimeLimits(stall_s=25.0, total_s=120.0, least_rate=500_000.0)
 _EVENT_TIMEOUT_S = 60.0
 _UID = "0123456789abcdef"
 #: Names that are legal, and have each broken some tool.
@@ -48,7 +76,7 @@ ODD_NAMES = [
 class HelperProcess:
     """A running helper.
 
-    Every event is decoded as `wire.Event`, so each test is also one of the contract.
+    Every event is decoded as `AgentEvent`, so each test is also one of the contract.
 
     Args:
         arguments: after the interpreter.
@@ -70,8 +98,8 @@ class HelperProcess:
             start_new_session=True,
         )
         os.close(written_by_helper)
-        self._events: queue.Queue[tuple[float, wire.AgentEvent | None]] = queue.Queue()
-        self._decoder = msgspec.json.Decoder(wire.AgentEvent)
+        self._events: queue.Queue[tuple[float, AgentEvent | None]] = queue.Queue()
+        self._decoder = msgspec.json.Decoder(AgentEvent)
         self._reader = threading.Thread(target=self._read, args=(events,))
         self._ids = 0
         #: Whether it lets items begin that wait for that; and what they have found, by request and key.
@@ -84,7 +112,7 @@ class HelperProcess:
 
     def __enter__(self) -> Self:
         ready = self.event()
-        assert isinstance(ready, wire.ReadyEvent), self.end()
+        assert isinstance(ready, ReadyEvent), self.end()
         self.tools = ready.tools
         return self
 
@@ -105,42 +133,42 @@ class HelperProcess:
     def _read(self, descriptor: int) -> None:
         with os.fdopen(descriptor, "rb") as lines:
             for line in lines:
-                assert len(line) <= wire.LONGEST_LINE
+                assert len(line) <= LONGEST_LINE
                 self._events.put((time.monotonic(), self._decoder.decode(line)))
         self._events.put((time.monotonic(), None))
 
-    def event(self, timeout_s: float = _EVENT_TIMEOUT_S) -> wire.AgentEvent | None:
+    def event(self, timeout_s: float = _EVENT_TIMEOUT_S) -> AgentEvent | None:
         """The next event; None once the pipe has closed. An item that is to begin is let go on."""
         while True:
             self.at, event = self._events.get(timeout=timeout_s)
-            if not isinstance(event, wire.BegunEvent) or not self.lets_go:
+            if not isinstance(event, BegunEvent) or not self.lets_go:
                 return event
             self.begun[event.id, event.key] = event.found
-            self.send(wire.ProceedRequest(event.id, event.key))
+            self.send(ProceedRequest(event.id, event.key))
 
     def new_id(self) -> int:
         self._ids += 1
         return self._ids
 
-    def send(self, request: wire.AgentRequest) -> None:
+    def send(self, request: AgentRequest) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(msgspec.json.encode(request) + b"\n")
         self.process.stdin.flush()
 
-    def rest(self, request_id: int) -> list[wire.AgentEvent]:
+    def rest(self, request_id: int) -> list[AgentEvent]:
         """All events of a request that are still to come, without `Finished`."""
-        events: list[wire.AgentEvent] = []
+        events: list[AgentEvent] = []
         while True:
             event = self.event()
             assert event is not None, f"the helper ended: {self.end()}"
-            if isinstance(event, wire.FinishedEvent):
+            if isinstance(event, FinishedEvent):
                 assert event.id == request_id
                 return events
-            assert not isinstance(event, wire.ReadyEvent)
+            assert not isinstance(event, ReadyEvent)
             assert event.id == request_id
             events.append(event)
 
-    def run(self, request: wire.WorkRequest) -> list[wire.AgentEvent]:
+    def run(self, request: WorkRequest) -> list[AgentEvent]:
         self.send(request)
         return self.rest(request.id)
 
@@ -148,37 +176,37 @@ class HelperProcess:
 
     def list(
         self, url: str, depth: int | None = None, *, follow: bool = True, owners: bool = False, **limits: Any
-    ) -> list[wire.AgentEvent]:
-        return self.run(wire.ListRequest(self.new_id(), 0, url, depth, _limits(limits), follow=follow, owners=owners))
+    ) -> list[AgentEvent]:
+        return self.run(ListRequest(self.new_id(), 0, url, depth, _limits(limits), follow=follow, owners=owners))
 
-    def list_both(self, source: str, destination: str) -> Sequence[wire.AgentEvent]:
-        return self.run(wire.ListRequest(self.new_id(), 0, source, None, LIMITS, destination=destination))
+    def list_both(self, source: str, destination: str) -> Sequence[AgentEvent]:
+        return self.run(ListRequest(self.new_id(), 0, source, None, LIMITS, destination=destination))
 
     def free_bytes(self, source: str, destination: str) -> int | None:
         """What is free at the destination of a copy, as its listing reports it."""
-        request = wire.ListRequest(self.new_id(), 0, source, None, LIMITS, True, destination, destination)
+        request = ListRequest(self.new_id(), 0, source, None, LIMITS, True, destination, destination)
         done = self.run(request)[-1]
-        assert isinstance(done, wire.DoneEvent), done
+        assert isinstance(done, DoneEvent), done
         return done.free
 
     def copy(
         self,
-        items: Sequence[wire.CopyItem],
+        items: Sequence[CopyItem],
         overwrite: str = "never",
         verify: str = "checksum",
         *,
         checksum: ChecksumAlgorithm = ChecksumAlgorithm.ADLER32,
         **limits: Any,
-    ) -> dict[int, wire.AgentEvent]:
+    ) -> dict[int, AgentEvent]:
         """Copy; the outcome of each key.
 
         What has stalled is copied again, as by the service: a busy XRootD 5.5 forgets requests, also those of the
         server that reads from it.
         """
-        found: dict[int, wire.AgentEvent] = {}
+        found: dict[int, AgentEvent] = {}
         left = list(items)
         for is_last in (False, True):
-            request = wire.CopyRequest(self.new_id(), left, overwrite, verify, _limits(limits), checksum)  # type: ignore[arg-type]
+            request = CopyRequest(self.new_id(), left, overwrite, verify, _limits(limits), checksum)  # type: ignore[arg-type]
             found |= outcomes(self.run(request))
             left = [_next_attempt(item) for item in items if _has_stalled(found.get(item.key))]
             if is_last or limits or not left:
@@ -187,47 +215,47 @@ class HelperProcess:
 
     def check(
         self,
-        items: Sequence[wire.CheckItem],
+        items: Sequence[CheckItem],
         at: str = "destination",
         checksum: ChecksumAlgorithm = ChecksumAlgorithm.ADLER32,
-    ) -> dict[int, wire.AgentEvent]:
+    ) -> dict[int, AgentEvent]:
         """Compare files with what is known of them; the outcome of each key."""
-        request = wire.CheckRequest(self.new_id(), list(items), FailureScope(at), LIMITS, checksum)
+        request = CheckRequest(self.new_id(), list(items), FailureScope(at), LIMITS, checksum)
         return outcomes(self.run(request))
 
-    def remove(self, *items: wire.PathItem) -> dict[int, wire.AgentEvent]:
-        return outcomes(self.run(wire.RemoveRequest(self.new_id(), list(items), LIMITS)))
+    def remove(self, *items: PathItem) -> dict[int, AgentEvent]:
+        return outcomes(self.run(RemoveRequest(self.new_id(), list(items), LIMITS)))
 
-    def discard(self, *urls: str) -> dict[int, wire.AgentEvent]:
-        items = [wire.PathItem(number, url) for number, url in enumerate(urls)]
-        return outcomes(self.run(wire.DiscardRequest(self.new_id(), items, LIMITS)))
+    def discard(self, *urls: str) -> dict[int, AgentEvent]:
+        items = [PathItem(number, url) for number, url in enumerate(urls)]
+        return outcomes(self.run(DiscardRequest(self.new_id(), items, LIMITS)))
 
-    def rename(self, source: str, destination: str, overwrite: str = "never") -> wire.AgentEvent:
-        items = [wire.RenameItem(0, source, destination)]
-        return outcomes(self.run(wire.RenameRequest(self.new_id(), items, overwrite, LIMITS)))[0]  # type: ignore[arg-type]
+    def rename(self, source: str, destination: str, overwrite: str = "never") -> AgentEvent:
+        items = [RenameItem(0, source, destination)]
+        return outcomes(self.run(RenameRequest(self.new_id(), items, overwrite, LIMITS)))[0]  # type: ignore[arg-type]
 
-    def make(self, *urls: str, parents: bool = False) -> dict[int, wire.AgentEvent]:
-        items = [wire.PathItem(number, url, directory=True) for number, url in enumerate(urls)]
-        return outcomes(self.run(wire.MkdirRequest(self.new_id(), items, parents, LIMITS)))
-
-
-def _has_stalled(event: wire.AgentEvent | None) -> bool:
-    return isinstance(event, wire.FailedEvent) and event.fault.code == FailureCode.STALLED
+    def make(self, *urls: str, parents: bool = False) -> dict[int, AgentEvent]:
+        items = [PathItem(number, url, directory=True) for number, url in enumerate(urls)]
+        return outcomes(self.run(MkdirRequest(self.new_id(), items, parents, LIMITS)))
 
 
-def _next_attempt(item: wire.CopyItem) -> wire.CopyItem:
+def _has_stalled(event: AgentEvent | None) -> bool:
+    return isinstance(event, FailedEvent) and event.fault.code == FailureCode.STALLED
+
+
+def _next_attempt(item: CopyItem) -> CopyItem:
     return msgspec.structs.replace(item, temporary=f"{item.temporary}.part", stale=[*item.stale, item.temporary])
 
 
-def _limits(changes: Mapping[str, Any]) -> wire.TimeLimits:
+def _limits(changes: Mapping[str, Any]) -> TimeLimits:
     return msgspec.structs.replace(LIMITS, **changes)
 
 
-def copy_item(key: int, source: str, destination: str, size: int, attempt: int = 1) -> wire.CopyItem:
+def copy_item(key: int, source: str, destination: str, size: int, attempt: int = 1) -> CopyItem:
     """A copy as the movers ask for it."""
     directory = destination.rpartition("/")[0]
     names = [f"{directory}/.pdm-{_UID}.{key}.{number}.part" for number in range(1, attempt + 1)]
-    return wire.CopyItem(key, source, destination, names[-1], names[:-1], size)
+    return CopyItem(key, source, destination, names[-1], names[:-1], size)
 
 
 def put(path: Path, content: bytes = b"content") -> Path:
@@ -238,38 +266,38 @@ def put(path: Path, content: bytes = b"content") -> Path:
 
 
 def adler(content: bytes) -> str:
-    """A checksum as `wire.Done` has it."""
+    """A checksum as `DoneEvent` has it."""
     return f"ADLER32:{zlib.adler32(content):08x}"
 
 
 def digest(algorithm: ChecksumAlgorithm, content: bytes) -> str:
-    """A checksum of any algorithm as `wire.DoneEvent` has it."""
+    """A checksum of any algorithm as `DoneEvent` has it."""
     if algorithm is ChecksumAlgorithm.ADLER32:
         return adler(content)
     return f"{algorithm}:{hashlib.new(algorithm.lower(), content, usedforsecurity=False).hexdigest()}"
 
 
-def check_items(url_of: Callable[[Path], str], directory: Path) -> list[wire.CheckItem]:
+def check_items(url_of: Callable[[Path], str], directory: Path) -> list[CheckItem]:
     """Files to check: ``good`` twice (by its checksum, and by its size only), an empty one, and three that fail.
 
     Of ``changed`` a byte differs, ``short`` has another size, ``gone`` is missing.
     """
     contents = {"good": b"content", "empty": b"", "changed": b"content", "short": b"content", "gone": b"content"}
     items = [
-        wire.CheckItem(key, url_of(directory / name), len(content), adler(content))
+        CheckItem(key, url_of(directory / name), len(content), adler(content))
         for key, (name, content) in enumerate(contents.items())
     ]
     for name, content in (contents | {"changed": b"cOntent", "short": b"conten"}).items():
         if name != "gone":
             put(directory / name, content)
-    return [*items, wire.CheckItem(len(items), items[0].url, items[0].size), wire.CheckItem(6, url_of(directory), 0)]
+    return [*items, CheckItem(len(items), items[0].url, items[0].size), CheckItem(6, url_of(directory), 0)]
 
 
-def assert_checked(ended: Mapping[int, wire.AgentEvent], scope: str, judge: Callable[[wire.AgentEvent], str]) -> None:
+def assert_checked(ended: Mapping[int, AgentEvent], scope: str, judge: Callable[[AgentEvent], str]) -> None:
     """The outcomes of `check_items` are right."""
     for key, size, checksum in ((0, 7, adler(b"content")), (1, 0, adler(b"")), (5, 7, None)):
         done = ended[key]
-        assert isinstance(done, wire.DoneEvent), done
+        assert isinstance(done, DoneEvent), done
         assert (done.size, done.transferred, done.checksum, done.already_there) == (size, 0, checksum, True)
     codes = {2: "DIFFERS", 3: "DIFFERS", 4: "NOT_FOUND", 6: "IS_A_DIRECTORY"}
     assert {key: judge(ended[key]) for key in codes} == {key: f"{scope} {code}" for key, code in codes.items()}
@@ -280,24 +308,24 @@ def tree(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def outcomes(events: Sequence[wire.AgentEvent]) -> dict[int, wire.AgentEvent]:
+def outcomes(events: Sequence[AgentEvent]) -> dict[int, AgentEvent]:
     """The outcome of each key; fails if a key has none, two, or events after it."""
-    ended: dict[int, wire.AgentEvent] = {}
+    ended: dict[int, AgentEvent] = {}
     seen: set[int] = set()
     for event in events:
         key = event.key  # type: ignore[union-attr]
         assert key not in ended, f"{event} after {ended[key]}"
         seen.add(key)
-        if isinstance(event, (wire.DoneEvent, wire.FailedEvent, wire.CancelledEvent)):
+        if isinstance(event, (DoneEvent, FailedEvent, CancelledEvent)):
             ended[key] = event
     assert seen == set(ended)
     return ended
 
 
-def entries(events: Sequence[wire.AgentEvent], *, destination: bool = False) -> dict[str, wire.RawEntry]:
+def entries(events: Sequence[AgentEvent], *, destination: bool = False) -> dict[str, RawEntry]:
     """The entries of a listing, which must have been done, by path; of its source, or of the destination."""
-    assert isinstance(events[-1], wire.DoneEvent), events[-1]
-    listed = [event for event in events if isinstance(event, wire.EntriesEvent)]
+    assert isinstance(events[-1], DoneEvent), events[-1]
+    listed = [event for event in events if isinstance(event, EntriesEvent)]
     assert [event.destination for event in listed] == sorted((event.destination for event in listed), reverse=True)
     found = [entry for event in listed if event.destination is destination for entry in event.entries]
     by_path = {entry.path: entry for entry in found}
@@ -305,7 +333,7 @@ def entries(events: Sequence[wire.AgentEvent], *, destination: bool = False) -> 
     return by_path
 
 
-def fault(event: wire.AgentEvent) -> tuple[str, str | int | None]:
+def fault(event: AgentEvent) -> tuple[str, str | int | None]:
     """Scope of a failure, and its code or error number."""
-    assert isinstance(event, wire.FailedEvent), event
+    assert isinstance(event, FailedEvent), event
     return event.fault.scope, event.fault.code or event.fault.errno

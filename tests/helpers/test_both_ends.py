@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent, EntriesEvent, RootEvent, UnreadableEvent
+from pdm.workqueue.wire.agent_requests import PathItem
 from tests.helpers.driver import HelperProcess, entries, fault, put
 
 
@@ -22,7 +23,7 @@ def test_the_destination_comes_first(file_helper: HelperProcess, site: Path) -> 
         "link": "link",
     }
     assert {path: entry.size for path, entry in entries(events).items() if entry.type == "file"} == {"a/f": 3}
-    roots = [(event.destination, event.path) for event in events if isinstance(event, wire.RootEvent)]
+    roots = [(event.destination, event.path) for event in events if isinstance(event, RootEvent)]
     assert roots == [(True, str(site / "there")), (False, str(site / "source"))]
 
 
@@ -52,7 +53,7 @@ def test_a_missing_source_fails_at_the_source(file_helper: HelperProcess, site: 
     put(site / "there" / "f")
     events = file_helper.list_both((site / "missing").as_uri(), (site / "there").as_uri())
     assert fault(events[-1]) == ("source", "NOT_FOUND")
-    assert not any(isinstance(event, wire.EntriesEvent) for event in events)
+    assert not any(isinstance(event, EntriesEvent) for event in events)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
@@ -64,16 +65,16 @@ def test_a_directory_of_the_destination_that_may_not_be_read_is_named(file_helpe
         events = file_helper.list_both((site / "source").as_uri(), (site / "there").as_uri())
     finally:
         closed.chmod(0o755)
-    (found,) = [event for event in events if isinstance(event, wire.UnreadableEvent)]
+    (found,) = [event for event in events if isinstance(event, UnreadableEvent)]
     assert (found.destination, found.path, found.fault.scope) == (True, "closed", "destination")
     assert list(entries(events)) == ["f"]
 
 
-def item(key: int, path: Path, **more: object) -> wire.PathItem:
+def item(key: int, path: Path, **more: object) -> PathItem:
     """The removal of a file as it is now."""
     there = path.lstat()
-    listed = wire.PathItem(key, path.as_uri(), again=True, listed_size=there.st_size, listed_mtime=int(there.st_mtime))
-    return wire.PathItem(**{name: getattr(listed, name) for name in listed.__struct_fields__} | more)
+    listed = PathItem(key, path.as_uri(), again=True, listed_size=there.st_size, listed_mtime=int(there.st_mtime))
+    return PathItem(**{name: getattr(listed, name) for name in listed.__struct_fields__} | more)
 
 
 def test_another_file_than_was_listed_stays(file_helper: HelperProcess, site: Path) -> None:
@@ -85,7 +86,7 @@ def test_another_file_than_was_listed_stays(file_helper: HelperProcess, site: Pa
     files[3].mkdir()
     files[4].unlink()
     outcome = file_helper.remove(*items)
-    assert [isinstance(outcome[number], wire.DoneEvent) for number in range(5)] == [True, False, False, False, True]
+    assert [isinstance(outcome[number], DoneEvent) for number in range(5)] == [True, False, False, False, True]
     assert {fault(outcome[number]) for number in (1, 2, 3)} == {("source", "CHANGED")}
     assert sorted(path.name for path in site.iterdir()) == ["directory", "later", "longer"]
 
@@ -103,7 +104,7 @@ def test_a_link_is_removed_whatever_it_leads_to(file_helper: HelperProcess, site
     link.symlink_to("target")
     moved = item(1, link, listed_size=7, listed_mtime=None)
     target.unlink()
-    assert isinstance(file_helper.remove(moved)[1], wire.DoneEvent)
+    assert isinstance(file_helper.remove(moved)[1], DoneEvent)
     assert not link.is_symlink()
 
 
@@ -111,9 +112,9 @@ def test_a_directory_that_is_not_empty_may_stay(file_helper: HelperProcess, site
     full = put(site / "full" / "f").parent
     (site / "empty").mkdir()
     items = [
-        wire.PathItem(number, path.as_uri(), directory=True, again=True, may_stay=True)
+        PathItem(number, path.as_uri(), directory=True, again=True, may_stay=True)
         for number, path in enumerate((full, site / "empty"))
     ]
     outcome = file_helper.remove(*items)
-    assert [isinstance(outcome[number], wire.DoneEvent) for number in (0, 1)] == [True, True]
+    assert [isinstance(outcome[number], DoneEvent) for number in (0, 1)] == [True, True]
     assert [path.name for path in site.iterdir()] == ["full"]

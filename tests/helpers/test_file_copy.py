@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import CancelledEvent, DoneEvent, ProgressEvent
+from pdm.workqueue.wire.agent_requests import CancelRequest, CopyItem, CopyRequest, TimeLimits
 from tests.helpers.driver import ODD_NAMES, HelperProcess, adler, copy_item, fault, outcomes, put, tree
 
 
-def item(source: Path, destination: Path, key: int = 1, attempt: int = 1) -> wire.CopyItem:
+def item(source: Path, destination: Path, key: int = 1, attempt: int = 1) -> CopyItem:
     return copy_item(key, source.as_uri(), destination.as_uri(), source.stat().st_size, attempt)
 
 
@@ -24,7 +25,7 @@ def test_odd_names_and_missing_directories(file_helper: HelperProcess, site: Pat
     assert tree(site / "to" / "deep") == tree(site / "from")
     for key, file in enumerate(files):
         content = file.read_bytes()
-        assert done[key] == wire.DoneEvent(1, key, len(content), len(content), adler(content))
+        assert done[key] == DoneEvent(1, key, len(content), len(content), adler(content))
 
 
 @pytest.mark.parametrize("verify", ["checksum", "size"])
@@ -33,7 +34,7 @@ def test_every_size_arrives(file_helper: HelperProcess, site: Path, verify: str,
     content = os.urandom(size)
     done = file_helper.copy([item(put(site / "f", content), site / "g")], verify=verify)
     assert (site / "g").read_bytes() == content
-    assert done[1] == wire.DoneEvent(1, 1, size, size, adler(content) if verify == "checksum" else None)
+    assert done[1] == DoneEvent(1, 1, size, size, adler(content) if verify == "checksum" else None)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_what_is_at_the_destination(
     if isinstance(transferred, str):
         assert fault(outcome) == ("destination", transferred)
     else:
-        assert outcome == wire.DoneEvent(1, 1, 8, transferred, adler(b"same one"), already_there=not transferred)
+        assert outcome == DoneEvent(1, 1, 8, transferred, adler(b"same one"), already_there=not transferred)
 
 
 def test_a_large_directory_is_looked_into_once(file_helper: HelperProcess, site: Path) -> None:
@@ -65,9 +66,9 @@ def test_a_large_directory_is_looked_into_once(file_helper: HelperProcess, site:
     put(site / "to" / "f3", b"3")
     put(site / "to" / "f4", b"x")
     outcome = file_helper.copy([item(file, site / "to" / file.name, key) for key, file in enumerate(files)])
-    assert outcome[3] == wire.DoneEvent(1, 3, 1, 0, adler(b"3"), already_there=True)
+    assert outcome[3] == DoneEvent(1, 3, 1, 0, adler(b"3"), already_there=True)
     assert fault(outcome[4]) == ("destination", "EXISTS")
-    assert sum(isinstance(event, wire.DoneEvent) for event in outcome.values()) == 19
+    assert sum(isinstance(event, DoneEvent) for event in outcome.values()) == 19
 
 
 def test_one_bad_file_fails_alone(file_helper: HelperProcess, site: Path) -> None:
@@ -86,7 +87,7 @@ def test_one_bad_file_fails_alone(file_helper: HelperProcess, site: Path) -> Non
         copy_item(8, good.as_uri(), (site / "to" / "8").as_uri(), 8),
     ]
     outcome = file_helper.copy(items)
-    assert isinstance(outcome[1], wire.DoneEvent)
+    assert isinstance(outcome[1], DoneEvent)
     assert {key: fault(outcome[key]) for key in range(2, 9)} == {
         2: ("destination", "IS_A_DIRECTORY"),
         3: ("source", 2),
@@ -103,7 +104,7 @@ def test_what_earlier_attempts_left_goes_first(file_helper: HelperProcess, site:
     third = item(put(site / "f"), site / "to" / "g", attempt=3)
     for url in third.stale:
         put(site / "to" / url.rpartition("/")[2], b"half of it")
-    assert isinstance(file_helper.copy([third])[1], wire.DoneEvent)
+    assert isinstance(file_helper.copy([third])[1], DoneEvent)
     assert tree(site / "to") == {"g": b"content"}
 
 
@@ -122,19 +123,19 @@ def test_a_cancelled_copy_leaves_nothing(file_helper: HelperProcess, site: Path)
     source = site / "sparse"
     source.touch()
     os.truncate(source, 1 << 40)
-    request = wire.CopyRequest(
+    request = CopyRequest(
         1,
         [item(source, site / "to" / "g", 1), item(source, site / "to" / "h", 2)],
         "never",
         "checksum",
-        wire.TimeLimits(),
+        TimeLimits(),
     )
     file_helper.send(request)
-    while not isinstance(file_helper.event(), wire.ProgressEvent):
+    while not isinstance(file_helper.event(), ProgressEvent):
         pass
-    file_helper.send(wire.CancelRequest(1))
+    file_helper.send(CancelRequest(1))
     outcome = outcomes(file_helper.rest(1))
-    assert outcome == {1: wire.CancelledEvent(1, 1), 2: wire.CancelledEvent(1, 2)}
+    assert outcome == {1: CancelledEvent(1, 1), 2: CancelledEvent(1, 2)}
     assert tree(site / "to") == {}
 
 
@@ -178,5 +179,5 @@ def test_links_inside_are_followed(file_helper: HelperProcess, site: Path) -> No
     (site / "by").symlink_to("directory")
     sources = [site / "relative", site / "absolute", site / "by" / "f"]
     outcome = file_helper.copy([item(source, site / "to" / f"{key}", key) for key, source in enumerate(sources)])
-    assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())
+    assert all(isinstance(event, DoneEvent) for event in outcome.values())
     assert tree(site / "to") == {"0": b"content", "1": b"content", "2": b"content"}

@@ -13,11 +13,12 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends import local_paths
 from pdm.workqueue.helpers.backends.local import LocalStorage
 from pdm.workqueue.helpers.storage import StorageError
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, EntriesEvent, RawEntry, UnreadableEvent
+from pdm.workqueue.wire.agent_requests import PathItem
 from tests.helpers.driver import ODD_NAMES, HelperProcess, entries, fault, put
 
 
-def kinds(events: list[wire.AgentEvent]) -> dict[str, str]:
+def kinds(events: list[AgentEvent]) -> dict[str, str]:
     return {path: entry.type for path, entry in entries(events).items()}
 
 
@@ -43,9 +44,7 @@ def test_a_tree_is_listed_without_following_links(file_helper: HelperProcess, si
     assert found["a/f"].size == 3
     link = found["link"]
     by = (site.owner(), site.group())
-    assert link == wire.RawEntry(
-        "link", "link", 3, link.mode, link.mtime, str(site / "top" / "a" / "f"), True, False, *by
-    )
+    assert link == RawEntry("link", "link", 3, link.mode, link.mtime, str(site / "top" / "a" / "f"), True, False, *by)
     assert found["a/loop"].target == str(site / "top")
     assert found["broken"].target is None
     assert found["out"].target is None
@@ -95,9 +94,7 @@ def test_a_directory_that_may_not_be_read_is_named_and_the_rest_listed(file_help
     events = file_helper.list((site / "top").as_uri())
     (site / "top" / "shut").chmod(0o700)
     assert set(entries(events)) == {"shut", "open", "open/f"}
-    assert [(event.path, event.fault.errno) for event in events if isinstance(event, wire.UnreadableEvent)] == [
-        ("shut", 13)
-    ]
+    assert [(event.path, event.fault.errno) for event in events if isinstance(event, UnreadableEvent)] == [("shut", 13)]
 
 
 def test_what_is_not_there_or_not_ours_fails(file_helper: HelperProcess, site: Path) -> None:
@@ -113,7 +110,7 @@ def test_a_long_listing_comes_in_pieces(file_helper: HelperProcess, site: Path) 
         (site / "top" / f"{number:04}{'n' * 200}").touch()
     events = file_helper.list((site / "top").as_uri())
     assert len(entries(events)) == 2500
-    assert [len(event.entries) for event in events if isinstance(event, wire.EntriesEvent)] == [1000, 1000, 500]
+    assert [len(event.entries) for event in events if isinstance(event, EntriesEvent)] == [1000, 1000, 500]
 
 
 def test_removal(file_helper: HelperProcess, site: Path) -> None:
@@ -122,15 +119,15 @@ def test_removal(file_helper: HelperProcess, site: Path) -> None:
     (site / "empty").mkdir()
     (site / "link").symlink_to("full")
     outcome = file_helper.remove(
-        wire.PathItem(1, (site / "f").as_uri()),
-        wire.PathItem(2, (site / "empty").as_uri(), directory=True),
-        wire.PathItem(3, (site / "full").as_uri(), directory=True),
-        wire.PathItem(4, (site / "full").as_uri()),
-        wire.PathItem(5, (site / "link").as_uri()),
-        wire.PathItem(6, (site / "gone").as_uri()),
-        wire.PathItem(7, site.as_uri(), directory=True),
+        PathItem(1, (site / "f").as_uri()),
+        PathItem(2, (site / "empty").as_uri(), directory=True),
+        PathItem(3, (site / "full").as_uri(), directory=True),
+        PathItem(4, (site / "full").as_uri()),
+        PathItem(5, (site / "link").as_uri()),
+        PathItem(6, (site / "gone").as_uri()),
+        PathItem(7, site.as_uri(), directory=True),
     )
-    assert [isinstance(outcome[key], wire.DoneEvent) for key in range(1, 8)] == [
+    assert [isinstance(outcome[key], DoneEvent) for key in range(1, 8)] == [
         True,
         True,
         False,
@@ -151,7 +148,7 @@ def test_removal(file_helper: HelperProcess, site: Path) -> None:
 def test_discarding_what_is_not_there_is_done(file_helper: HelperProcess, site: Path) -> None:
     left = put(site / ".pdm-x.1.1.part")
     outcome = file_helper.discard(left.as_uri(), (site / "gone").as_uri(), (site / "no" / "dir").as_uri())
-    assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())
+    assert all(isinstance(event, DoneEvent) for event in outcome.values())
     assert not left.exists()
 
 
@@ -160,7 +157,7 @@ def test_rename(file_helper: HelperProcess, site: Path) -> None:
     put(site / "g", b"g")
     put(site / "dir" / "x", b"x")
 
-    def rename(source: str, destination: str, overwrite: str = "never") -> wire.AgentEvent:
+    def rename(source: str, destination: str, overwrite: str = "never") -> AgentEvent:
         return file_helper.rename(f"{site.as_uri()}/{source}", f"{site.as_uri()}/{destination}", overwrite)
 
     assert fault(rename("gone", "new")) == ("source", "NOT_FOUND")
@@ -169,8 +166,8 @@ def test_rename(file_helper: HelperProcess, site: Path) -> None:
     assert fault(rename("f", "dir", "always")) == ("destination", "IS_A_DIRECTORY")
     assert fault(rename("dir", "dir/in/itself")) == ("destination", 2)
     assert (site / "g").read_bytes() == b"g"
-    assert isinstance(rename("f", "g", "always"), wire.DoneEvent)
-    assert isinstance(rename("dir", "moved"), wire.DoneEvent)
+    assert isinstance(rename("f", "g", "always"), DoneEvent)
+    assert isinstance(rename("dir", "moved"), DoneEvent)
     assert (site / "g").read_bytes() == b"f"
     assert (site / "moved" / "x").read_bytes() == b"x"
     assert not (site / "f").exists()
@@ -180,10 +177,10 @@ def test_new_directories(file_helper: HelperProcess, site: Path) -> None:
     put(site / "f")
     deep, new, file = ((site / path).as_uri() for path in ("a/b/c", "new", "f"))
     outcome = file_helper.make(deep, new, new, file)
-    assert isinstance(outcome[1], wire.DoneEvent)
+    assert isinstance(outcome[1], DoneEvent)
     assert [fault(outcome[key]) for key in (0, 2, 3)] == [("destination", 2), ("destination", 17), ("destination", 17)]
     outcome = file_helper.make(deep, deep, new, file, file + "/below", parents=True)
-    assert [isinstance(outcome[key], wire.DoneEvent) for key in range(5)] == [True, True, True, False, False]
+    assert [isinstance(outcome[key], DoneEvent) for key in range(5)] == [True, True, True, False, False]
     assert [fault(outcome[key]) for key in (3, 4)] == [("destination", "NOT_A_DIRECTORY"), ("destination", 20)]
     assert (site / "a" / "b" / "c").is_dir()
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import CancelledEvent, DoneEvent, EntriesEvent, StartedEvent, UnreadableEvent
+from pdm.workqueue.wire.agent_requests import CancelRequest, CopyItem, ListRequest, TimeLimits
 from tests.helpers.conftest import StartHelper
 from tests.helpers.driver import HelperProcess, digest, entries, fault, outcomes
 from tests.helpers.ftp_server import FtpServer, Listing, endless, sends, silent_server
@@ -69,19 +70,19 @@ def test_a_bad_directory_below_leaves_the_rest(helper: HelperProcess, server: Ft
     server.listings[b"/top/good"] = sends(GOOD)
     events = helper.list(server.url + "/top")
     assert set(entries(events)) == {"bad", "good", "gone", "f", "good/good"}
-    unreadable = {event.path: event.fault.code for event in events if isinstance(event, wire.UnreadableEvent)}
+    unreadable = {event.path: event.fault.code for event in events if isinstance(event, UnreadableEvent)}
     assert unreadable == {"bad": "BAD_LISTING", "gone": None}
 
 
 def test_an_endless_honest_listing_ends_with_a_cancel(helper: HelperProcess, server: FtpServer) -> None:
     server.listings[b"/endless"] = endless(b"".join(b"Type=file;Size=1; f%d\r\n" % number for number in range(5000)))
-    request = wire.ListRequest(helper.new_id(), 7, server.url + "/endless", None, wire.TimeLimits())
+    request = ListRequest(helper.new_id(), 7, server.url + "/endless", None, TimeLimits())
     helper.send(request)
-    assert isinstance(helper.event(), wire.StartedEvent)
+    assert isinstance(helper.event(), StartedEvent)
     for _ in range(20):
-        assert isinstance(helper.event(), wire.EntriesEvent)
-    helper.send(wire.CancelRequest(request.id))
-    assert isinstance(helper.rest(request.id)[-1], wire.CancelledEvent)
+        assert isinstance(helper.event(), EntriesEvent)
+    helper.send(CancelRequest(request.id))
+    assert isinstance(helper.rest(request.id)[-1], CancelledEvent)
     assert set(entries(helper.list(server.url + "/good"))) == {"good"}
 
 
@@ -94,12 +95,12 @@ def test_a_server_that_says_nothing_is_not_reached(helper: HelperProcess, server
 
 def test_a_login_that_hangs_can_be_cancelled(helper: HelperProcess) -> None:
     with silent_server() as address:
-        request = wire.ListRequest(helper.new_id(), 1, f"gsiftp://{address}/x", None, wire.TimeLimits())
+        request = ListRequest(helper.new_id(), 1, f"gsiftp://{address}/x", None, TimeLimits())
         helper.send(request)
-        assert isinstance(helper.event(), wire.StartedEvent)
+        assert isinstance(helper.event(), StartedEvent)
         time.sleep(0.1)
-        helper.send(wire.CancelRequest(request.id))
-        assert isinstance(outcomes(helper.rest(request.id))[1], wire.CancelledEvent)
+        helper.send(CancelRequest(request.id))
+        assert isinstance(outcomes(helper.rest(request.id))[1], CancelledEvent)
 
 
 @pytest.mark.parametrize("facts", [b"Type=file;Size=-1;", b"Type=file;", b"nothing"])
@@ -116,14 +117,14 @@ def test_where_a_server_computes_no_checksums_files_are_read(
 ) -> None:
     server.facts[b"/good/b"] = b"Type=file;Size=3;"
     server.contents |= {b"/a": b"abc", b"/good/b": b"abc"}
-    item = wire.CopyItem(5, server.url + "/a", server.url + "/good/b", server.url + "/good/.t", [], 3)
+    item = CopyItem(5, server.url + "/a", server.url + "/good/b", server.url + "/good/.t", [], 3)
     # It does not know the command, or not the algorithm, or it computes another.
     for refused in (b"500 'CKSM': command not understood.", b"504 Unknown checksum algorithm", b"213 1234"):
         if refused.startswith(b"213") and algorithm is ChecksumAlgorithm.ADLER32:
             continue
         server.replies[b"CKSM"] = refused
         done = helper.copy([item], checksum=algorithm)[5]
-        assert isinstance(done, wire.DoneEvent) and done.already_there, done
+        assert isinstance(done, DoneEvent) and done.already_there, done
         assert done.checksum == digest(algorithm, b"abc")
     assert b"CKSM %s 0 -1 /a\r\n" % algorithm.encode() in server.commands
     server.contents[b"/good/b"] = b"abd"

@@ -11,7 +11,8 @@ import pytest
 
 from pdm.workqueue.helpers.gridftp import pipelined_operations
 from pdm.workqueue.helpers.gridftp.event_loop import Waker
-from pdm.workqueue.wire.agent_messages import ListRequest, RawEntry, TimeLimits
+from pdm.workqueue.wire.agent_events import RawEntry
+from pdm.workqueue.wire.agent_requests import ListRequest, TimeLimits
 from tests.helpers.test_control import Server
 
 _LOOK = (

@@ -11,7 +11,7 @@ import pytest
 import pytest_twisted
 from attrs import frozen
 
-from pdm.workqueue.http.context import Allow
+from pdm.workqueue.http.endpoint import Allow
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import Service
 

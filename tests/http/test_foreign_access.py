@@ -7,7 +7,7 @@ from typing import Any
 import pytest_twisted
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.http.context import Allow, Endpoint
+from pdm.workqueue.http.endpoint import Allow, Endpoint
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import Answer, Service
 

@@ -20,7 +20,7 @@ from pdm.workqueue.domain.jobs import ClaimToken, NewElement
 from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.execution.progress_board import ReportedProgress
 from pdm.workqueue.execution.streams import RouteState
-from pdm.workqueue.http.context import Allow
+from pdm.workqueue.http.endpoint import Allow
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from pdm.workqueue.logstore.attempt_log import LogRef
 from tests.http.service import Certificates, Service, certificates, service

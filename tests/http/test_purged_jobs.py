@@ -18,7 +18,7 @@ from pdm.workqueue.client.errors import _BY_STATUS, JobPurgedError, NotFoundErro
 from pdm.workqueue.client.receipts import receipt_trust, verify_receipt
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.retention import RetentionPolicy
-from pdm.workqueue.http.context import Allow
+from pdm.workqueue.http.endpoint import Allow
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from pdm.workqueue.logstore.attempt_log import directory_of
 from pdm.workqueue.WorkqueueDB import Job

@@ -18,7 +18,7 @@ from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http import app
-from pdm.workqueue.http.context import Allow, Endpoint
+from pdm.workqueue.http.endpoint import Allow, Endpoint
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import ROOT, Certificates, Service
 

@@ -12,7 +12,7 @@ import pytest
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.wire.agent_messages import Fault
+from pdm.workqueue.wire.agent_events import Fault
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "gridftp_faults.json").read_text())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from twisted.logger import LogEvent
 
 from pdm.workqueue.movers import installed
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent
 from tests.helpers.driver import HelperProcess, copy_item, entries
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -86,7 +86,7 @@ def test_a_backend_is_one_module_and_one_line(tmp_path: Path) -> None:
         there, back = "memory://host:1/d/file", (site / "back").as_uri()
         for key, (source, destination) in enumerate((((site / "file").as_uri(), there), (there, back))):
             event = helper.copy([copy_item(key, source, destination, 7)])[key]
-            assert isinstance(event, wire.DoneEvent), event
+            assert isinstance(event, DoneEvent), event
         assert set(entries(helper.list("memory://host:1/"))) == {"d", "d/file"}
     assert (site / "back").read_bytes() == b"content"
 

@@ -15,11 +15,23 @@ from pdm.workqueue.domain.jobs import Batch, ElementRecord
 from pdm.workqueue.domain.paths import checked, encoded
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.mover import Access
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_requests import (
+    AgentRequest,
+    CopyItem,
+    CopyRequest,
+    ListRequest,
+    MkdirRequest,
+    PathItem,
+    RemoveRequest,
+    RenameItem,
+    RenameRequest,
+    TimeLimits,
+    WorkRequest,
+)
 from pdm.workqueue.wire.options import read_options
 from tests.support.records import NOW, element_record, job_record
 
-LIMITS = wire.TimeLimits()
+LIMITS = TimeLimits()
 UID = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -47,14 +59,14 @@ def element(number: int, source: str, destination: str | None = None, attempts: 
     return element_record(attempts=attempts, **{**fields, **more})
 
 
-def request(claimed: Batch, protocol: JobProtocol = JobProtocol.GRIDFTP) -> wire.WorkRequest:
+def request(claimed: Batch, protocol: JobProtocol = JobProtocol.GRIDFTP) -> WorkRequest:
     options = read_options(claimed.job.type, claimed.job.options)
     built = MOVERS[protocol].request_for(claimed, url, options, LIMITS, 9)
     assert not built.refused
     made = built.request
     assert made is not None
     # What is sent must be what is read.
-    assert msgspec.json.decode(msgspec.json.encode(made), type=wire.AgentRequest) == made
+    assert msgspec.json.decode(msgspec.json.encode(made), type=AgentRequest) == made
     return made
 
 
@@ -66,13 +78,11 @@ def test_copies_arrive_under_a_name_of_their_attempt() -> None:
         overwrite="always",
     )
     part = "gsiftp://site2:2811/to/.pdm-abcdefghijklmnop"
-    assert request(claimed) == wire.CopyRequest(
+    assert request(claimed) == CopyRequest(
         9,
         [
-            wire.CopyItem(
-                0, "gsiftp://site1:2811/from/a%20b", "gsiftp://site2:2811/to/a%20b", f"{part}.4.1.part", [], 3
-            ),
-            wire.CopyItem(
+            CopyItem(0, "gsiftp://site1:2811/from/a%20b", "gsiftp://site2:2811/to/a%20b", f"{part}.4.1.part", [], 3),
+            CopyItem(
                 1,
                 "gsiftp://site1:2811/from/x%25",
                 "gsiftp://site2:2811/to/x%25",
@@ -90,7 +100,7 @@ def test_copies_arrive_under_a_name_of_their_attempt() -> None:
 @pytest.mark.parametrize(("options", "algorithm"), [({}, "ADLER32"), ({"checksum": "MD5"}, "MD5")])
 def test_copies_are_proven_by_the_chosen_checksum(options: dict[str, Any], algorithm: str) -> None:
     made = request(batch(JobType.COPY, element(1, "/from", "/to"), **options))
-    assert isinstance(made, wire.CopyRequest) and made.checksum == algorithm
+    assert isinstance(made, CopyRequest) and made.checksum == algorithm
 
 
 @pytest.mark.parametrize(
@@ -121,30 +131,30 @@ def test_listings(type_: JobType, options: dict[str, Any], depth: int | None, fo
     made = request(batch(type_, element(0, "/from"), element_type=JobType.LIST, **options))
     space_at = "gsiftp://site2:2811/to" if type_ is JobType.COPY else None
     owners = type_ is JobType.LIST
-    expected = wire.ListRequest(9, 0, "gsiftp://site1:2811/from", depth, LIMITS, follow, None, space_at, owners)
+    expected = ListRequest(9, 0, "gsiftp://site1:2811/from", depth, LIMITS, follow, None, space_at, owners)
     assert made == expected
 
 
 def test_removals() -> None:
     made = request(batch(JobType.REMOVE, element(1, "/from/f"), element(2, "/from", is_directory=True)))
     items = [
-        wire.PathItem(0, "gsiftp://site1:2811/from/f", listed_at=NOW.timestamp()),
-        wire.PathItem(1, "gsiftp://site1:2811/from", directory=True, listed_at=NOW.timestamp()),
+        PathItem(0, "gsiftp://site1:2811/from/f", listed_at=NOW.timestamp()),
+        PathItem(1, "gsiftp://site1:2811/from", directory=True, listed_at=NOW.timestamp()),
     ]
-    assert made == wire.RemoveRequest(9, items, LIMITS)
+    assert made == RemoveRequest(9, items, LIMITS)
 
 
 def test_a_rename() -> None:
     made = request(batch(JobType.RENAME, element(0, "/from/f", "/from/g"), overwrite="always"))
-    item = wire.RenameItem(0, "gsiftp://site1:2811/from/f", "gsiftp://site1:2811/from/g")
-    assert made == wire.RenameRequest(9, [item], "always", LIMITS)
+    item = RenameItem(0, "gsiftp://site1:2811/from/f", "gsiftp://site1:2811/from/g")
+    assert made == RenameRequest(9, [item], "always", LIMITS)
 
 
 def test_new_directories_of_a_job_and_of_a_copied_tree() -> None:
     own = request(batch(JobType.MKDIR, element(0, "/from/new")))
-    assert own == wire.MkdirRequest(9, [wire.PathItem(0, "gsiftp://site1:2811/from/new", True)], False, LIMITS)
+    assert own == MkdirRequest(9, [PathItem(0, "gsiftp://site1:2811/from/new", True)], False, LIMITS)
     copied = request(batch(JobType.COPY, element(3, "/from/e", "/to/e"), element_type=JobType.MKDIR))
-    assert copied == wire.MkdirRequest(9, [wire.PathItem(0, "gsiftp://site2:2811/to/e", True)], True, LIMITS)
+    assert copied == MkdirRequest(9, [PathItem(0, "gsiftp://site2:2811/to/e", True)], True, LIMITS)
 
 
 @pytest.mark.parametrize("protocol", MOVERS)
@@ -235,7 +245,7 @@ def test_environments() -> None:
 def test_a_destination_that_is_compared_is_listed(options: dict[str, Any]) -> None:
     made = request(batch(JobType.COPY, element(0, "/from"), element_type=JobType.LIST, **options))
     there = "gsiftp://site2:2811/to"
-    assert made == wire.ListRequest(9, 0, "gsiftp://site1:2811/from", None, LIMITS, True, there, there)
+    assert made == ListRequest(9, 0, "gsiftp://site1:2811/from", None, LIMITS, True, there, there)
 
 
 def test_moved_sources_and_extra_files_are_removed_where_they_are() -> None:
@@ -243,10 +253,10 @@ def test_moved_sources_and_extra_files_are_removed_where_they_are() -> None:
     directory = element(2, "/from/d", is_directory=True, planned=PlannedAction.MOVED)
     extra = element(3, "/to/x", "/to/x", mtime=2000, planned=PlannedAction.DELETE)
     made = request(batch(JobType.COPY, moved, directory, extra, element_type=JobType.REMOVE, move=True))
-    assert isinstance(made, wire.RemoveRequest)
+    assert isinstance(made, RemoveRequest)
     assert made.items == [
-        wire.PathItem(0, "gsiftp://site1:2811/from/f", again=True, listed_size=3, listed_mtime=1000, may_stay=True),
-        wire.PathItem(1, "gsiftp://site1:2811/from/d", directory=True, again=True, may_stay=True),
-        wire.PathItem(2, "gsiftp://site2:2811/to/x", again=True, listed_size=3, listed_mtime=2000, at_destination=True),
+        PathItem(0, "gsiftp://site1:2811/from/f", again=True, listed_size=3, listed_mtime=1000, may_stay=True),
+        PathItem(1, "gsiftp://site1:2811/from/d", directory=True, again=True, may_stay=True),
+        PathItem(2, "gsiftp://site2:2811/to/x", again=True, listed_size=3, listed_mtime=2000, at_destination=True),
     ]
     assert [item.scope for item in made.items] == ["source", "source", "destination"]

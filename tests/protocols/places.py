@@ -13,7 +13,8 @@ from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers import MOVERS, TOOL_MOVERS
 from pdm.workqueue.movers.mover import Mover
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, FailedEvent
+from pdm.workqueue.wire.agent_requests import CopyItem
 from tests.helpers.driver import copy_item, put
 
 
@@ -44,9 +45,7 @@ class Places:
             self.storages.give(directory)
         return path
 
-    def item(
-        self, protocol: str, source: Path, destination: Path, key: int = 1, to: str | None = None
-    ) -> wire.CopyItem:
+    def item(self, protocol: str, source: Path, destination: Path, key: int = 1, to: str | None = None) -> CopyItem:
         size = source.stat().st_size if source.exists() else 7
         return copy_item(key, self.url(protocol, source), self.url(to or protocol, destination), size)
 
@@ -70,8 +69,8 @@ def require_tools() -> None:
         pytest.skip(text)
 
 
-def judged(protocol: str, event: wire.AgentEvent | None) -> str:
-    assert isinstance(event, wire.FailedEvent), event
+def judged(protocol: str, event: AgentEvent | None) -> str:
+    assert isinstance(event, FailedEvent), event
     failure = mover_named(protocol).classify(event.fault)
     return f"{failure.scope} {failure.code}"
 

@@ -23,7 +23,17 @@ from pdm.testgrid.identities import GridCredentials
 from pdm.testgrid.storage_servers import ServerProcess, descendants, make_key
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.certificates.authority import Authority
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_requests import (
+    CopyRequest,
+    ListRequest,
+    MkdirRequest,
+    PathItem,
+    RemoveRequest,
+    RenameItem,
+    RenameRequest,
+    TimeLimits,
+    WorkRequest,
+)
 from tests.helpers.driver import HelperProcess, copy_item, put
 from tests.protocols.places import require_tools
 from tests.protocols.tokens import macaroon
@@ -42,7 +52,7 @@ _AS = (
 _WAIT_S = 30.0
 _numbers = itertools.count(1)
 #: A server that is gone is noticed at once; only one that is frozen for good would cost this.
-LIMITS = wire.TimeLimits(stall_s=20.0, total_s=60.0)
+LIMITS = TimeLimits(stall_s=20.0, total_s=60.0)
 _ESTABLISHED = "01"
 
 
@@ -96,31 +106,31 @@ class Ground:
         self.directory = self.here.parent
         self.absent, self.new = self.directory / "absent", self.directory / "new"
 
-    def request(self, job: str, number: int, *, missing: bool = False, taken: bool = False) -> wire.WorkRequest:
+    def request(self, job: str, number: int, *, missing: bool = False, taken: bool = False) -> WorkRequest:
         """A request for a type of job; ``missing`` and ``taken``: of what is not there, to what is."""
         url = self.stand.url
         old = self.absent if missing else self.here
         if job == "LIST":
-            return wire.ListRequest(number, 1, url(self.absent if missing else self.directory), None, LIMITS)
+            return ListRequest(number, 1, url(self.absent if missing else self.directory), None, LIMITS)
         if job == "COPY":
             source = self.absent_source if missing else self.file
             return self.copy(number, source, self.here if taken else self.new)
         if job == "REMOVE":
-            return wire.RemoveRequest(number, [wire.PathItem(1, url(old))], LIMITS)
+            return RemoveRequest(number, [PathItem(1, url(old))], LIMITS)
         if job == "RENAME":
             new = self.stand.put(self.directory / "other") if taken else self.new
-            return wire.RenameRequest(number, [wire.RenameItem(1, url(old), url(new))], "never", LIMITS)
+            return RenameRequest(number, [RenameItem(1, url(old), url(new))], "never", LIMITS)
         made = self.absent / "new" if missing else self.here if taken else self.directory / "made"
-        return wire.MkdirRequest(number, [wire.PathItem(1, url(made), directory=True)], False, LIMITS)
+        return MkdirRequest(number, [PathItem(1, url(made), directory=True)], False, LIMITS)
 
     @property
     def absent_source(self) -> Path:
         return self.file.parent / "absent"
 
-    def copy(self, number: int, source: Path, destination: Path) -> wire.CopyRequest:
+    def copy(self, number: int, source: Path, destination: Path) -> CopyRequest:
         size = source.stat().st_size if source.exists() else 7
         item = copy_item(1, self.stand.url(source), self.stand.url(destination), size)
-        return wire.CopyRequest(number, [item], "never", "checksum", LIMITS)
+        return CopyRequest(number, [item], "never", "checksum", LIMITS)
 
     def left(self) -> list[Path]:
         """Temporary files that should not be there."""

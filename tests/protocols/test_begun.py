@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, BegunEvent, CancelledEvent, DoneEvent, StartedEvent
+from pdm.workqueue.wire.agent_requests import CancelRequest, MkdirRequest, PathItem, RenameItem, RenameRequest
 from tests.helpers.driver import HelperProcess
 from tests.protocols.places import judged
 from tests.protocols.stands import LIMITS, STANDS, Ground, Stand
@@ -27,14 +28,14 @@ def helper(stand: Stand) -> Iterator[HelperProcess]:
         yield running
 
 
-def renamed(helper: HelperProcess, stand: Stand, source: Any, destination: Any, found: Any) -> wire.AgentEvent:
-    item = wire.RenameItem(1, stand.url(source), stand.url(destination), found=found)
-    return helper.run(wire.RenameRequest(helper.new_id(), [item], "always", LIMITS))[-1]
+def renamed(helper: HelperProcess, stand: Stand, source: Any, destination: Any, found: Any) -> AgentEvent:
+    item = RenameItem(1, stand.url(source), stand.url(destination), found=found)
+    return helper.run(RenameRequest(helper.new_id(), [item], "always", LIMITS))[-1]
 
 
-def made(helper: HelperProcess, stand: Stand, path: Any, found: Any) -> wire.AgentEvent:
-    item = wire.PathItem(1, stand.url(path), directory=True, found=found)
-    return helper.run(wire.MkdirRequest(helper.new_id(), [item], False, LIMITS))[-1]
+def made(helper: HelperProcess, stand: Stand, path: Any, found: Any) -> AgentEvent:
+    item = PathItem(1, stand.url(path), directory=True, found=found)
+    return helper.run(MkdirRequest(helper.new_id(), [item], False, LIMITS))[-1]
 
 
 def test_only_evidence_makes_an_unheard_rename_done(stand: Stand, helper: HelperProcess) -> None:
@@ -43,22 +44,22 @@ def test_only_evidence_makes_an_unheard_rename_done(stand: Stand, helper: Helper
     # Never begun: an existing file belongs to another client, whatever the result of the attempt before.
     assert judged(stand.protocol, renamed(helper, stand, ground.absent, others, None)) == "source NOT_FOUND"
     number = helper.new_id() + 1
-    assert isinstance(renamed(helper, stand, old, new, None), wire.DoneEvent)
+    assert isinstance(renamed(helper, stand, old, new, None), DoneEvent)
     found = helper.begun[number, 1]
     assert found["source"][:2] == ["file", 7] and found["destination"] is None
     # Done, but not reported: the second attempt recognises this file.
-    assert isinstance(renamed(helper, stand, old, new, found), wire.DoneEvent)
+    assert isinstance(renamed(helper, stand, old, new, found), DoneEvent)
     assert judged(stand.protocol, renamed(helper, stand, old, others, found)) == "source NOT_FOUND"
     # Begun and not done, and the source taken away: what was there before is not it, however alike.
     helper.lets_go = False
     other = stand.put(ground.directory / "other")
-    item = wire.RenameItem(1, stand.url(other), stand.url(new))
-    request = wire.RenameRequest(helper.new_id(), [item], "always", LIMITS)
+    item = RenameItem(1, stand.url(other), stand.url(new))
+    request = RenameRequest(helper.new_id(), [item], "always", LIMITS)
     helper.send(request)
-    while not isinstance(begun := helper.event(), wire.BegunEvent):
+    while not isinstance(begun := helper.event(), BegunEvent):
         pass
-    helper.send(wire.CancelRequest(request.id))
-    assert isinstance(helper.rest(request.id)[-1], wire.CancelledEvent)
+    helper.send(CancelRequest(request.id))
+    assert isinstance(helper.rest(request.id)[-1], CancelledEvent)
     helper.lets_go = True
     before: Any = begun.found
     found = {**before, "source": ["file", 7, before["destination"][2] - 60]}
@@ -70,9 +71,9 @@ def test_only_evidence_makes_an_unheard_directory_done(stand: Stand, helper: Hel
     ground = Ground(stand, "mkdir")
     assert judged(stand.protocol, made(helper, stand, ground.directory, None)) == "destination EXISTS"
     number = helper.new_id() + 1
-    assert isinstance(made(helper, stand, ground.directory / "made", None), wire.DoneEvent)
+    assert isinstance(made(helper, stand, ground.directory / "made", None), DoneEvent)
     found = helper.begun[number, 1]
-    assert isinstance(made(helper, stand, ground.directory / "made", found), wire.DoneEvent)
+    assert isinstance(made(helper, stand, ground.directory / "made", found), DoneEvent)
     assert judged(stand.protocol, made(helper, stand, ground.here, found)) == "destination EXISTS"
 
 
@@ -80,12 +81,12 @@ def test_nothing_is_done_before_the_service_has_kept_what_was_found(stand: Stand
     ground = Ground(stand, "waits")
     with stand.helper() as helper:
         helper.lets_go = False
-        item = wire.RenameItem(1, stand.url(ground.here), stand.url(ground.new))
-        request = wire.RenameRequest(helper.new_id(), [item], "never", LIMITS)
+        item = RenameItem(1, stand.url(ground.here), stand.url(ground.new))
+        request = RenameRequest(helper.new_id(), [item], "never", LIMITS)
         helper.send(request)
-        assert isinstance(helper.event(), wire.StartedEvent)
-        assert isinstance(helper.event(), wire.BegunEvent)
+        assert isinstance(helper.event(), StartedEvent)
+        assert isinstance(helper.event(), BegunEvent)
         assert ground.here.exists() and not ground.new.exists()
-        helper.send(wire.CancelRequest(request.id, [1]))
-        assert isinstance(helper.rest(request.id)[-1], wire.CancelledEvent)
+        helper.send(CancelRequest(request.id, [1]))
+        assert isinstance(helper.rest(request.id)[-1], CancelledEvent)
         assert ground.here.exists() and not ground.new.exists()

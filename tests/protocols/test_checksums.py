@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent, FailedEvent
 from tests.helpers.driver import HelperProcess, assert_checked, check_items, digest, tree
 from tests.protocols.places import Places, judged
 
@@ -43,14 +43,14 @@ def test_both_ends_are_compared_by_the_algorithm(
         ended = relay.copy(items, overwrite, checksum=algorithm)
         for key, content in enumerate(contents):
             done = ended[key]
-            assert isinstance(done, wire.DoneEvent), done
+            assert isinstance(done, DoneEvent), done
             assert (done.already_there, done.checksum) == (is_there, digest(algorithm, content))
     # A byte that differs is found, even if size and time are the same.
     changed = places.b / "f1"
     changed.write_bytes(b"cOntent")
     os.utime(changed, (OLD, OLD))
     done = relay.copy(items, "different", checksum=algorithm)[1]
-    assert isinstance(done, wire.DoneEvent) and not done.already_there
+    assert isinstance(done, DoneEvent) and not done.already_there
     assert changed.read_bytes() == b"content"
 
 
@@ -68,11 +68,11 @@ def test_a_size_that_is_not_known_is_taken_and_a_given_checksum_is_proven(
     ended = relay.copy(items, checksum=algorithm)
     for key in (0, 2):
         done = ended[key]
-        assert isinstance(done, wire.DoneEvent), done
+        assert isinstance(done, DoneEvent), done
         assert (done.size, done.checksum) == (len(contents[key]), digest(algorithm, contents[key]))
         assert (places.b / f"f{key}").read_bytes() == contents[key]
     failed = ended[1]
-    assert isinstance(failed, wire.FailedEvent), failed
+    assert isinstance(failed, FailedEvent), failed
     assert (failed.fault.code, failed.fault.scope) == ("CHECKSUM_MISMATCH", "source")
     assert not [each.name for each in places.b.iterdir() if "f1" in each.name or "part" in each.name]
 

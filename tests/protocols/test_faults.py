@@ -13,7 +13,8 @@ import pytest
 
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, CancelledEvent, DoneEvent, FailedEvent
+from pdm.workqueue.wire.agent_requests import CancelRequest, CopyItem, CopyRequest, PathItem, TimeLimits
 from tests.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged, owner
 from tests.protocols.stands import relay_as
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.timeout(180)
 as_root = pytest.mark.skipif(not owner(), reason="permissions are real only where root starts the servers")
 
 
-def copied(relay: HelperProcess, item: wire.CopyItem) -> wire.AgentEvent:
+def copied(relay: HelperProcess, item: CopyItem) -> AgentEvent:
     return relay.copy([item])[1]
 
 
@@ -41,7 +42,7 @@ def test_a_missing_source(protocol: str, relay: HelperProcess, places: Places) -
         == "source NOT_FOUND"
     )
     item = places.item(protocol, places.a / "none", there)
-    request = wire.CopyRequest(relay.new_id(), [item], "always", "checksum", wire.TimeLimits(60.0, 120.0, 500_000.0))
+    request = CopyRequest(relay.new_id(), [item], "always", "checksum", TimeLimits(60.0, 120.0, 500_000.0))
     assert judged(protocol, relay.run(request)[-1]) == "source NOT_FOUND"
     assert there.read_bytes() == b"stays"
     assert places.left() == []
@@ -66,7 +67,7 @@ def test_permission_denied(protocol: str, relay: HelperProcess, places: Places) 
     in_it = closed / "in it"
     in_it.touch()
     url = places.url(protocol, in_it)
-    assert judged(protocol, relay.remove(wire.PathItem(0, url))[0]) == "source PERMISSION_DENIED"
+    assert judged(protocol, relay.remove(PathItem(0, url))[0]) == "source PERMISSION_DENIED"
     assert judged(protocol, relay.rename(url, places.url(protocol, closed / "x"))) == "destination PERMISSION_DENIED"
     assert judged(protocol, relay.make(places.url(protocol, closed / "sub"))[0]) == "destination PERMISSION_DENIED"
     closed.chmod(0o700)
@@ -83,11 +84,11 @@ def test_an_unreachable_server(protocol: str, own: HelperProcess, places: Places
     event = own.list(url)[-1]
     assert judged(protocol, event) == "source CONNECTION"
     # It is known that no server is there, not only that the connection ended.
-    assert isinstance(event, wire.FailedEvent)
+    assert isinstance(event, FailedEvent)
     assert MOVERS[JobProtocol.parse(protocol)].classify(event.fault).unreachable
     assert judged(protocol, own.make(url)[0]) == "destination CONNECTION"
     places.storages.server(protocol, "B").start()
-    assert isinstance(copied(own, places.item(protocol, file, places.b / "f")), wire.DoneEvent)
+    assert isinstance(copied(own, places.item(protocol, file, places.b / "f")), DoneEvent)
 
 
 def huge(places: Places) -> Path:
@@ -109,37 +110,37 @@ def wait_for_bytes(directory: Path) -> None:
 )
 def test_a_server_killed_in_mid_transfer(protocol: str, site: str, own: HelperProcess, places: Places) -> None:
     item = places.item(protocol, huge(places), places.b / "huge")
-    request = wire.CopyRequest(own.new_id(), [item], "never", "checksum", wire.TimeLimits(20.0, 60.0, 500_000.0))
+    request = CopyRequest(own.new_id(), [item], "never", "checksum", TimeLimits(20.0, 60.0, 500_000.0))
     own.send(request)
     wait_for_bytes(places.b)
     places.storages.server(protocol, site).kill()
     outcome = own.rest(request.id)[-1]
-    assert isinstance(outcome, wire.FailedEvent), outcome
+    assert isinstance(outcome, FailedEvent), outcome
     assert judged(protocol, outcome) == f"{'source' if site == 'A' else 'destination'} CONNECTION"
     assert outcome.leftover == (site == "B")
     places.storages.server(protocol, site).start()
-    assert isinstance(own.discard(item.temporary)[0], wire.DoneEvent)
+    assert isinstance(own.discard(item.temporary)[0], DoneEvent)
     assert places.left() == []
     file = places.put(places.a / "small")
-    assert isinstance(copied(own, places.item(protocol, file, places.b / "small")), wire.DoneEvent)
+    assert isinstance(copied(own, places.item(protocol, file, places.b / "small")), DoneEvent)
 
 
 @protocols
 def test_a_cancelled_copy_leaves_nothing(protocol: str, own: HelperProcess, places: Places) -> None:
     item = places.item(protocol, huge(places), places.b / "huge")
-    request = wire.CopyRequest(own.new_id(), [item], "never", "checksum", wire.TimeLimits(20.0, 60.0, 500_000.0))
+    request = CopyRequest(own.new_id(), [item], "never", "checksum", TimeLimits(20.0, 60.0, 500_000.0))
     own.send(request)
     wait_for_bytes(places.b)
-    own.send(wire.CancelRequest(request.id))
+    own.send(CancelRequest(request.id))
     outcome = own.rest(request.id)[-1]
-    assert isinstance(outcome, wire.CancelledEvent) and not outcome.leftover, outcome
+    assert isinstance(outcome, CancelledEvent) and not outcome.leftover, outcome
     assert places.left() == []
 
 
 @pytest.mark.parametrize("protocol", usual(PROTOCOLS, ["https"]))
 def test_a_frozen_server_stalls(protocol: str, own: HelperProcess, places: Places) -> None:
     item = places.item(protocol, huge(places), places.b / "huge")
-    request = wire.CopyRequest(own.new_id(), [item], "never", "checksum", wire.TimeLimits(1.5, 60.0, 500_000.0))
+    request = CopyRequest(own.new_id(), [item], "never", "checksum", TimeLimits(1.5, 60.0, 500_000.0))
     own.send(request)
     wait_for_bytes(places.b)
     places.storages.server(protocol, "A").freeze()
@@ -195,7 +196,7 @@ def test_a_read_only_file_system(protocol: str, relay: HelperProcess, places: Pl
         "copy": judged(protocol, copied(relay, places.item(protocol, file, other_disk / "new"))),
         "mkdir": judged(protocol, relay.make(url)[0]),
         "rename": judged(protocol, relay.rename(places.url(protocol, old), url)),
-        "remove": judged(protocol, relay.remove(wire.PathItem(1, places.url(protocol, old)))[1]),
+        "remove": judged(protocol, relay.remove(PathItem(1, places.url(protocol, old)))[1]),
     }
     assert {job: said.partition(" ")[2] for job, said in outcomes.items()} == dict.fromkeys(outcomes, "READ_ONLY")
 
@@ -232,7 +233,7 @@ def test_a_drop_box(protocol: str, relay: HelperProcess, places: Places) -> None
             outcomes = as_account.copy(items)
     else:
         outcomes = relay.copy(items)
-    assert {key: event for key, event in outcomes.items() if not isinstance(event, wire.DoneEvent)} == {}
+    assert {key: event for key, event in outcomes.items() if not isinstance(event, DoneEvent)} == {}
     assert len(list(box.iterdir())) == 40
 
 
@@ -242,7 +243,7 @@ def test_what_comes_during_a_copy_is_not_overwritten(protocol: str, own: HelperP
     os.truncate(source, 64 * 1024**2)
     number = own.new_id()
     item = places.item(protocol, source, places.b / "new")
-    own.send(wire.CopyRequest(number, [item], "never", "size", wire.TimeLimits(60.0, 120.0, 500_000.0)))
+    own.send(CopyRequest(number, [item], "never", "size", TimeLimits(60.0, 120.0, 500_000.0)))
     give_up_at = time.monotonic() + 30
     while not places.left():
         assert time.monotonic() < give_up_at

@@ -11,7 +11,8 @@ import pytest
 
 from pdm.testgrid.processes import missing_of
 from pdm.testgrid.storages import TestStorages
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent, LogEvent
+from pdm.workqueue.wire.agent_requests import ListRequest
 from tests.helpers.driver import LIMITS, HelperProcess
 from tests.protocols.places import Places
 from tests.support.webdav_servers import WebDavServer, webdav_server
@@ -76,20 +77,18 @@ def test_a_small_copy_is_not_asked_for(relay: HelperProcess, places: Places) -> 
     destination = places.url("ssh", places.b)
     for path, is_asked in ((small, False), (large, True)):
         url = places.url("ssh", path)
-        request = wire.ListRequest(relay.new_id(), 0, url, None, LIMITS, space_at=destination)
+        request = ListRequest(relay.new_id(), 0, url, None, LIMITS, space_at=destination)
         done = relay.run(request)[-1]
-        assert isinstance(done, wire.DoneEvent)
+        assert isinstance(done, DoneEvent)
         assert _is_free(places.b, done.free) is is_asked
 
 
 def test_a_server_that_is_away_ends_no_listing(own: HelperProcess, places: Places) -> None:
     large = places.put(places.a / "large")
     os.truncate(large, 1 << 30)
-    request = wire.ListRequest(
-        own.new_id(), 0, places.url("ssh", large), None, LIMITS, space_at="https://localhost:1/d"
-    )
+    request = ListRequest(own.new_id(), 0, places.url("ssh", large), None, LIMITS, space_at="https://localhost:1/d")
     events = own.run(request)
-    assert isinstance(events[-1], wire.DoneEvent)
+    assert isinstance(events[-1], DoneEvent)
     assert events[-1].free is None
-    (line,) = [event.text for event in events if isinstance(event, wire.LogEvent)]
+    (line,) = [event.text for event in events if isinstance(event, LogEvent)]
     assert line.startswith("the free space of the destination is not known: ")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, FailedEvent, LogEvent
+from pdm.workqueue.wire.agent_requests import CancelRequest, CopyItem, CopyRequest, TimeLimits
 from tests.helpers.driver import HelperProcess, adler, fault, outcomes, tree
 from tests.protocols.places import Places
 from tests.support.variants import usual
@@ -45,7 +46,7 @@ def make_sources(places: Places, count: int = 40, size: int = 1000) -> list[Path
     ]
 
 
-def items_of(places: Places, route: tuple[str, str], sources: list[Path]) -> list[wire.CopyItem]:
+def items_of(places: Places, route: tuple[str, str], sources: list[Path]) -> list[CopyItem]:
     return [
         places.item(route[0], source, places.b / source.relative_to(places.a), key, to=route[1])
         for key, source in enumerate(sources)
@@ -53,12 +54,12 @@ def items_of(places: Places, route: tuple[str, str], sources: list[Path]) -> lis
 
 
 def copied(
-    helper: HelperProcess, items: list[wire.CopyItem], overwrite: str = "never", verify: str = "checksum"
-) -> tuple[dict[int, wire.AgentEvent], set[int]]:
+    helper: HelperProcess, items: list[CopyItem], overwrite: str = "never", verify: str = "checksum"
+) -> tuple[dict[int, AgentEvent], set[int]]:
     """The outcomes of a copy, and the keys of the files that came in a group."""
-    request = wire.CopyRequest(helper.new_id(), items, overwrite, verify, wire.TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
+    request = CopyRequest(helper.new_id(), items, overwrite, verify, TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
     events = helper.run(request)
-    together = {event.key for event in events if isinstance(event, wire.LogEvent) and "with others" in event.text}
+    together = {event.key for event in events if isinstance(event, LogEvent) and "with others" in event.text}
     return outcomes(events), together
 
 
@@ -74,7 +75,7 @@ def test_all_files_of_a_group_arrive(relay: HelperProcess, places: Places, route
     for key, source in enumerate(sources):
         content = source.read_bytes()
         done = ended[key]
-        assert isinstance(done, wire.DoneEvent), done
+        assert isinstance(done, DoneEvent), done
         assert (done.size, done.transferred) == (len(content), len(content))
         assert done.checksum == (adler(content) if verify == "checksum" else None)
 
@@ -96,7 +97,7 @@ def test_one_that_cannot_be_copied_is_no_harm_to_the_others(
 
     ended, together = copied(relay, items)
 
-    failed = {key: fault(event) for key, event in ended.items() if not isinstance(event, wire.DoneEvent)}
+    failed = {key: fault(event) for key, event in ended.items() if not isinstance(event, DoneEvent)}
     assert failed == {
         absent: ("source", failed[absent][1]),
         longer: ("source", "SIZE_CHANGED"),
@@ -118,7 +119,7 @@ def test_what_is_there_is_replaced_where_that_is_asked_for(relay: HelperProcess,
 
     ended, together = copied(relay, items_of(places, (protocol, protocol), sources), overwrite="always")
 
-    assert {type(event) for event in ended.values()} == {wire.DoneEvent}
+    assert {type(event) for event in ended.values()} == {DoneEvent}
     assert together == set(range(10, len(sources)))
     assert tree(places.b) == tree(places.a)
 
@@ -133,14 +134,14 @@ def test_files_that_are_the_same_are_found_together(
         other = b"x" * len(content) if number % 10 == 9 else content
         old(places, places.b / source.relative_to(places.a), other)
     items = items_of(places, route, sources)
-    events = relay.run(wire.CopyRequest(relay.new_id(), items, "different", "checksum", wire.TimeLimits(stall_s=60.0)))
+    events = relay.run(CopyRequest(relay.new_id(), items, "different", "checksum", TimeLimits(stall_s=60.0)))
     ended = outcomes(events)
-    alone = {event.key for event in events if isinstance(event, wire.LogEvent) and "is copied alone" in event.text}
+    alone = {event.key for event in events if isinstance(event, LogEvent) and "is copied alone" in event.text}
     different = {key for key in ended if key % 10 == 9}
     assert alone == different
     for key, source in enumerate(sources):
         done = ended[key]
-        assert isinstance(done, wire.DoneEvent), done
+        assert isinstance(done, DoneEvent), done
         assert (done.already_there, done.checksum) == (key not in different, adler(source.read_bytes()))
         assert done.transferred == (done.size if key in different else 0)
     assert tree(places.b) == tree(places.a)
@@ -149,21 +150,21 @@ def test_files_that_are_the_same_are_found_together(
 @pytest.mark.parametrize("protocol", _CASES)
 def test_a_group_that_is_cancelled_leaves_nothing(own: HelperProcess, places: Places, protocol: str) -> None:
     sources = make_sources(places, count=200)
-    request = wire.CopyRequest(
-        own.new_id(), items_of(places, (protocol, protocol), sources), "never", "size", wire.TimeLimits(stall_s=60.0)
+    request = CopyRequest(
+        own.new_id(), items_of(places, (protocol, protocol), sources), "never", "size", TimeLimits(stall_s=60.0)
     )
     own.send(request)
     give_up_at = time.monotonic() + _WAIT_S
     while not list(places.b.rglob("*.part")):
         assert time.monotonic() < give_up_at, "no file arrives"
-    own.send(wire.CancelRequest(request.id))
+    own.send(CancelRequest(request.id))
 
     ended = outcomes(own.rest(request.id))
 
     assert places.left() == []
     for key, source in enumerate(sources):
         arrived = places.b / source.relative_to(places.a)
-        if isinstance(ended[key], wire.DoneEvent):
+        if isinstance(ended[key], DoneEvent):
             assert arrived.exists()
         # The server may have carried out a rename to which the response was not awaited any more.
         assert not arrived.exists() or arrived.read_bytes() == source.read_bytes()
@@ -175,7 +176,7 @@ def test_a_server_that_dies_under_a_group_leaves_each_file_whole_or_absent(
 ) -> None:
     sources = make_sources(places, count=200)
     items = items_of(places, (protocol, protocol), sources)
-    request = wire.CopyRequest(own.new_id(), items, "never", "size", wire.TimeLimits(stall_s=60.0))
+    request = CopyRequest(own.new_id(), items, "never", "size", TimeLimits(stall_s=60.0))
     server = places.storages.server(protocol, "B")
     own.send(request)
     give_up_at = time.monotonic() + _WAIT_S
@@ -188,8 +189,8 @@ def test_a_server_that_dies_under_a_group_leaves_each_file_whole_or_absent(
 
     for key, event in ended.items():
         arrived = places.b / sources[key].relative_to(places.a)
-        if isinstance(event, wire.DoneEvent):
+        if isinstance(event, DoneEvent):
             assert arrived.read_bytes() == sources[key].read_bytes()
         else:
-            assert isinstance(event, wire.FailedEvent), event
+            assert isinstance(event, FailedEvent), event
             assert event.leftover or not Path(arrived.parent, Path(items[key].temporary).name).exists()

@@ -15,7 +15,8 @@ import pytest
 from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.processes import missing_of
 from pdm.testgrid.storages import TestStorages
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, EntriesEvent, FailedEvent
+from pdm.workqueue.wire.agent_requests import ListRequest
 from tests.helpers.driver import LIMITS, HelperProcess
 from tests.protocols.places import owner
 
@@ -96,15 +97,15 @@ def test_a_link_that_is_named_itself_is_not_emptied_at_apache(
     (served / "tree" / "inside").symlink_to(served / "outside")
     storages.give(served)
 
-    def listed(name: str) -> tuple[list[str], wire.AgentEvent]:
-        events = relay.run(wire.ListRequest(relay.new_id(), 1, f"{url}/{name}", None, LIMITS, follow=False))
-        found = [entry.path for event in events if isinstance(event, wire.EntriesEvent) for entry in event.entries]
+    def listed(name: str) -> tuple[list[str], AgentEvent]:
+        events = relay.run(ListRequest(relay.new_id(), 1, f"{url}/{name}", None, LIMITS, follow=False))
+        found = [entry.path for event in events if isinstance(event, EntriesEvent) for entry in event.entries]
         return found, events[-1]
 
     found, end = listed("link")
     assert found == []
-    assert isinstance(end, wire.FailedEvent)
+    assert isinstance(end, FailedEvent)
     assert end.fault.code == "UNSUPPORTED" and "may be a symbolic link" in end.fault.message
     # Links further down it does not show at all.
     found, end = listed("tree")
-    assert (found, isinstance(end, wire.DoneEvent)) == (["file"], True)
+    assert (found, isinstance(end, DoneEvent)) == (["file"], True)

@@ -22,7 +22,8 @@ from pdm.testgrid.storage_servers import ServerProcess
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope, Remedy, hint_for
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, FailedEvent
+from pdm.workqueue.wire.agent_requests import MkdirRequest, PathItem, WorkRequest
 from tests.helpers.driver import HelperProcess
 from tests.protocols.places import mover_named, owner
 from tests.protocols.renewals import LIFETIME_S, PROTOCOLS, RENEWED, SOON_S, renewals
@@ -93,10 +94,10 @@ class Seen:
         self.cells: dict[tuple[str, str, str], str] = {}
         self.codes: dict[str, AttemptFailure] = {}
 
-    def outcome(self, protocol: str, event: wire.AgentEvent) -> str:
+    def outcome(self, protocol: str, event: AgentEvent) -> str:
         """The code and hint that users see; the code is noted for the other table."""
-        if not isinstance(event, wire.FailedEvent):
-            assert isinstance(event, wire.DoneEvent), event
+        if not isinstance(event, FailedEvent):
+            assert isinstance(event, DoneEvent), event
             return "DONE"
         failure = mover_named(protocol).classify(event.fault)
         self.note(failure)
@@ -191,7 +192,7 @@ def helper(stand: Stand) -> Iterator[HelperProcess]:
         yield running
 
 
-def run(helper: HelperProcess, ground: Ground, request: wire.WorkRequest) -> wire.AgentEvent:
+def run(helper: HelperProcess, ground: Ground, request: WorkRequest) -> AgentEvent:
     event = helper.run(request)[-1]
     assert ground.left() == []
     return event
@@ -215,19 +216,19 @@ def small_disk(directory: Path, stand: Stand, options: str) -> Iterator[Path]:
 # -- the faults
 
 
-def none(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
+def none(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[AgentEvent]:
     return [run(helper, ground, ground.request(job, helper.new_id()))]
 
 
-def missing(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
+def missing(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[AgentEvent]:
     return [run(helper, ground, ground.request(job, helper.new_id(), missing=True))]
 
 
-def exists(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
+def exists(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[AgentEvent]:
     return [run(helper, ground, ground.request(job, helper.new_id(), taken=True))]
 
 
-def denied(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
+def denied(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[AgentEvent]:
     events = []
     if job == "COPY":
         os.chown(ground.file, 0, 0)
@@ -240,7 +241,7 @@ def denied(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> lis
     return [*events, run(helper, ground, ground.request(job, helper.new_id()))]
 
 
-def full(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
+def full(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[AgentEvent]:
     # Room for one more file, but not for its bytes; or for no directory more.
     options = "size=1m" if job == "COPY" else "size=1m,nr_inodes=1"
     with small_disk(ground.directory / "small", stand, options) as directory:
@@ -249,11 +250,11 @@ def full(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[
             for _ in range(_MOST_TRIES_FULL):
                 ended = run(helper, ground, ground.request(job, helper.new_id()))
                 # Of two GridFTP servers the source may be heard first: its data connection was cut. It is tried again.
-                if not isinstance(ended, wire.FailedEvent) or ended.fault.scope != "transfer":
+                if not isinstance(ended, FailedEvent) or ended.fault.scope != "transfer":
                     break
             return [ended]
-        item = wire.PathItem(1, stand.url(directory / "made"), directory=True)
-        return [run(helper, ground, wire.MkdirRequest(helper.new_id(), [item], False, LIMITS))]
+        item = PathItem(1, stand.url(directory / "made"), directory=True)
+        return [run(helper, ground, MkdirRequest(helper.new_id(), [item], False, LIMITS))]
 
 
 def ends_of(job: str) -> str:
@@ -261,7 +262,7 @@ def ends_of(job: str) -> str:
     return "AB" if job == "COPY" else "B"
 
 
-def away(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
+def away(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[AgentEvent]:
     events = []
     for site in ends_of(job):
         stand.servers[site].stop()
@@ -272,18 +273,18 @@ def away(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[
     return events
 
 
-def killed(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
+def killed(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[AgentEvent]:
     return [_killed(stand, job, ground, site) for site in ends_of(job)]
 
 
-def _killed(stand: Stand, job: str, ground: Ground, site: str) -> wire.AgentEvent:
+def _killed(stand: Stand, job: str, ground: Ground, site: str) -> AgentEvent:
     """Kill a server while bytes arrive; or else after the request has reached it, and before it can answer."""
     server = stand.servers[site]
     # One of its own: what it remembers of a server that was gone is not for the next cell.
     with stand.helper() as helper:
         # Logged in: what is sent next is the request.
         first = Ground(stand, f"{ground.directory.name} {site} first")
-        assert isinstance(run(helper, first, first.request(job, helper.new_id())), wire.DoneEvent)
+        assert isinstance(run(helper, first, first.request(job, helper.new_id())), DoneEvent)
         number = helper.new_id()
         try:
             if job == "COPY":
@@ -304,7 +305,7 @@ def _killed(stand: Stand, job: str, ground: Ground, site: str) -> wire.AgentEven
             server.start()
         for path in ground.left():
             # It must have said so.
-            assert isinstance(event, wire.FailedEvent)
+            assert isinstance(event, FailedEvent)
             assert event.leftover
             path.unlink()
     return event
@@ -317,7 +318,7 @@ def wait_for_bytes(ground: Ground) -> None:
         time.sleep(0.02)
 
 
-Fault = Callable[[Stand, HelperProcess, str, Ground], list[wire.AgentEvent]]
+Fault = Callable[[Stand, HelperProcess, str, Ground], list[AgentEvent]]
 FAULTS: Mapping[str, Fault] = {
     "none": none,
     "missing source": missing,

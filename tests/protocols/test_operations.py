@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, UnreadableEvent
+from pdm.workqueue.wire.agent_requests import PathItem
 from tests.helpers.driver import ODD_NAMES, HelperProcess, adler, entries, tree
 from tests.protocols.places import Places, judged
 
@@ -71,7 +72,7 @@ def test_copies_with_every_name_are_proven(protocol: str, verify: str, relay: He
     outcomes = relay.copy(items, verify=verify)
     for key, content in enumerate(contents):
         done = outcomes[key]
-        assert isinstance(done, wire.DoneEvent), (names[key], done)
+        assert isinstance(done, DoneEvent), (names[key], done)
         assert (done.size, done.transferred) == (len(content), len(content))
         assert done.checksum == (adler(content) if verify == "checksum" else None)
     assert tree(places.b / "new" / "dir") == tree(places.a)
@@ -84,10 +85,10 @@ def test_overwriting(protocol: str, relay: HelperProcess, places: Places) -> Non
     item = places.item(protocol, source, there)
     assert judged(protocol, relay.copy([item])[1]) == "destination EXISTS"
     assert there.read_bytes() == b"old"
-    assert isinstance(relay.copy([item], overwrite="always")[1], wire.DoneEvent)
+    assert isinstance(relay.copy([item], overwrite="always")[1], DoneEvent)
     assert there.read_bytes() == b"new"
     again = relay.copy([item])[1]
-    assert isinstance(again, wire.DoneEvent) and again.transferred == 0
+    assert isinstance(again, DoneEvent) and again.transferred == 0
     assert places.left() == []
 
 
@@ -102,7 +103,7 @@ def test_the_destination_of_a_copy_is_listed_first(protocol: str, relay: HelperP
     there = entries(events, destination=True)
     assert {path: entry.size for path, entry in there.items() if entry.type == "file"} == {"sub/x": 5}
     assert list(entries(events)) == ["sub", "sub/f"]
-    unreadable = [event for event in events if isinstance(event, wire.UnreadableEvent)]
+    unreadable = [event for event in events if isinstance(event, UnreadableEvent)]
     assert [(event.destination, event.path, event.fault.scope) for event in unreadable] == [
         (True, "closed", "destination")
     ]
@@ -116,7 +117,7 @@ def test_what_was_planned_is_removed_if_it_is_as_listed(protocol: str, relay: He
     listed = entries(relay.list(places.url(protocol, places.a / "tree")))
     files[1].write_bytes(b"other content")
     items = [
-        wire.PathItem(
+        PathItem(
             number,
             places.url(protocol, path),
             again=True,
@@ -126,22 +127,22 @@ def test_what_was_planned_is_removed_if_it_is_as_listed(protocol: str, relay: He
         for number, path in enumerate(files)
     ]
     outcome = relay.remove(*items)
-    assert isinstance(outcome[0], wire.DoneEvent)
+    assert isinstance(outcome[0], DoneEvent)
     assert judged(protocol, outcome[1]) == "source CHANGED"
-    directory = wire.PathItem(0, places.url(protocol, files[0].parent), directory=True, again=True, may_stay=True)
-    assert isinstance(relay.remove(directory)[0], wire.DoneEvent)
+    directory = PathItem(0, places.url(protocol, files[0].parent), directory=True, again=True, may_stay=True)
+    assert isinstance(relay.remove(directory)[0], DoneEvent)
     files[1].unlink()
-    assert isinstance(relay.remove(directory)[0], wire.DoneEvent)
+    assert isinstance(relay.remove(directory)[0], DoneEvent)
     assert not files[0].parent.exists()
 
 
 @protocols
 def test_directories_are_made(protocol: str, relay: HelperProcess, places: Places) -> None:
     one, deep = places.a / "one", places.a / "x" / "y z"
-    assert isinstance(relay.make(places.url(protocol, one))[0], wire.DoneEvent)
+    assert isinstance(relay.make(places.url(protocol, one))[0], DoneEvent)
     assert judged(protocol, relay.make(places.url(protocol, one))[0]) == "destination EXISTS"
     assert judged(protocol, relay.make(places.url(protocol, deep))[0]) == "destination NOT_FOUND"
-    assert isinstance(relay.make(places.url(protocol, deep), parents=True)[0], wire.DoneEvent)
+    assert isinstance(relay.make(places.url(protocol, deep), parents=True)[0], DoneEvent)
     assert deep.is_dir()
     assert one.is_dir()
     file = places.put(places.a / "file")
@@ -154,22 +155,22 @@ def test_directories_are_made(protocol: str, relay: HelperProcess, places: Place
 def test_removing(protocol: str, relay: HelperProcess, places: Places) -> None:
     for name in names_for(protocol):
         file = places.put(places.a / name)
-        outcome = relay.remove(wire.PathItem(0, places.url(protocol, file)))[0]
-        assert isinstance(outcome, wire.DoneEvent), (name, outcome)
+        outcome = relay.remove(PathItem(0, places.url(protocol, file)))[0]
+        assert isinstance(outcome, DoneEvent), (name, outcome)
         assert not file.exists()
     full = places.put(places.a / "full" / "file").parent
     (places.a / "empty").mkdir()
     places.storages.give(places.a)
 
-    def removed(path: Path, *, directory: bool) -> wire.AgentEvent:
-        return relay.remove(wire.PathItem(0, places.url(protocol, path), directory))[0]
+    def removed(path: Path, *, directory: bool) -> AgentEvent:
+        return relay.remove(PathItem(0, places.url(protocol, path), directory))[0]
 
     assert judged(protocol, removed(places.a / "none", directory=False)) == "source NOT_FOUND"
     assert judged(protocol, removed(full, directory=True)) == "source NOT_EMPTY"
     assert judged(protocol, removed(full, directory=False)) == "source IS_A_DIRECTORY"
     assert (full / "file").exists()
     assert judged(protocol, removed(places.a / "empty", directory=False)) == "source IS_A_DIRECTORY"
-    assert isinstance(removed(places.a / "empty", directory=True), wire.DoneEvent)
+    assert isinstance(removed(places.a / "empty", directory=True), DoneEvent)
     assert not (places.a / "empty").exists()
 
 
@@ -179,15 +180,15 @@ def test_renaming(protocol: str, relay: HelperProcess, places: Places) -> None:
     urls = [places.url(protocol, path) for path in (file, other, places.a / "new", places.a / "none")]
     assert judged(protocol, relay.rename(urls[0], urls[1])) == "destination EXISTS"
     assert (file.read_bytes(), other.read_bytes()) == (b"one", b"two")
-    assert isinstance(relay.rename(urls[0], urls[2]), wire.DoneEvent)
+    assert isinstance(relay.rename(urls[0], urls[2]), DoneEvent)
     assert (places.a / "new").read_bytes() == b"one"
-    assert isinstance(relay.rename(urls[2], urls[1], "always"), wire.DoneEvent)
+    assert isinstance(relay.rename(urls[2], urls[1], "always"), DoneEvent)
     assert other.read_bytes() == b"one"
     assert judged(protocol, relay.rename(urls[3], urls[0])) == "source NOT_FOUND"
     (places.a / "dir").mkdir()
     places.put(places.a / "dir" / "in it")
     directory, moved = places.a / "dir", places.a / "moved"
-    assert isinstance(relay.rename(places.url(protocol, directory), places.url(protocol, moved)), wire.DoneEvent)
+    assert isinstance(relay.rename(places.url(protocol, directory), places.url(protocol, moved)), DoneEvent)
     assert (moved / "in it").exists()
 
 
@@ -195,7 +196,7 @@ def test_what_xrootd_would_take_for_another_name_is_refused(relay: HelperProcess
     victim = places.put(places.a / "data", b"stays")
     odd = places.put(places.a / "data?x=1", b"odd")
     url = places.url("https", odd)
-    assert judged("https", relay.remove(wire.PathItem(0, url))[0]) == "source INVALID_NAME"
+    assert judged("https", relay.remove(PathItem(0, url))[0]) == "source INVALID_NAME"
     assert judged("https", relay.rename(places.url("https", victim), url)) == "destination INVALID_NAME"
     assert judged("https", relay.copy([places.item("https", odd, places.b / "x")])[1]).endswith("INVALID_NAME")
     tail = places.url("https", places.a / "data\n")

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent
+from pdm.workqueue.wire.agent_requests import CopyItem, CopyRequest, PreservedAttribute
 from tests.helpers.driver import LIMITS, HelperProcess, copy_item, outcomes
 from tests.protocols.places import Places, owner
 
 PROTOCOLS = ("ssh", "https", "xroot", "file")
 OLD = 1_700_000_000
-BOTH: tuple[wire.PreservedAttribute, ...] = ("mtime", "mode")
+BOTH: tuple[PreservedAttribute, ...] = ("mtime", "mode")
 #: What a source does not show, and what a destination cannot set.
 HIDDEN: dict[str, tuple[str, ...]] = {"https": ("mode",), "xroot": ("mode",)}
 FIXED: dict[str, tuple[str, ...]] = {"https": ("mtime", "mode"), "xroot": ("mtime",)}
 
 
-def copied(helper: HelperProcess, items: list[wire.CopyItem], overwrite: str = "never") -> dict[int, wire.AgentEvent]:
-    request = wire.CopyRequest(helper.new_id(), items, overwrite, "checksum", LIMITS, preserve=BOTH)  # type: ignore[arg-type]
+def copied(helper: HelperProcess, items: list[CopyItem], overwrite: str = "never") -> dict[int, AgentEvent]:
+    request = CopyRequest(helper.new_id(), items, overwrite, "checksum", LIMITS, preserve=BOTH)  # type: ignore[arg-type]
     return outcomes(helper.run(request))
 
 
@@ -60,7 +61,7 @@ def test_times_and_modes_arrive_or_are_reported(relay: HelperProcess, places: Pl
         ended = copied(relay, items, overwrite)
         for number, file in enumerate(files):
             done, copy = ended[number], (places.b / file.name).stat()
-            assert isinstance(done, wire.DoneEvent), done
+            assert isinstance(done, DoneEvent), done
             assert (done.already_there, done.not_preserved) == (is_there, lacking)
             if "mtime" not in lacking:
                 assert copy.st_mtime == OLD + number
@@ -79,7 +80,7 @@ def test_a_file_with_the_time_of_a_later_year_than_sftp_has_is_copied_neverthele
     source = places.put(places.a / "f")
     os.utime(source, (2**33, 2**33))
     done = copied(relay, [places.item("file", source, places.b / "f", to="ssh")])[1]
-    assert isinstance(done, wire.DoneEvent) and done.not_preserved == ("mtime",)
+    assert isinstance(done, DoneEvent) and done.not_preserved == ("mtime",)
     assert (places.b / "f").read_bytes() == b"content"
 
 
@@ -92,7 +93,7 @@ def test_what_a_link_leads_to_is_asked_and_a_link_that_is_there_is_left_alone(
     link.symlink_to("f")
     item = copy_item(1, places.url("file", link), places.url("file", places.b / "g"), 7)
     done = copied(relay, [item])[1]
-    assert isinstance(done, wire.DoneEvent) and done.not_preserved == ()
+    assert isinstance(done, DoneEvent) and done.not_preserved == ()
     copy = places.b / "g"
     assert (copy.stat().st_mode & 0o777, copy.stat().st_mtime) == (0o600, OLD)
     other = places.put(places.b / "other")
@@ -100,5 +101,5 @@ def test_what_a_link_leads_to_is_asked_and_a_link_that_is_there_is_left_alone(
     copy.unlink()
     copy.symlink_to("other")
     done = copied(relay, [item])[1]
-    assert isinstance(done, wire.DoneEvent) and done.already_there and done.not_preserved == BOTH
+    assert isinstance(done, DoneEvent) and done.already_there and done.not_preserved == BOTH
     assert other.stat().st_mtime == before

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid.storages import TestStorages
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent, FailedEvent
+from pdm.workqueue.wire.agent_requests import PathItem
 from tests.helpers.driver import HelperProcess, adler, copy_item
 from tests.protocols.places import Places, judged
 from tests.support.redirecting_server import RedirectingServer
@@ -59,7 +60,7 @@ def test_bytes_are_read_where_the_door_sends_us(
     door.elsewhere["GET"] = pool.url
     item = copy_item(1, f"{door.url}/directory/f", places.url("file", places.b / "f"), len(content))
     done = helper.copy([item])[1]
-    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(content), done
+    assert isinstance(done, DoneEvent) and done.checksum == adler(content), done
     assert (places.b / "f").read_bytes() == content
     assert alone(pool)
     assert all(seen.token == f"Bearer {TOKEN}" and seen.certificate for seen in door.seen)
@@ -77,7 +78,7 @@ def test_bytes_are_written_where_the_door_sends_us(
     source = places.put(places.a / "f", content)
     item = copy_item(1, places.url("file", source), f"{door.url}/directory/f", len(content))
     done = helper.copy([item])[1]
-    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(content), done
+    assert isinstance(done, DoneEvent) and done.checksum == adler(content), done
     assert door.files == {"/directory/f": content}
     assert [seen.method for seen in pool.seen] == ["PUT"] and alone(pool)
 
@@ -89,7 +90,7 @@ def test_a_copy_between_servers_is_asked_for_where_the_door_sends_us(
     door.files["/directory/f"] = b"content"
     door.elsewhere["COPY"] = pool.url
     done = helper.copy([copy_item(1, f"{door.url}/directory/f", f"{door.url}/directory/g", 7)])[1]
-    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(b"content"), done
+    assert isinstance(done, DoneEvent) and done.checksum == adler(b"content"), done
     assert door.files == {"/directory/f": b"content", "/directory/g": b"content"}
     assert [seen.method for seen in pool.seen] == ["COPY"] and alone(pool)
 
@@ -111,7 +112,7 @@ def test_a_token_that_a_server_sends_back_is_left_out(door: RedirectingServer, h
     door.echoes = True
     failed = helper.list(f"{door.url}/nothing")[-1]
     assert judged("https", failed) == "source SERVER_ERROR"
-    assert isinstance(failed, wire.FailedEvent)
+    assert isinstance(failed, FailedEvent)
     assert "Authorization: Bearer ***" in failed.fault.message
     assert TOKEN not in failed.fault.message
 
@@ -151,9 +152,6 @@ def test_names_are_the_doors_own(
     door.files["/directory/f"] = pool.files["/directory/f"] = b"content"
     door.elsewhere[method] = pool.url
     url = f"{door.url}/directory/f"
-    if method == "MOVE":
-        outcome = helper.rename(url, f"{door.url}/directory/g")
-    else:
-        outcome = helper.remove(wire.PathItem(0, url))[0]
+    outcome = helper.rename(url, f"{door.url}/directory/g") if method == "MOVE" else helper.remove(PathItem(0, url))[0]
     assert judged("https", outcome).endswith(" UNSUPPORTED")
     assert pool.seen == [] and pool.files == {"/directory/f": b"content"}

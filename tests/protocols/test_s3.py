@@ -19,7 +19,16 @@ from pdm.workqueue.helpers import credentials as helpers_credentials
 from pdm.workqueue.helpers.backends import s3, s3_uploads
 from pdm.workqueue.helpers.backends.http_client import known_server
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, FailedEvent, UnnamedEvent
+from pdm.workqueue.wire.agent_requests import (
+    CopyRequest,
+    FoundBefore,
+    MkdirRequest,
+    PathItem,
+    RemoveRequest,
+    RenameItem,
+    RenameRequest,
+)
 from tests.helpers.driver import LIMITS, HelperProcess, adler, copy_item, entries, outcomes
 from tests.protocols.places import judged, mover_named
 from tests.security import canary
@@ -77,13 +86,13 @@ def _url(server: SmallS3Server, key: bytes | str) -> str:
 
 def _copy(
     helper: HelperProcess, source: str, destination: str, size: int, attempt: int = 1, **options: str
-) -> wire.AgentEvent:
+) -> AgentEvent:
     item = copy_item(1, source, destination, size, attempt)
     asked = {"overwrite": "different", "verify": "checksum", **options}
-    return outcomes(helper.run(wire.CopyRequest(helper.new_id(), [item], limits=LIMITS, **asked)))[1]  # type: ignore[arg-type]
+    return outcomes(helper.run(CopyRequest(helper.new_id(), [item], limits=LIMITS, **asked)))[1]  # type: ignore[arg-type]
 
 
-def _run(helper: HelperProcess, kind: type, *items: object, **options: object) -> wire.AgentEvent:
+def _run(helper: HelperProcess, kind: type, *items: object, **options: object) -> AgentEvent:
     return outcomes(helper.run(kind(helper.new_id(), items, limits=LIMITS, **options)))[1]
 
 
@@ -101,7 +110,7 @@ def test_a_small_file_goes_there_by_one_request_and_comes_back(
     helper: HelperProcess, server: SmallS3Server, tmp_path: Path
 ) -> None:
     done = _copy(helper, _file(tmp_path, b"content"), _url(server, "d/a +%.txt"), 7, overwrite="never")
-    assert isinstance(done, wire.DoneEvent)
+    assert isinstance(done, DoneEvent)
     assert done.checksum == adler(b"content")
     assert server.objects[b"d/a +%.txt"][0] == b"content"
     (written,) = [request for request in server.seen if request.what == "PUT" and request.key == b"d/a +%.txt"]
@@ -109,7 +118,7 @@ def test_a_small_file_goes_there_by_one_request_and_comes_back(
     # Nothing was stored under a temporary name, and the directory is kept.
     assert set(server.objects) == {b"d/", b"d/a +%.txt"}
     back = _copy(helper, _url(server, "d/a +%.txt"), f"file://{tmp_path}/back", 7)
-    assert isinstance(back, wire.DoneEvent)
+    assert isinstance(back, DoneEvent)
     assert (tmp_path / "back").read_bytes() == b"content"
 
 
@@ -123,7 +132,7 @@ def test_directories_are_prefixes_of_keys(helper: HelperProcess, server: SmallS3
         "odd": "directory", "odd/%C3%BC": "file", "late%01%0A": "file", "n" * 255: "file",
     }  # fmt: skip
     # The object "a" beside "a/b", and the keys that no path leads to.
-    unnamed = [(event.path, event.count) for event in events if isinstance(event, wire.UnnamedEvent)]
+    unnamed = [(event.path, event.count) for event in events if isinstance(event, UnnamedEvent)]
     assert sorted(unnamed) == [("", 1), ("odd", 2)]
     assert {path: entry.type for path, entry in entries(helper.list(_url(server, "a"))).items()} == {"": "file"}
 
@@ -132,31 +141,31 @@ def test_directories_are_prefixes_of_keys(helper: HelperProcess, server: SmallS3
 def test_empty_directories_are_kept(helper: HelperProcess, server: SmallS3Server, keeps_slashes: bool) -> None:
     endpoint = server.endpoint if keeps_slashes else server.slashless
 
-    def path(name: str) -> wire.PathItem:
-        return wire.PathItem(1, f"{endpoint}/{name}", directory=True)
+    def path(name: str) -> PathItem:
+        return PathItem(1, f"{endpoint}/{name}", directory=True)
 
-    assert isinstance(_run(helper, wire.MkdirRequest, path("x%20y"), parents=False), wire.DoneEvent)
+    assert isinstance(_run(helper, MkdirRequest, path("x%20y"), parents=False), DoneEvent)
     assert set(server.objects) == {b"x y/" if keeps_slashes else b"x y/.pdm-directory"}
     assert set(entries(helper.list(endpoint))) == {"x%20y"}
-    assert judged("s3", _run(helper, wire.MkdirRequest, path("x%20y"), parents=False)) == "destination EXISTS"
-    assert judged("s3", _run(helper, wire.MkdirRequest, path("no/such"), parents=False)) == "destination NOT_FOUND"
+    assert judged("s3", _run(helper, MkdirRequest, path("x%20y"), parents=False)) == "destination EXISTS"
+    assert judged("s3", _run(helper, MkdirRequest, path("no/such"), parents=False)) == "destination NOT_FOUND"
     server.put("x y/inside")
-    assert judged("s3", _run(helper, wire.RemoveRequest, path("x%20y"))) == "source NOT_EMPTY"
+    assert judged("s3", _run(helper, RemoveRequest, path("x%20y"))) == "source NOT_EMPTY"
     del server.objects[b"x y/inside"]
-    assert isinstance(_run(helper, wire.RemoveRequest, path("x%20y")), wire.DoneEvent)
+    assert isinstance(_run(helper, RemoveRequest, path("x%20y")), DoneEvent)
     assert server.objects == {}
 
 
 def test_renames_copy_and_remove(helper: HelperProcess, server: SmallS3Server) -> None:
     for key in ("d/", "d/a", "d/e/b", "taken/x", "file"):
         server.put(key, key.encode())
-    moved = wire.RenameItem(1, _url(server, "d"), _url(server, "new"))
-    assert isinstance(_run(helper, wire.RenameRequest, moved, overwrite="never"), wire.DoneEvent)
+    moved = RenameItem(1, _url(server, "d"), _url(server, "new"))
+    assert isinstance(_run(helper, RenameRequest, moved, overwrite="never"), DoneEvent)
     assert set(server.objects) == {b"new/", b"new/a", b"new/e/b", b"taken/x", b"file"}
     for destination in ("taken", "new/a"):
-        moved = wire.RenameItem(1, _url(server, "file"), _url(server, destination))
-        assert judged("s3", _run(helper, wire.RenameRequest, moved, overwrite="never")) == "destination EXISTS"
-    assert isinstance(_run(helper, wire.RenameRequest, moved, overwrite="always"), wire.DoneEvent)
+        moved = RenameItem(1, _url(server, "file"), _url(server, destination))
+        assert judged("s3", _run(helper, RenameRequest, moved, overwrite="never")) == "destination EXISTS"
+    assert isinstance(_run(helper, RenameRequest, moved, overwrite="always"), DoneEvent)
     assert server.objects[b"new/a"][0] == b"file"
     assert b"file" not in server.objects
 
@@ -169,8 +178,8 @@ def test_a_server_that_copies_no_markers_renames_directories(helper: HelperProce
             s3_error(404, "NoSuchKey") if request.headers.get("x-amz-copy-source", "").endswith("/") else None
         )
     )
-    item = wire.RenameItem(1, _url(server, "a"), _url(server, "c"))
-    assert isinstance(_run(helper, wire.RenameRequest, item, overwrite="never"), wire.DoneEvent)
+    item = RenameItem(1, _url(server, "a"), _url(server, "c"))
+    assert isinstance(_run(helper, RenameRequest, item, overwrite="never"), DoneEvent)
     assert {key: data for key, (data, _) in server.objects.items()} == {
         b"c/": b"",
         b"c/b": b"content",
@@ -181,9 +190,9 @@ def test_a_server_that_copies_no_markers_renames_directories(helper: HelperProce
 def test_a_rename_of_a_directory_that_was_killed_is_continued(helper: HelperProcess, server: SmallS3Server) -> None:
     server.put("d/a", b"not yet")
     server.put("new/b", b"renamed before")
-    found = wire.FoundBefore(source=["directory"], destination=None)
-    moved = wire.RenameItem(1, _url(server, "d"), _url(server, "new"), found)
-    assert isinstance(_run(helper, wire.RenameRequest, moved, overwrite="never"), wire.DoneEvent)
+    found = FoundBefore(source=["directory"], destination=None)
+    moved = RenameItem(1, _url(server, "d"), _url(server, "new"), found)
+    assert isinstance(_run(helper, RenameRequest, moved, overwrite="never"), DoneEvent)
     assert {key: data for key, (data, _) in server.objects.items()} == {
         b"new/a": b"not yet",
         b"new/b": b"renamed before",
@@ -210,7 +219,7 @@ def test_a_large_file_goes_in_parts_and_nobody_sees_it_before(
     failing = once(lambda request: s3_error(503, "SlowDown"))
     server.rules.append(look)
     done = _copy(helper, _file(tmp_path, content), _url(server, "d/large"), len(content))
-    assert isinstance(done, wire.DoneEvent), done
+    assert isinstance(done, DoneEvent), done
     assert done.checksum == adler(content)
     assert server.objects.keys() == {b"d/", b"d/large"}
     assert server.objects[b"d/large"][0] == content
@@ -218,7 +227,7 @@ def test_a_large_file_goes_in_parts_and_nobody_sees_it_before(
     # It comes back in ranges; one of them is cut off.
     server.rules[:] = [once(lambda request: _cut(request, content))]
     back = _copy(helper, _url(server, "d/large"), f"file://{tmp_path}/back", len(content))
-    assert isinstance(back, wire.DoneEvent)
+    assert isinstance(back, DoneEvent)
     assert (tmp_path / "back").read_bytes() == content
 
 
@@ -239,7 +248,7 @@ def test_what_a_killed_helper_has_uploaded_is_continued_or_aborted(
     for ends_in, attempt_goes_on in (("POST uploadId", True), ("POST uploads", False)):
         server.rules[:] = [lambda request, what=ends_in: S3Reply(0) if request.what == what else None]  # type: ignore[misc]
         with HelperProcess(RELAY, _environment(credentials, server, tmp_path)) as killed:
-            asked = wire.CopyRequest(1, [copy_item(1, source, destination, len(content))], "never", "checksum", LIMITS)
+            asked = CopyRequest(1, [copy_item(1, source, destination, len(content))], "never", "checksum", LIMITS)
             killed.send(asked)
             while ends_in not in server.whats():
                 pass
@@ -249,7 +258,7 @@ def test_what_a_killed_helper_has_uploaded_is_continued_or_aborted(
         server.seen.clear()
         with HelperProcess(RELAY, _environment(credentials, server, tmp_path)) as helper:
             done = _copy(helper, source, destination, len(content), attempt=2, overwrite="always")
-        assert isinstance(done, wire.DoneEvent), done
+        assert isinstance(done, DoneEvent), done
         # All parts were there: none is sent again.
         assert server.whats().count("PUT uploadId partNumber") == (0 if attempt_goes_on else 3)
         assert (server.uploads, server.objects[b"d/large"][0]) == ({}, content)
@@ -297,7 +306,7 @@ def test_the_server_copies_by_itself(
         for client in (backend._client, *backend._workers.clients):
             client.close_idle(known_server(source))
     else:
-        assert isinstance(_copy(helper, *asked, overwrite="never"), wire.DoneEvent)
+        assert isinstance(_copy(helper, *asked, overwrite="never"), DoneEvent)
     assert server.objects[b"d/copy"][0] == b"content" * 1000
     assert (b"d/.pdm-1.part" in server.objects, server.uploads) == (False, {})
 
@@ -328,7 +337,7 @@ def test_the_region_of_a_bucket_is_learnt(credentials: GridCredentials, server: 
             [request for request in server.seen if "eu-west-7" in request.headers["authorization"]]
         )
         server.seen.clear()
-        assert isinstance(_copy(helper, _file(tmp_path, b"x"), _url(server, "b"), 1), wire.DoneEvent)
+        assert isinstance(_copy(helper, _file(tmp_path, b"x"), _url(server, "b"), 1), DoneEvent)
         assert all("eu-west-7" in request.headers["authorization"] for request in server.seen)
 
 
@@ -337,7 +346,7 @@ def test_a_server_without_conditions_is_asked_before(
 ) -> None:
     server.rules.append(lambda request: s3_error(501, "NotImplemented") if "if-none-match" in request.headers else None)
     source = _file(tmp_path, b"content")
-    assert isinstance(_copy(helper, source, _url(server, "a"), 7, overwrite="never"), wire.DoneEvent)
+    assert isinstance(_copy(helper, source, _url(server, "a"), 7, overwrite="never"), DoneEvent)
     server.put("a", b"another")
     assert judged("s3", _copy(helper, source, _url(server, "a"), 7, overwrite="never")) == "destination EXISTS"
     assert server.objects[b"a"][0] == b"another"
@@ -358,7 +367,7 @@ def test_bytes_that_a_server_changes_are_found(helper: HelperProcess, server: Sm
         assert judged("s3", _copy(helper, source, _url(server, "b"), 7)) == "transfer CHECKSUM_MISMATCH"
     finally:
         del server.put
-    assert isinstance(_copy(helper, source, _url(server, "c"), 7), wire.DoneEvent)
+    assert isinstance(_copy(helper, source, _url(server, "c"), 7), DoneEvent)
 
 
 # -- faults
@@ -390,7 +399,7 @@ def test_errors_of_servers(helper: HelperProcess, server: SmallS3Server, reply: 
     server.rules.append(lambda request: reply)
     failed = helper.list(server.endpoint)[-1]
     assert judged("s3", failed) == expected
-    assert isinstance(failed, wire.FailedEvent)
+    assert isinstance(failed, FailedEvent)
     assert SECRET not in failed.fault.message
     if "Retry-After" in reply.headers:
         assert failed.fault.retry_after_s == 7.0
@@ -399,7 +408,7 @@ def test_errors_of_servers(helper: HelperProcess, server: SmallS3Server, reply: 
 def test_a_signature_that_a_server_sends_back_is_left_out(helper: HelperProcess, server: SmallS3Server) -> None:
     server.rules.append(lambda request: S3Reply(500, request.headers["authorization"].encode()))
     failed = helper.list(server.endpoint)[-1]
-    assert isinstance(failed, wire.FailedEvent)
+    assert isinstance(failed, FailedEvent)
     signature = server.seen[-1].headers["authorization"].rpartition("Signature=")[2]
     message = mover_named("s3").classify(failed.fault).message
     assert "Signature=***" in message
@@ -430,7 +439,7 @@ def test_a_completed_upload_is_looked_at(
     server.rules.append(complete)
     outcome = _copy(helper, _file(tmp_path, content), _url(server, "large"), len(content), verify="size")
     if what == "blanks":
-        assert isinstance(outcome, wire.DoneEvent), outcome
+        assert isinstance(outcome, DoneEvent), outcome
         assert server.objects[b"large"][0] == content
     else:
         assert judged("s3", outcome) == "transfer CHECKSUM_MISMATCH"
@@ -470,7 +479,7 @@ def test_a_list_of_parts_that_does_not_end_is_given_up(
     source, destination = _file(tmp_path, content), _url(server, "large")
     server.rules.append(lambda request: S3Reply(0) if request.what == "POST uploadId" else None)
     with HelperProcess(RELAY, _environment(credentials, server, tmp_path)) as killed:
-        asked = wire.CopyRequest(1, [copy_item(1, source, destination, len(content))], "never", "checksum", LIMITS)
+        asked = CopyRequest(1, [copy_item(1, source, destination, len(content))], "never", "checksum", LIMITS)
         killed.send(asked)
         while "POST uploadId" not in server.whats():
             time.sleep(0.01)
@@ -486,7 +495,7 @@ def test_a_list_of_parts_that_does_not_end_is_given_up(
 
     server.rules[:] = [again]
     with HelperProcess(RELAY, _environment(credentials, server, tmp_path)) as helper:
-        assert isinstance(_copy(helper, source, destination, len(content), attempt=2), wire.DoneEvent)
+        assert isinstance(_copy(helper, source, destination, len(content), attempt=2), DoneEvent)
     assert next(markers) == 2
     assert server.objects[b"large"][0] == content
 
@@ -494,16 +503,16 @@ def test_a_list_of_parts_that_does_not_end_is_given_up(
 def test_an_object_with_the_name_of_a_temporary_one_is_removed(helper: HelperProcess, server: SmallS3Server) -> None:
     for content in (b"some text", b"", b'{"key": "a"}', b"x" * 20_000, b"[" * 16_000):
         server.put("d/.pdm-mine.part", content)
-        item = wire.PathItem(1, _url(server, "d/.pdm-mine.part"))
-        assert isinstance(_run(helper, wire.RemoveRequest, item), wire.DoneEvent)
+        item = PathItem(1, _url(server, "d/.pdm-mine.part"))
+        assert isinstance(_run(helper, RemoveRequest, item), DoneEvent)
         assert server.objects == {}
     server.put("d/.pdm-mine.part")
     server.rules.append(lambda request: s3_error(403, "AccessDenied") if request.method == "GET" else None)
-    assert isinstance(_run(helper, wire.RemoveRequest, item), wire.DoneEvent)
+    assert isinstance(_run(helper, RemoveRequest, item), DoneEvent)
     assert server.objects == {}
     server.put("d/.pdm-mine.part")
     server.rules.append(lambda request: s3_error(403, "AccessDenied") if request.method != "HEAD" else None)
-    assert judged("s3", _run(helper, wire.RemoveRequest, item)) == "source PERMISSION_DENIED"
+    assert judged("s3", _run(helper, RemoveRequest, item)) == "source PERMISSION_DENIED"
 
 
 def test_an_upload_is_aborted_with_keys_that_may_only_write(

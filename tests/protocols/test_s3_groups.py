@@ -18,7 +18,8 @@ from pdm.workqueue.helpers.backends import http_connection
 from pdm.workqueue.helpers.backends.http_client import known_server
 from pdm.workqueue.helpers.backends.s3_groups import GroupedS3Backend
 from pdm.workqueue.helpers.storage import Timeouts
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, LogEvent
+from pdm.workqueue.wire.agent_requests import CopyRequest, PathItem, RemoveRequest
 from tests.helpers.driver import LIMITS, HelperProcess, copy_item, outcomes
 from tests.protocols.places import judged
 from tests.security import canary
@@ -75,11 +76,11 @@ def _small_files(directory: Path, count: int = 40) -> list[Path]:
 
 def _copy_all(
     helper: HelperProcess, pairs: list[tuple[str, str, int]], overwrite: str, verify: str = "checksum"
-) -> tuple[dict[int, wire.AgentEvent], set[int]]:
+) -> tuple[dict[int, AgentEvent], set[int]]:
     """The outcomes, and the keys of the files that went in a group."""
     items = [copy_item(key, *pair) for key, pair in enumerate(pairs)]
-    events = helper.run(wire.CopyRequest(helper.new_id(), items, overwrite, verify, LIMITS))  # type: ignore[arg-type]
-    together = {event.key for event in events if isinstance(event, wire.LogEvent) and "with others" in event.text}
+    events = helper.run(CopyRequest(helper.new_id(), items, overwrite, verify, LIMITS))  # type: ignore[arg-type]
+    together = {event.key for event in events if isinstance(event, LogEvent) and "with others" in event.text}
     return outcomes(events), together
 
 
@@ -106,7 +107,7 @@ def test_local_files_go_in_groups_and_replace_nothing(
 
     ended, together = _copy_all(helper, pairs, "never")
 
-    failed = {key: judged("s3", event) for key, event in ended.items() if not isinstance(event, wire.DoneEvent)}
+    failed = {key: judged("s3", event) for key, event in ended.items() if not isinstance(event, DoneEvent)}
     assert failed == {5: "source SIZE_CHANGED", 7: "destination EXISTS", 9: "destination EXISTS"}
     assert server.objects[b"g/f09"][0] == server.objects[b"g/f07"][0] == b"another"
     wanted = {f"g/{path.name}".encode(): path.read_bytes() for key, path in enumerate(files) if key not in failed}
@@ -141,7 +142,7 @@ def test_objects_that_the_server_does_not_confirm_are_looked_at(
 
     failed = judged("s3", ended.pop(5))
     assert failed == ("transfer CHECKSUM_MISMATCH" if verify == "size" else "destination NOT_FOUND")
-    assert {type(event) for event in ended.values()} == {wire.DoneEvent}
+    assert {type(event) for event in ended.values()} == {DoneEvent}
     assert together >= set(ended)
     wanted = {f"g/f{key:02}".encode(): files[key].read_bytes() for key in ended}
     assert {key: data for key, (data, _) in server.objects.items() if key != b"g/"} == wanted
@@ -163,7 +164,7 @@ def test_objects_come_to_local_directories_in_groups(
     ended, together = _copy_all(helper, pairs, "never")
 
     assert judged("s3", ended.pop(3)) == "destination EXISTS"
-    assert {type(event) for event in ended.values()} == {wire.DoneEvent}
+    assert {type(event) for event in ended.values()} == {DoneEvent}
     assert together == set(ended)
     there = {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()}
     assert there == {path.name: path.read_bytes() for path in files} | {"f03": b"another"}
@@ -174,7 +175,7 @@ def test_copies_between_local_directories_stay_in_the_kernel(helper: HelperProce
     (tmp_path / "back").mkdir()
     pairs = [(f"file://{path}", f"file://{tmp_path}/back/{path.name}", path.stat().st_size) for path in files]
     ended, together = _copy_all(helper, pairs, "never")
-    assert ({type(event) for event in ended.values()}, together) == ({wire.DoneEvent}, set())
+    assert ({type(event) for event in ended.values()}, together) == ({DoneEvent}, set())
 
 
 @pytest.mark.parametrize(
@@ -189,11 +190,11 @@ def test_many_objects_are_removed_by_one_request(
     server.put("r/stays")
     server.locked = {keys[7]}
     server.rules.append(lambda request: refusal if request.what == "POST delete" else None)
-    items = [wire.PathItem(number, _url(server, key)) for number, key in enumerate([*keys, b"r/gone"])]
+    items = [PathItem(number, _url(server, key)) for number, key in enumerate([*keys, b"r/gone"])]
     for _ in range(2):
-        ended = outcomes(helper.run(wire.RemoveRequest(helper.new_id(), items, LIMITS)))
+        ended = outcomes(helper.run(RemoveRequest(helper.new_id(), items, LIMITS)))
         assert judged("s3", ended.pop(7)) == "source PERMISSION_DENIED"
-        assert {type(event) for event in ended.values()} == {wire.DoneEvent}
+        assert {type(event) for event in ended.values()} == {DoneEvent}
         assert set(server.objects) == {b"r/stays", keys[7]}
     alone = {request.key for request in server.seen if request.what == "DELETE"}
     assert alone == ({keys[7], b"r/odd\x01", b"r/cr\r"} if refusal is None else {*keys, b"r/gone"})

@@ -13,7 +13,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import pytest
 
 from pdm.testgrid.identities import GridCredentials, make_credentials
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, FailedEvent
+from pdm.workqueue.wire.agent_requests import CopyRequest
 from tests.helpers.driver import LIMITS, HelperProcess, adler, copy_item, outcomes
 from tests.security import canary
 from tests.support.quirk_server import QuirkServer, Reply, Request
@@ -82,11 +83,11 @@ def _read(link: str) -> bytes:
 
 def _copied(
     helper: HelperProcess, objects: SmallS3Server, webdav: QuirkServer, name: str, verify: str = "size"
-) -> tuple[wire.AgentEvent, str]:
+) -> tuple[AgentEvent, str]:
     """The outcome of a copy, and all that the helper has said."""
     source = f"{objects.endpoint}/{quote('d/an object +%é')}"
     item = copy_item(1, source, f"{webdav.url}/d/{name}", len(CONTENT))
-    request = wire.CopyRequest(helper.new_id(), [item], "never", verify, LIMITS)  # type: ignore[arg-type]
+    request = CopyRequest(helper.new_id(), [item], "never", verify, LIMITS)  # type: ignore[arg-type]
     events = helper.run(request)
     return outcomes(events)[1], repr(events)
 
@@ -112,7 +113,7 @@ def test_the_destination_reads_by_a_link(
 
     webdav.rules.append(pull)
     done, said = _copied(helper, objects, webdav, "f")
-    assert isinstance(done, wire.DoneEvent), done
+    assert isinstance(done, DoneEvent), done
     assert webdav.tree[b"/d/f"] == CONTENT
     assert _reads_of(objects) == (1, 0), "the bytes went through the service"
     (asked,) = (parse_qs(urlsplit(link).query) for link in links)
@@ -121,7 +122,7 @@ def test_the_destination_reads_by_a_link(
     assert "X-Amz" not in said
     # A checksum of both ends, if one is asked for.
     done, _ = _copied(helper, objects, webdav, "g", "checksum")
-    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(CONTENT)
+    assert isinstance(done, DoneEvent) and done.checksum == adler(CONTENT)
 
 
 @pytest.mark.parametrize("answer", [Reply(501), Reply(403), Reply(201, b"failure: 403 from the source\n")])
@@ -131,7 +132,7 @@ def test_a_server_that_does_not_is_remembered(
     webdav.rules.append(lambda request: answer if request.method == "COPY" else None)
     for name in ("f", "g"):
         done, _ = _copied(helper, objects, webdav, name)
-        assert isinstance(done, wire.DoneEvent), done
+        assert isinstance(done, DoneEvent), done
         assert webdav.tree[b"/d/" + name.encode()] == CONTENT
     assert webdav.methods().count("COPY") == 1
 
@@ -161,7 +162,7 @@ def test_nobody_is_told_the_link(
 
     webdav.rules.append(fails)
     failed, said = _copied(helper, objects, webdav, "f")
-    assert isinstance(failed, wire.FailedEvent) and "failure: " in failed.fault.message
+    assert isinstance(failed, FailedEvent) and "failure: " in failed.fault.message
     (link,) = links
     signature = link.rpartition("=")[2]
     assert not any(signature[at : at + 12] in said for at in range(len(signature) - 12)), said

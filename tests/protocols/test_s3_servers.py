@@ -15,7 +15,8 @@ import pytest
 
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent
+from pdm.workqueue.wire.agent_requests import CopyRequest
 from tests.helpers.driver import LIMITS, HelperProcess, adler, copy_item, entries, outcomes
 from tests.security import canary
 from tests.support.everyday_session import SessionEnd, everyday_session, failed_steps
@@ -113,8 +114,8 @@ def test_large_objects_go_in_parts_there_and_back(
     places = [f"file://{tmp_path}/file", there, copied, f"file://{tmp_path}/back"]
     for source, destination in pairwise(places):
         item = copy_item(1, source, destination, len(content))
-        done = outcomes(helper.run(wire.CopyRequest(helper.new_id(), [item], "never", "checksum", LIMITS)))[1]
-        assert isinstance(done, wire.DoneEvent), done
+        done = outcomes(helper.run(CopyRequest(helper.new_id(), [item], "never", "checksum", LIMITS)))[1]
+        assert isinstance(done, DoneEvent), done
         assert done.checksum == adler(content)
     assert (tmp_path / "back").read_bytes() == content
     assert set(entries(helper.list(f"{servers[make].endpoint}/large"))) == {"a", "b"}
@@ -135,6 +136,6 @@ def test_small_files_go_in_groups_there_and_back(
             copy_item(key, f"{source}/{quote(name)}", f"{destination}/{quote(name)}", len(name.encode()))
             for key, name in enumerate(names)
         ]
-        ended = outcomes(helper.run(wire.CopyRequest(helper.new_id(), items, "different", "checksum", LIMITS)))
-        assert {type(event) for event in ended.values()} == {wire.DoneEvent}, ended
+        ended = outcomes(helper.run(CopyRequest(helper.new_id(), items, "different", "checksum", LIMITS)))
+        assert {type(event) for event in ended.values()} == {DoneEvent}, ended
     assert {path.name: path.read_text() for path in (tmp_path / "back").iterdir()} == {name: name for name in names}

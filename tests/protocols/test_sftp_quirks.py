@@ -20,7 +20,8 @@ from pdm.testgrid.processes import missing_of
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, hint_for
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, FailedEvent
+from pdm.workqueue.wire.agent_requests import CopyItem, CopyRequest, TimeLimits
 from tests.helpers.driver import HelperProcess, copy_item, entries, put, tree
 from tests.support.sftp_servers import (
     AsyncSsh,
@@ -100,12 +101,12 @@ class Room:
     def put(self, name: str, content: bytes = b"content") -> Path:
         return put(self.directory / name, content)
 
-    def upload(self, source: str, destination: str, key: int = 1) -> wire.CopyItem:
+    def upload(self, source: str, destination: str, key: int = 1) -> CopyItem:
         """A copy from the disk to the server."""
         size = (self.directory / source).stat().st_size
         return copy_item(key, self.file_url(source), self.url(destination), size)
 
-    def download(self, source: str, destination: str) -> wire.CopyItem:
+    def download(self, source: str, destination: str) -> CopyItem:
         size = (self.directory / source).stat().st_size
         return copy_item(1, self.url(source), self.file_url(destination), size)
 
@@ -132,12 +133,12 @@ def room(servers: Servers, request: pytest.FixtureRequest) -> Room:
     return Room(servers.of(AsyncSsh), "".join(letter for letter in request.node.name if letter.isalnum()))
 
 
-def failure(event: wire.AgentEvent | None) -> AttemptFailure:
-    assert isinstance(event, wire.FailedEvent), event
+def failure(event: AgentEvent | None) -> AttemptFailure:
+    assert isinstance(event, FailedEvent), event
     return MOVERS[JobProtocol.SSH].classify(event.fault)
 
 
-def verdict(event: wire.AgentEvent | None) -> str:
+def verdict(event: AgentEvent | None) -> str:
     found = failure(event)
     return f"{found.scope} {found.code}"
 
@@ -170,11 +171,11 @@ def test_types_that_the_server_does_not_say_are_found_out(quirks: str, servers: 
         # A file that is named itself, by which a COPY knows that it is one.
         (itself,) = entries(helper.list(room.url("tree", "dir", "f.txt"))).values()
         assert (itself.path, itself.type, itself.size) == ("", "file", 5)
-        assert isinstance(helper.copy([room.download("tree/dir/f.txt", "down")])[1], wire.DoneEvent)
+        assert isinstance(helper.copy([room.download("tree/dir/f.txt", "down")])[1], DoneEvent)
         # A directory that is there is one to upload into.
-        assert isinstance(helper.copy([room.upload("tree/dir/f.txt", "up/f.txt")])[1], wire.DoneEvent)
+        assert isinstance(helper.copy([room.upload("tree/dir/f.txt", "up/f.txt")])[1], DoneEvent)
         assert verdict(helper.copy([room.upload("down", "down/x")])[1]) == "destination NOT_A_DIRECTORY"
-        assert isinstance(helper.make(room.url("up"), parents=True)[0], wire.DoneEvent)
+        assert isinstance(helper.make(room.url("up"), parents=True)[0], DoneEvent)
     assert (room.directory / "down").read_bytes() == (room.directory / "up" / "f.txt").read_bytes() == b"12345"
 
 
@@ -199,8 +200,8 @@ def test_what_comes_during_a_copy_is_not_overwritten(
     room.put("quick", b"the rival's")
     with servers.helper(room.server, quirks) as slow, servers.helper(room.server, quirks) as quick:
         number = slow.new_id()
-        limits = wire.TimeLimits(60.0, 120.0, 500_000.0)
-        slow.send(wire.CopyRequest(number, [room.upload("slow", "contested")], "never", "size", limits))
+        limits = TimeLimits(60.0, 120.0, 500_000.0)
+        slow.send(CopyRequest(number, [room.upload("slow", "contested")], "never", "size", limits))
         give_up_at = time.monotonic() + 30
         while not any(path.stat().st_size for path in room.left()):
             assert time.monotonic() < give_up_at
@@ -209,7 +210,7 @@ def test_what_comes_during_a_copy_is_not_overwritten(
         try:
             assert room.left(), "the copy was done before it could be stopped"
             item = room.upload("quick", "contested", key=2)
-            assert isinstance(quick.copy([item])[2], wire.DoneEvent)
+            assert isinstance(quick.copy([item])[2], DoneEvent)
         finally:
             slow.process.send_signal(signal.SIGCONT)
         assert verdict(slow.rest(number)[-1]) == "destination EXISTS"
@@ -235,9 +236,9 @@ def test_hard_links_leave_no_moment_in_which_a_rival_is_overwritten(quirks: str,
 def test_making_what_is_there_is_no_success(make: type[SftpMake], quirks: str | None, servers: Servers) -> None:
     room = Room(servers.of(make), f"made{quirks}")
     with servers.helper(room.server, quirks) as helper:
-        assert isinstance(helper.make(room.url("new"))[0], wire.DoneEvent)
+        assert isinstance(helper.make(room.url("new"))[0], DoneEvent)
         assert verdict(helper.make(room.url("new"))[0]) == "destination EXISTS"
-        assert isinstance(helper.make(room.url("new"), parents=True)[0], wire.DoneEvent)
+        assert isinstance(helper.make(room.url("new"), parents=True)[0], DoneEvent)
 
 
 @pytest.mark.parametrize("quirks", ["no-extensions", "no-links", "like-openssh,rename-by-links", "rename-by-links"])
@@ -245,9 +246,9 @@ def test_servers_with_less_serve_all_the_same(quirks: str, servers: Servers, roo
     room.put("source", b"new")
     room.put("there", b"old")
     with servers.helper(room.server, quirks) as helper:
-        assert isinstance(helper.copy([room.upload("source", "copied")])[1], wire.DoneEvent)
-        assert isinstance(helper.copy([room.upload("source", "there")], "always")[1], wire.DoneEvent)
-        assert isinstance(helper.rename(room.url("copied"), room.url("renamed")), wire.DoneEvent)
+        assert isinstance(helper.copy([room.upload("source", "copied")])[1], DoneEvent)
+        assert isinstance(helper.copy([room.upload("source", "there")], "always")[1], DoneEvent)
+        assert isinstance(helper.rename(room.url("copied"), room.url("renamed")), DoneEvent)
         assert verdict(helper.rename(room.url("renamed"), room.url("there"))) == "destination EXISTS"
     assert tree(room.directory) == {"source": b"new", "there": b"new", "renamed": b"new"}
 
@@ -288,7 +289,7 @@ def test_a_drop_box_takes_many_files(servers: Servers, room: Room) -> None:
     items = [room.upload(room.put(f"{number}").name, f"box/{number}", number) for number in range(1, 41)]
     with servers.helper(room.server) as helper:
         outcomes = helper.copy(items)
-    assert {key for key, event in outcomes.items() if not isinstance(event, wire.DoneEvent)} == set()
+    assert {key for key, event in outcomes.items() if not isinstance(event, DoneEvent)} == set()
     assert len(list(box.iterdir())) == 40
 
 
@@ -297,8 +298,8 @@ def test_limits_of_servers(quirks: str, servers: Servers, room: Room) -> None:
     content = os.urandom(300_000)
     room.put("source", content)
     with servers.helper(room.server, quirks) as helper:
-        assert isinstance(helper.copy([room.upload("source", "new")])[1], wire.DoneEvent)
-        assert isinstance(helper.copy([room.download("new", "back")])[1], wire.DoneEvent)
+        assert isinstance(helper.copy([room.upload("source", "new")])[1], DoneEvent)
+        assert isinstance(helper.copy([room.download("new", "back")])[1], DoneEvent)
         assert set(entries(helper.list(room.url()))) == {"source", "new", "back"}
     assert (room.directory / "back").read_bytes() == content
 

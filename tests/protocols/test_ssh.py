@@ -13,7 +13,8 @@ from pdm.testgrid.storage_servers import make_key
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.helpers.backends.ssh_command import ssh_command
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent
+from pdm.workqueue.wire.agent_requests import CopyItem
 from tests.helpers.driver import HelperProcess, entries
 from tests.protocols.places import Places, judged
 
@@ -59,7 +60,7 @@ def test_the_users_key_and_account_come_before_the_services(
     nobody = {"PDM_SSH_KEY": "", "PDM_SSH_USER": "nobody"}
     given = told(server.url, server.client_key, server.user)
     with HelperProcess(RELAY, {**storages.environment(), **nobody, "PDM_CREDENTIALS": given}) as helper:
-        assert isinstance(helper.list(places.url("ssh", places.a))[-1], wire.DoneEvent)
+        assert isinstance(helper.list(places.url("ssh", places.a))[-1], DoneEvent)
     wrong = told(server.url, tmp_path / "other", server.user)
     assert outcome(storages, places, PDM_CREDENTIALS=wrong) == "source CREDENTIAL_REFUSED"
     elsewhere = told(storages.sftp["B"].url, server.client_key, server.user)
@@ -96,7 +97,7 @@ def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
     source = places.put(places.a / "large", b"")
     os.truncate(source, size)
     done = own.copy([places.item("ssh", source, places.b / "large")])[1]
-    assert isinstance(done, wire.DoneEvent)
+    assert isinstance(done, DoneEvent)
     status = Path(f"/proc/{own.process.pid}/status").read_text()
     (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
     assert int(peak) < 60 * 1024
@@ -106,7 +107,7 @@ def test_a_file_that_is_read_in_the_middle_of_nothing(relay: HelperProcess, plac
     directory = places.a / "directory"
     directory.mkdir()
     places.storages.give(directory)
-    item = wire.CopyItem(
+    item = CopyItem(
         1,
         places.url("ssh", directory),
         places.url("ssh", places.b / "x"),

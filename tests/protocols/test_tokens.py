@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from pdm.testgrid.storages import TestStorages
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent
 from tests.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged
 from tests.protocols.tokens import macaroon
@@ -22,9 +22,9 @@ def test_each_server_gets_its_own_token(storages: TestStorages, places: Places, 
     environment = {**storages.environment(), "X509_USER_PROXY": ""}
     source = places.put(places.a / "file", b"content")
     with HelperProcess(RELAY, {**environment, "PDM_CREDENTIALS": json.dumps(told)}) as helper:
-        assert isinstance(helper.list(places.url("https", places.a))[-1], wire.DoneEvent)
+        assert isinstance(helper.list(places.url("https", places.a))[-1], DoneEvent)
         copied = helper.copy([places.item("https", source, places.b / "copy")])[1]
-        assert isinstance(copied, wire.DoneEvent), copied
+        assert isinstance(copied, DoneEvent), copied
     assert (places.b / "copy").read_bytes() == b"content"
     del told[storages.xrootd["A"].url]
     with HelperProcess(RELAY, {**environment, "PDM_CREDENTIALS": json.dumps(told)}) as helper:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent, FailedEvent
+from pdm.workqueue.wire.agent_requests import CopyRequest, PathItem, TimeLimits
 from tests.helpers.driver import HelperProcess, fault, outcomes
 from tests.protocols.places import Places
 from tests.protocols.stands import freeze
@@ -56,7 +57,7 @@ def test_a_source_that_is_rewritten_in_place_while_it_is_copied(
             os.utime(source, (OLD, OLD))
         destination = places.b / f"copy{number}"
         item = places.item(route[0], source, destination, to=route[1])
-        request = wire.CopyRequest(own.new_id(), [item], "never", verify, wire.TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
+        request = CopyRequest(own.new_id(), [item], "never", verify, TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
         own.send(request)
         give_up_at = time.monotonic() + 60
         while not arriving(places.b) and not destination.exists():
@@ -74,7 +75,7 @@ def test_a_source_that_is_rewritten_in_place_while_it_is_copied(
         outcome = outcomes(own.rest(request.id))[1]
         if in_time:
             break
-        assert isinstance(outcome, wire.DoneEvent), outcome
+        assert isinstance(outcome, DoneEvent), outcome
         destination.unlink()
     else:
         pytest.fail("it was always copied before it could be rewritten")
@@ -93,10 +94,10 @@ def test_what_was_written_after_it_was_listed_is_not_removed(
     old, new = places.put(places.b / "old"), places.put(places.b / "new")
     os.utime(old, (OLD, OLD))
     items = [
-        wire.PathItem(key, places.url(protocol, path), again=True, listed_at=OLD + 100)
+        PathItem(key, places.url(protocol, path), again=True, listed_at=OLD + 100)
         for key, path in enumerate((old, new, places.b / "gone"))
     ]
     ended = relay.remove(*items)
-    assert [type(ended[key]) for key in range(3)] == [wire.DoneEvent, wire.FailedEvent, wire.DoneEvent]
+    assert [type(ended[key]) for key in range(3)] == [DoneEvent, FailedEvent, DoneEvent]
     assert fault(ended[1]) == ("source", "CHANGED")
     assert [path.name for path in places.b.iterdir()] == ["new"]

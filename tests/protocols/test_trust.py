@@ -10,7 +10,7 @@ import pytest
 
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.certificates.authority import Authority
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent
 from tests.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged
 
@@ -29,14 +29,14 @@ def test_each_server_is_vouched_for_by_its_own(
     urls = {site: "/".join(storages.url(protocol, site, tmp_path).split("/")[:3]) for site in "AB"}
     source = places.put(places.a / "file")
 
-    def run(told: dict[str, str]) -> tuple[wire.AgentEvent, wire.AgentEvent, wire.AgentEvent]:
+    def run(told: dict[str, str]) -> tuple[AgentEvent, AgentEvent, AgentEvent]:
         changes = {"X509_CERT_DIR": str(tmp_path / "usual"), "PDM_TRUST": json.dumps(told)}
         with HelperProcess(RELAY, {**storages.environment(), **changes}) as helper:
             at_a, at_b = (helper.list(places.url(protocol, directory))[-1] for directory in (places.a, places.b))
             return at_a, at_b, helper.copy([places.item(protocol, source, places.b / "copy")])[1]
 
     at_a, at_b, copied = run({urls["A"]: right, urls["B"]: other})
-    assert isinstance(at_a, wire.DoneEvent)
+    assert isinstance(at_a, DoneEvent)
     assert judged(protocol, at_b) == "source CERTIFICATE"
     assert judged(protocol, copied) == "destination CERTIFICATE"
     assert list(places.b.iterdir()) == []
@@ -46,7 +46,7 @@ def test_each_server_is_vouched_for_by_its_own(
         {urls["A"]: right, urls["B"]: right, urls["B"].replace("localhost", "LOCALHOST"): other},
     ):
         assert judged(protocol, run(told)[1]) == "source CERTIFICATE"
-    assert all(isinstance(event, wire.DoneEvent) for event in run(dict.fromkeys(urls.values(), right)))
+    assert all(isinstance(event, DoneEvent) for event in run(dict.fromkeys(urls.values(), right)))
 
 
 def test_an_authority_signs_no_server_of_another(storages: TestStorages, places: Places, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_an_authority_signs_no_server_of_another(storages: TestStorages, places:
     listed = places.url("https", places.a)
     changes = {"X509_CERT_DIR": str(trust)}
     with HelperProcess(RELAY, {**storages.environment(), **changes}) as helper:
-        assert isinstance(helper.list(listed)[-1], wire.DoneEvent)
+        assert isinstance(helper.list(listed)[-1], DoneEvent)
         for text in ("cond_subjects globus '\"/DC=org/DC=elsewhere/*\"'\n", "nonsense\n"):
             for path, before in good.items():
                 path.write_text(before.partition("cond_subjects")[0] + text)
@@ -70,4 +70,4 @@ def test_an_authority_signs_no_server_of_another(storages: TestStorages, places:
             assert "may not sign such a subject" in str(event)
         for path, before in good.items():
             path.write_text(before)
-        assert isinstance(helper.list(listed)[-1], wire.DoneEvent)
+        assert isinstance(helper.list(listed)[-1], DoneEvent)

@@ -26,7 +26,8 @@ from pdm.workqueue.helpers.backends.http_client import HttpClient, known_server
 from pdm.workqueue.helpers.backends.http_connection import HttpConnection
 from pdm.workqueue.helpers.storage import Timeouts
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, FailedEvent, LogEvent
+from pdm.workqueue.wire.agent_requests import CopyItem, CopyRequest, PathItem, TimeLimits
 from tests.helpers.driver import HelperProcess, copy_item, digest, entries, outcomes
 from tests.protocols.places import judged
 from tests.support.quirk_server import QuirkServer, Reply, Request, on, written
@@ -65,18 +66,18 @@ def helper(credentials: GridCredentials, tmp_path_factory: pytest.TempPathFactor
 
 def upload(
     server: QuirkServer, directory: Path, name: str, to: str, content: bytes = b"content", key: int = 1
-) -> wire.CopyItem:
+) -> CopyItem:
     path = directory / name
     path.write_bytes(content)
     return copy_item(key, f"file://{quote(str(path))}", f"{server.url}{to}", len(content))
 
 
-def download(server: QuirkServer, source: str, to: Path, size: int = 7) -> wire.CopyItem:
+def download(server: QuirkServer, source: str, to: Path, size: int = 7) -> CopyItem:
     return copy_item(1, f"{server.url}{source}", f"file://{quote(str(to))}", size)
 
 
-def failure(event: wire.AgentEvent) -> AttemptFailure:
-    assert isinstance(event, wire.FailedEvent), event
+def failure(event: AgentEvent) -> AttemptFailure:
+    assert isinstance(event, FailedEvent), event
     return MOVERS[JobProtocol.HTTPS].classify(event.fault)
 
 
@@ -105,7 +106,7 @@ def test_a_directory_that_another_job_has_made_meanwhile_is_good(
 
     server.rules.append(other_was_first)
     items = [upload(server, tmp_path, f"f{key}", f"/d/new/deep/f{key}", key=key) for key in range(12)]
-    assert all(isinstance(done, wire.DoneEvent) for done in helper.copy(items).values())
+    assert all(isinstance(done, DoneEvent) for done in helper.copy(items).values())
     assert judged("https", helper.make(f"{server.url}/d/other")[0]) == "destination EXISTS"
 
 
@@ -125,17 +126,17 @@ def test_directories_have_a_slash_and_a_redirect_that_adds_it_is_followed(
 
     server.rules.append(wants_slash)
     assert set(entries(helper.list(f"{server.url}/d"))) == {"sub", "sub/f"}
-    assert isinstance(helper.make(f"{server.url}/d/new")[0], wire.DoneEvent)
-    assert isinstance(helper.rename(f"{server.url}/d/sub", f"{server.url}/d/moved"), wire.DoneEvent)
+    assert isinstance(helper.make(f"{server.url}/d/new")[0], DoneEvent)
+    assert isinstance(helper.rename(f"{server.url}/d/sub", f"{server.url}/d/moved"), DoneEvent)
     assert server.tree == {b"": None, b"/d": None, b"/d/new": None, b"/d/moved": None, b"/d/moved/f": b"content"}
-    assert isinstance(helper.remove(wire.PathItem(0, f"{server.url}/d/new", directory=True))[0], wire.DoneEvent)
+    assert isinstance(helper.remove(PathItem(0, f"{server.url}/d/new", directory=True))[0], DoneEvent)
     paths = [request.path for request in server.seen if request.method in ("MKCOL", "DELETE", "MOVE")]
     assert paths and all(path.endswith(b"/") for path in paths)
 
 
 def test_a_redirect_elsewhere_is_no_slash(server: QuirkServer, helper: HelperProcess) -> None:
     server.rules.append(on("PROPFIND", 301, Location="/other/"))
-    (event,) = [event for event in helper.list(f"{server.url}/d") if isinstance(event, wire.FailedEvent)]
+    (event,) = [event for event in helper.list(f"{server.url}/d") if isinstance(event, FailedEvent)]
     assert judged("https", event) == "source UNSUPPORTED"
 
 
@@ -149,7 +150,7 @@ def test_destination_is_written_as_a_proxy_needs_it(
 
     server.rules.append(only)
     items = [upload(server, tmp_path, f"f{key}", f"/d/f{key}", key=key) for key in range(2)]
-    assert all(isinstance(done, wire.DoneEvent) for done in helper.copy(items).values())
+    assert all(isinstance(done, DoneEvent) for done in helper.copy(items).values())
     moves = server.methods().count("MOVE")
     assert moves == (3 if form == "/" else 4), "the form that works was not remembered"
     assert not left(server)
@@ -223,7 +224,7 @@ def test_odd_names_of_servers_that_keep_them(server: QuirkServer, helper: Helper
     items = [
         upload(server, tmp_path, f"f{key}", f"/d/{quote(name, safe='')}", key=key) for key, name in enumerate(names)
     ]
-    assert all(isinstance(done, wire.DoneEvent) for done in helper.copy(items).values())
+    assert all(isinstance(done, DoneEvent) for done in helper.copy(items).values())
     assert {path for path in server.tree if path.startswith(b"/d/")} == {b"/d/" + name.encode() for name in names}
 
 
@@ -318,7 +319,7 @@ def test_a_listing_that_is_broken_off_fails_no_copy(server: QuirkServer, helper:
 
     server.rules.append(broken_off)
     items = [upload(server, tmp_path, f"f{key}", f"/d/f{key}", key=key) for key in range(10)]
-    assert all(isinstance(done, wire.DoneEvent) for done in helper.copy(items).values())
+    assert all(isinstance(done, DoneEvent) for done in helper.copy(items).values())
     assert judged("https", helper.list(f"{server.url}/d")[-1]) == "source SERVER_ERROR"
 
 
@@ -331,9 +332,9 @@ def test_sizes_come_from_the_listing_if_head_has_none_or_a_wrong_one(
     server.rules.append(on("HEAD", 200, b"what HEAD would have"))
     for key, content in enumerate([b"", b"content"]):
         item = upload(server, tmp_path, f"f{key}", f"/d/f{key}", content)
-        assert isinstance(helper.copy([item])[1], wire.DoneEvent)
+        assert isinstance(helper.copy([item])[1], DoneEvent)
         assert isinstance(
-            helper.copy([download(server, f"/d/f{key}", tmp_path / f"b{key}", len(content))])[1], wire.DoneEvent
+            helper.copy([download(server, f"/d/f{key}", tmp_path / f"b{key}", len(content))])[1], DoneEvent
         )
         assert (tmp_path / f"b{key}").read_bytes() == content
 
@@ -355,7 +356,7 @@ def test_copies_that_the_destination_does_not_begin_go_through_here(
     server.rules += [on("POST", 200, b'{"macaroon": "xyz"}'), on("COPY", status)]
     for name in ("one", "two"):
         done = helper.copy([copy_item(1, f"{server.url}/d/f", f"{server.url}/d/{name}", 7)])[1]
-        assert isinstance(done, wire.DoneEvent), done
+        assert isinstance(done, DoneEvent), done
     assert server.methods().count("COPY") == 1, "it was asked again"
     assert server.tree[b"/d/two"] == b"content"
 
@@ -367,7 +368,7 @@ def test_without_a_usable_macaroon_a_copy_goes_through_here(
     server.tree[b"/d/f"] = b"content"
     server.rules.append(on("POST", 200, answer))
     done = helper.copy([copy_item(1, f"{server.url}/d/f", f"{server.url}/d/g", 7)])[1]
-    assert isinstance(done, wire.DoneEvent), done
+    assert isinstance(done, DoneEvent), done
     assert "COPY" not in server.methods()
     assert server.tree[b"/d/g"] == b"content"
 
@@ -389,7 +390,7 @@ def test_a_copy_with_a_status_only_is_verified(
     assert judged("https", helper.copy([item], checksum=algorithm)[1]) == "transfer CHECKSUM_MISMATCH"
     server.tree[b"good"] = b""
     done = helper.copy([item], checksum=algorithm)[1]
-    assert isinstance(done, wire.DoneEvent) and done.checksum == digest(algorithm, b"content")
+    assert isinstance(done, DoneEvent) and done.checksum == digest(algorithm, b"content")
     assert server.methods().count("COPY") == 2 and server.tree[b"/d/g"] == b"content"
 
 
@@ -418,7 +419,7 @@ def test_a_checksum_of_the_server_is_taken_if_it_is_of_the_algorithm(
     (tmp_path / "f").write_bytes(b"content")
     item = download(server, "/d/f", tmp_path / "f")
     done = helper.copy([item], "different", checksum=ChecksumAlgorithm(algorithm))[1]
-    assert isinstance(done, wire.DoneEvent) and done.already_there, done
+    assert isinstance(done, DoneEvent) and done.already_there, done
     assert ("GET" in server.methods()) == is_read
     wanted = {request.headers["Want-Digest"] for request in server.seen if "Want-Digest" in request.headers}
     assert wanted == {{"ADLER32": "adler32", "MD5": "md5", "SHA256": "sha-256"}[algorithm]}
@@ -432,7 +433,7 @@ def test_copies_from_a_source_without_macaroons_go_through_here(
     server.rules.append(on("POST", status))
     for name in ("one", "two"):
         done = helper.copy([copy_item(1, f"{server.url}/d/f", f"{server.url}/d/{name}", 7)])[1]
-        assert isinstance(done, wire.DoneEvent), done
+        assert isinstance(done, DoneEvent), done
     assert server.methods().count("POST") == 1, "it was asked again"
 
 
@@ -474,7 +475,7 @@ def test_an_expectation_that_fails_is_not_made_again(
 ) -> None:
     server.rules.append(lambda request: Reply(417) if "Expect" in request.headers else None)
     items = [upload(server, tmp_path, f"f{key}", f"/d/f{key}", b"x" * 300_000, key) for key in range(3)]
-    assert all(isinstance(done, wire.DoneEvent) for done in helper.copy(items).values())
+    assert all(isinstance(done, DoneEvent) for done in helper.copy(items).values())
     assert [request.headers.get("Expect") for request in server.seen if request.method == "PUT"].count(
         "100-continue"
     ) == 1
@@ -502,7 +503,7 @@ def test_a_redirect_after_the_bytes_is_not_followed_without_them(
     assert (found.code, found.retryable) == ("SERVER_ERROR", True)
     server.ignores_expect = False
     server.rules.clear()
-    assert isinstance(helper.copy([item])[1], wire.DoneEvent)
+    assert isinstance(helper.copy([item])[1], DoneEvent)
 
 
 @pytest.mark.parametrize("method", ["PROPFIND", "GET", "PUT", "MOVE"])
@@ -523,7 +524,7 @@ def test_a_server_that_hangs_up_on_one_path_is_not_away(
 def test_a_kept_connection_that_was_closed_costs_nothing(server: QuirkServer, helper: HelperProcess) -> None:
     server.hangs_up = True
     for number in range(3):
-        assert isinstance(helper.make(f"{server.url}/d/n{number}")[0], wire.DoneEvent)
+        assert isinstance(helper.make(f"{server.url}/d/n{number}")[0], DoneEvent)
 
 
 @pytest.mark.parametrize("method", ["PROPFIND", "GET", "PUT"])
@@ -539,7 +540,7 @@ def test_a_request_without_an_answer_on_a_kept_connection_is_sent_again(
         event = helper.copy([upload(server, tmp_path, "f", "/d/new")])[1]
     else:
         event = helper.copy([download(server, "/d/f", tmp_path / "new")])[1]
-    assert isinstance(event, wire.DoneEvent), event
+    assert isinstance(event, DoneEvent), event
     assert not closing
 
 
@@ -552,7 +553,7 @@ def dated(path: bytes, content: bytes | None) -> bytes:
     return written(path, content).replace(b"<D:prop>", b"<D:prop>" + time_)
 
 
-def small_files(server: QuirkServer, count: int = 20) -> list[wire.CopyItem]:
+def small_files(server: QuirkServer, count: int = 20) -> list[CopyItem]:
     """Copies of many small files from one folder of the server to another."""
     server.written = dated
     server.tree |= {b"/d/from": None, b"/d/to": None}
@@ -561,8 +562,8 @@ def small_files(server: QuirkServer, count: int = 20) -> list[wire.CopyItem]:
     return [copy_item(number, f"{base}/from/f{number}", f"{base}/to/f{number}", 7) for number in range(count)]
 
 
-def in_groups(events: list[wire.AgentEvent]) -> set[int]:
-    return {event.key for event in events if isinstance(event, wire.LogEvent) and "with others" in event.text}
+def in_groups(events: list[AgentEvent]) -> set[int]:
+    return {event.key for event in events if isinstance(event, LogEvent) and "with others" in event.text}
 
 
 @pytest.mark.parametrize(("status", "code"), usual(_REFUSALS, _REFUSALS[:1]))
@@ -573,11 +574,11 @@ def test_a_file_of_a_group_that_the_server_refuses_fails_alone(
     items = small_files(server)
     temporary = urlsplit(items[3].temporary).path.encode()
     server.rules.append(on(method, status, at=temporary))
-    request = wire.CopyRequest(helper.new_id(), items, "never", "checksum", wire.TimeLimits(stall_s=60.0))
+    request = CopyRequest(helper.new_id(), items, "never", "checksum", TimeLimits(stall_s=60.0))
     events = helper.run(request)
     ended = outcomes(events)
     assert code in (None, failure(ended[3]).code)
-    assert {key for key, event in ended.items() if isinstance(event, wire.DoneEvent)} == set(range(20)) - {3}
+    assert {key for key, event in ended.items() if isinstance(event, DoneEvent)} == set(range(20)) - {3}
     assert in_groups(events) >= set(range(20)) - {3}
     assert (left(server), b"/d/to/f3" in server.tree) == ([], False)
 
@@ -594,9 +595,9 @@ def test_a_kept_connection_that_is_closed_under_a_group_fails_no_file(
     if method == "PUT":
         name = urlsplit(items[12].temporary).path.encode()
         server.rules[:] = [lambda request: closing.pop() if request.path == name and closing else None]
-    request = wire.CopyRequest(helper.new_id(), items, "never", "size", wire.TimeLimits(stall_s=60.0))
+    request = CopyRequest(helper.new_id(), items, "never", "size", TimeLimits(stall_s=60.0))
     events = helper.run(request)
-    assert {type(event) for event in outcomes(events).values()} == {wire.DoneEvent}
+    assert {type(event) for event in outcomes(events).values()} == {DoneEvent}
     # A slow server is given more connections: if it closes a new one, the files are copied alone.
     assert in_groups(events) in (set(range(20)), set())
     assert [server.tree[b"/d/to/f%d" % number] for number in range(20)] == [b"content"] * 20
@@ -614,12 +615,12 @@ def test_a_name_that_is_taken_while_a_group_comes_is_not_moved_over(
             server.tree |= {b"/d/to/f4": b"another", b"/d/to/f5": None, b"/d/to/f5/inside": b"precious"}
 
     server.rules.append(takes)
-    request = wire.CopyRequest(helper.new_id(), items, overwrite, "size", wire.TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
+    request = CopyRequest(helper.new_id(), items, overwrite, "size", TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
     ended = outcomes(helper.run(request))
     assert server.tree[b"/d/to/f4"] == (b"another" if overwrite == "never" else b"content")
     assert server.tree[b"/d/to/f5/inside"] == b"precious"
     assert failure(ended[5]).code in ("IS_A_DIRECTORY", "EXISTS")
-    assert (left(server), sum(isinstance(event, wire.DoneEvent) for event in ended.values())) == (
+    assert (left(server), sum(isinstance(event, DoneEvent) for event in ended.values())) == (
         [],
         18 if overwrite == "never" else 19,
     )
@@ -651,7 +652,7 @@ def test_two_directories_that_meet_at_the_destination_are_found(
         upload(server, tmp_path, f"f{key}", path, f"content {key}".encode(), key) for key, path in enumerate(paths)
     ]
     outcomes = helper.copy(items, overwrite="always")
-    failed = [key for key, event in outcomes.items() if not isinstance(event, wire.DoneEvent)]
+    failed = [key for key, event in outcomes.items() if not isinstance(event, DoneEvent)]
     assert len(failed) == 1 and failed[0] in (0, 1), outcomes
     assert judged("https", outcomes[failed[0]]) == "destination INVALID_NAME"
     assert server.tree[paths[1 - failed[0]].encode()] == f"content {1 - failed[0]}".encode()
@@ -672,7 +673,7 @@ def test_two_files_that_meet_at_the_destination_are_found(
         for key, name in enumerate([*names, *many])
     ]
     outcomes = helper.copy(items, overwrite=overwrite)
-    failed = [key for key, event in outcomes.items() if not isinstance(event, wire.DoneEvent)]
+    failed = [key for key, event in outcomes.items() if not isinstance(event, DoneEvent)]
     assert len(failed) == 1 and failed[0] in (0, 1), outcomes
     assert judged("https", outcomes[failed[0]]) in ("destination INVALID_NAME", "destination EXISTS")
     if overwrite != "never":

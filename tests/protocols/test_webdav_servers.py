@@ -15,7 +15,8 @@ import pytest
 
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, FailedEvent, LogEvent
+from pdm.workqueue.wire.agent_requests import CopyItem, CopyRequest, TimeLimits
 from tests.helpers.driver import HelperProcess, copy_item, outcomes
 from tests.protocols.places import judged, owner
 from tests.support.everyday_session import SessionEnd, Step, everyday_session, failed_steps
@@ -213,7 +214,7 @@ def helper(storages: TestStorages, tmp_path: Path) -> Iterator[HelperProcess]:
         yield running
 
 
-def item_of(directory: Path, name: str, url: str, content: bytes = b"content", key: int = 1) -> wire.CopyItem:
+def item_of(directory: Path, name: str, url: str, content: bytes = b"content", key: int = 1) -> CopyItem:
     path = directory / f"file{key}"
     path.write_bytes(content)
     return copy_item(key, f"file://{quote(str(path))}", f"{url}/{quote(name, safe='')}", len(content))
@@ -231,7 +232,7 @@ def test_no_make_stores_a_file_under_another_name(
         (directory / name).write_bytes(content)
     items = [item_of(tmp_path, name, url, b"content", key) for key, name in enumerate(names)]
     outcomes = helper.copy(items, overwrite="always")
-    kept = {name for key, name in enumerate(names) if isinstance(outcomes[key], wire.DoneEvent)}
+    kept = {name for key, name in enumerate(names) if isinstance(outcomes[key], DoneEvent)}
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == victims | dict.fromkeys(kept, b"content")
     assert "100%41" in kept
     if make == "apache":
@@ -247,7 +248,7 @@ def test_many_files_into_one_new_directory(
     roots = json.dumps([quote(str(tmp_path))])
     environment = {**storages.environment(), "PDM_FILE_ROOTS": roots}
 
-    def job(number: int) -> list[wire.AgentEvent]:
+    def job(number: int) -> list[AgentEvent]:
         own = tmp_path / str(number)
         own.mkdir()
         items = []
@@ -259,7 +260,7 @@ def test_many_files_into_one_new_directory(
 
     with ThreadPoolExecutor(3) as executor:
         for events in executor.map(job, range(3)):
-            assert [event for event in events if not isinstance(event, wire.DoneEvent)] == []
+            assert [event for event in events if not isinstance(event, DoneEvent)] == []
     assert len(list((directory / "new" / "deep").iterdir())) == 120
 
 
@@ -291,15 +292,15 @@ def test_small_files_within_a_make_come_in_groups(
         copy_item(n, f"{url}/from/d{n % 2}/f%20{n}", f"{url}/to/d{n % 2}/f%20{n}", len(b"content%d" % n))
         for n in range(60)
     ]
-    request = wire.CopyRequest(helper.new_id(), items, overwrite, "checksum", wire.TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
+    request = CopyRequest(helper.new_id(), items, overwrite, "checksum", TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
     events = helper.run(request)
     ended = outcomes(events)
-    failed = {key: event for key, event in ended.items() if not isinstance(event, wire.DoneEvent)}
+    failed = {key: event for key, event in ended.items() if not isinstance(event, DoneEvent)}
     assert set(failed) == ({5} if overwrite == "never" else set()), failed
     arrived = {path.name: path.read_bytes() for path in (directory / "to").rglob("*") if path.is_file()}
     expected = {f"f {number}": b"content%d" % number for number in range(60)}
     assert arrived == expected | ({"f 5": b"another"} if overwrite == "never" else {})
-    together = {event.key for event in events if isinstance(event, wire.LogEvent) and "with others" in event.text}
+    together = {event.key for event in events if isinstance(event, LogEvent) and "with others" in event.text}
     assert len(together) >= 58
 
 
@@ -339,7 +340,7 @@ def test_the_limit_of_a_request_is_named(
     finally:
         server.stop()
     assert judged("https", event) == "destination TOO_LARGE"
-    assert isinstance(event, wire.FailedEvent) and "200000 bytes" in event.fault.message
+    assert isinstance(event, FailedEvent) and "200000 bytes" in event.fault.message
 
 
 def test_apache_asks_for_a_certificate_after_the_handshake(
@@ -362,7 +363,7 @@ def test_apache_asks_for_a_certificate_after_the_handshake(
     try:
         environment = {**storages.environment(), "PDM_FILE_ROOTS": roots}
         with HelperProcess(RELAY, {**environment, "X509_USER_PROXY": str(own)}) as running:
-            assert isinstance(running.copy([item_of(tmp_path, "f", server.url, b"x" * 3_000_000)])[1], wire.DoneEvent)
+            assert isinstance(running.copy([item_of(tmp_path, "f", server.url, b"x" * 3_000_000)])[1], DoneEvent)
         assert (exported / "f").stat().st_size == 3_000_000
         with HelperProcess(RELAY, {**environment, "X509_USER_PROXY": ""}) as running:
             refused = running.list(server.url)[-1]

@@ -18,7 +18,8 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends import xrootd
 from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import CancelledEvent, DoneEvent, EntriesEvent, FailedEvent
+from pdm.workqueue.wire.agent_requests import CancelRequest, CopyRequest, PathItem
 from tests.helpers.driver import LIMITS, HelperProcess, adler, copy_item
 from tests.protocols.places import Places, judged
 from tests.protocols.test_faults import huge, wait_for_bytes
@@ -34,13 +35,13 @@ def test_large_files_go_from_server_to_server(own: HelperProcess, places: Places
     source = places.put(places.a / "large file", content)
     plain = places.put(places.a / "large", content)
     done = own.copy([places.item("xroot", plain, places.b / "new" / "large")])[1]
-    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(content), done
+    assert isinstance(done, DoneEvent) and done.checksum == adler(content), done
     assert (places.b / "new" / "large").read_bytes() == content
     before = _read_by(own)
     assert before < len(content)
     # A name that cannot be written into the query of another.
     done = own.copy([places.item("xroot", source, places.b / "new" / "large file")])[1]
-    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(content), done
+    assert isinstance(done, DoneEvent) and done.checksum == adler(content), done
     assert _read_by(own) - before > len(content)
     assert places.left() == []
 
@@ -51,7 +52,7 @@ def test_all_of_it_by_tls(own: HelperProcess, places: Places) -> None:
         item = places.item("xroot", source, places.b / "new" / str(size))
         item = copy_item(1, f"roots{item.source[4:]}", f"roots{item.destination[4:]}", size)
         done = own.copy([item])[1]
-        assert isinstance(done, wire.DoneEvent) and done.checksum == adler(source.read_bytes()), done
+        assert isinstance(done, DoneEvent) and done.checksum == adler(source.read_bytes()), done
     assert places.left() == []
 
 
@@ -80,7 +81,7 @@ def test_what_servers_cannot_copy_goes_through_here(own: HelperProcess, places: 
         done = own.copy([item])[1]
     finally:
         server.stop()
-    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(content), done
+    assert isinstance(done, DoneEvent) and done.checksum == adler(content), done
     assert (places.b / "large").read_bytes() == content
     assert places.left() == []
 
@@ -88,14 +89,14 @@ def test_what_servers_cannot_copy_goes_through_here(own: HelperProcess, places: 
 def test_a_cancelled_copy_ends_at_the_servers_too(own: HelperProcess, places: Places) -> None:
     server = places.storages.xrootd["B"].pid
     assert server is not None
-    request = wire.CopyRequest(
+    request = CopyRequest(
         own.new_id(), [places.item("xroot", huge(places), places.b / "huge")], "never", "checksum", LIMITS
     )
     own.send(request)
     wait_for_bytes(places.b)
     assert descendants(server)
-    own.send(wire.CancelRequest(request.id))
-    assert isinstance(own.rest(request.id)[-1], wire.CancelledEvent)
+    own.send(CancelRequest(request.id))
+    assert isinstance(own.rest(request.id)[-1], CancelledEvent)
     give_up_at = time.monotonic() + 30
     while descendants(server):
         assert time.monotonic() < give_up_at
@@ -107,7 +108,7 @@ def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
     source = places.put(places.a / "large file", b"")
     os.truncate(source, 128 * 1024**2)
     done = own.copy([places.item("xroot", source, places.b / "large file")])[1]
-    assert isinstance(done, wire.DoneEvent)
+    assert isinstance(done, DoneEvent)
     for pid in (own.process.pid, *descendants(own.process.pid)):
         (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
         assert int(peak) < 80 * 1024
@@ -167,7 +168,7 @@ def test_servers_cannot_have_files_made_on_this_machine(own: HelperProcess, plac
     answers = {hostile.STAT: status, hostile.OPEN: lambda path: hostile.elsewhere(b"file://localhost" + bytes(made))}
     with HostileXrootd(answers) as server:
         item = copy_item(1, places.url("file", places.put(places.a / "f")), f"{server.url}//directory/x", 7)
-        assert isinstance(own.copy([item])[1], wire.FailedEvent)
+        assert isinstance(own.copy([item])[1], FailedEvent)
     assert not made.exists()
 
 
@@ -178,7 +179,7 @@ def test_a_listing_cannot_lead_out_of_its_directory(name: bytes, own: HelperProc
     with HostileXrootd(answers) as server:
         events = own.list(f"{server.url}//directory")
     assert judged("xroot", events[-1]) == "source BAD_LISTING"
-    told = [entry.path for event in events if isinstance(event, wire.EntriesEvent) for entry in event.entries]
+    told = [entry.path for event in events if isinstance(event, EntriesEvent) for entry in event.entries]
     assert not any(".." in path or "passwd" in path or "/" in path for path in told)
 
 
@@ -189,7 +190,7 @@ def test_names_that_would_be_taken_for_others_are_refused(name: bytes, relay: He
     victim = places.put(places.a / "data", b"stays")
     odd = places.url("xroot", places.a) + "/" + "".join(f"%{byte:02X}" for byte in name)
     url = places.url("xroot", victim)
-    assert judged("xroot", relay.remove(wire.PathItem(0, odd))[0]) == "source INVALID_NAME"
+    assert judged("xroot", relay.remove(PathItem(0, odd))[0]) == "source INVALID_NAME"
     assert judged("xroot", relay.rename(url, odd)) == "destination INVALID_NAME"
     assert judged("xroot", relay.make(odd)[0]) == "destination INVALID_NAME"
     assert judged("xroot", relay.list(odd)[-1]) == "source INVALID_NAME"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from pdm.workqueue.http.context import Allow, Endpoint
+from pdm.workqueue.http.endpoint import Allow, Endpoint
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import Answer, Service
 from tests.http.test_foreign_access import PRIVATE

@@ -26,7 +26,7 @@ import pytest
 import sqlalchemy as sa
 
 from pdm.testgrid.service import TestService, service_environment, set_keys
-from pdm.workqueue.http.context import Allow
+from pdm.workqueue.http.endpoint import Allow
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
 from tests.store.clusters import PostgresqlServer, programs
 from tests.support.instances import health, until

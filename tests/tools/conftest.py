@@ -11,7 +11,7 @@ import pytest
 from pdm.testgrid import TestGrid
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers import TOOL_MOVERS
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import AgentEvent, FailedEvent, LogEvent
 from tests.grid.conftest import StartHelper, own, shared, sites  # noqa: F401 - fixtures
 from tests.helpers.driver import HelperProcess
 from tests.protocols.places import require_tools
@@ -54,11 +54,11 @@ def with_tool(grid: TestGrid, tmp_path: Path) -> Iterator[Callable[[str, str], H
         helper.end()
 
 
-def judged(event: wire.AgentEvent | None) -> str:
-    assert isinstance(event, wire.FailedEvent), event
+def judged(event: AgentEvent | None) -> str:
+    assert isinstance(event, FailedEvent), event
     failure = TOOL_MOVERS[JobProtocol.GRIDFTP].classify(event.fault)
     return f"{failure.scope} {failure.code}"
 
 
-def log_of(events: list[wire.AgentEvent], key: int) -> list[str]:
-    return [event.text for event in events if isinstance(event, wire.LogEvent) and event.key == key]
+def log_of(events: list[AgentEvent], key: int) -> list[str]:
+    return [event.text for event in events if isinstance(event, LogEvent) and event.key == key]

@@ -15,7 +15,8 @@ import pytest
 from pdm.testgrid import TestGrid
 from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.storages import TestStorages
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import DoneEvent
+from pdm.workqueue.wire.agent_requests import CopyRequest, PathItem, TimeLimits
 from tests.helpers.driver import HelperProcess, copy_item, entries, put, tree
 from tests.protocols.places import owner
 from tests.tools.conftest import MODULE, helper_as, judged, log_of
@@ -66,17 +67,17 @@ def test_all_that_a_job_needs(grid: TestGrid, anonymous: tuple[str, Path]) -> No
             copy_item(3, f"{url}/from/none", f"{url}/to/x/none", 4),
         ]
         copied = helper.copy(items)
-        assert isinstance(copied[1], wire.DoneEvent) and copied[1].checksum == "ADLER32:0bcb02fc"
-        assert isinstance(copied[2], wire.DoneEvent)
+        assert isinstance(copied[1], DoneEvent) and copied[1].checksum == "ADLER32:0bcb02fc"
+        assert isinstance(copied[2], DoneEvent)
         assert judged(copied[3]) == "source NOT_FOUND"
         assert tree(directory / "to") == {"x/a b": b"content", "x/p%41": b"more"}
-        assert isinstance(helper.rename(f"{url}/to/x/a%20b", f"{url}/to/x/new"), wire.DoneEvent)
+        assert isinstance(helper.rename(f"{url}/to/x/a%20b", f"{url}/to/x/new"), DoneEvent)
         assert judged(helper.rename(f"{url}/to/x/new", f"{url}/to/x/p%2541")) == "destination EXISTS"
-        assert judged(helper.remove(wire.PathItem(1, f"{url}/to/x", directory=True))[1]) == "source NOT_EMPTY"
-        removals = [wire.PathItem(key, f"{url}/to/x/{name}") for key, name in enumerate(("new", "p%2541"))]
-        assert all(isinstance(event, wire.DoneEvent) for event in helper.remove(*removals).values())
-        assert isinstance(helper.remove(wire.PathItem(1, f"{url}/to/x", directory=True))[1], wire.DoneEvent)
-        assert isinstance(helper.make(f"{url}/to/made")[0], wire.DoneEvent)
+        assert judged(helper.remove(PathItem(1, f"{url}/to/x", directory=True))[1]) == "source NOT_EMPTY"
+        removals = [PathItem(key, f"{url}/to/x/{name}") for key, name in enumerate(("new", "p%2541"))]
+        assert all(isinstance(event, DoneEvent) for event in helper.remove(*removals).values())
+        assert isinstance(helper.remove(PathItem(1, f"{url}/to/x", directory=True))[1], DoneEvent)
+        assert isinstance(helper.make(f"{url}/to/made")[0], DoneEvent)
         assert judged(helper.make(f"{url}/to/made")[0]) == "destination EXISTS"
         assert [path.name for path in (directory / "to").iterdir()] == ["made"]
         put(directory / "latin" / os.fsdecode(b"\xe9"))
@@ -95,10 +96,8 @@ def test_webdav_and_xrootd(open_directory: Path) -> None:
             for one, other in (("https", "https"), ("xroot", "xroot"), ("https", "xroot"), ("xroot", "https")):
                 new = storages.root("B") / f"{one} {other}"
                 item = copy_item(1, storages.url(one, "A", source), storages.url(other, "B", new), 3_000_000)
-                events = helper.run(
-                    wire.CopyRequest(helper.new_id(), [item], "never", "checksum", wire.TimeLimits(60.0, 120.0))
-                )
-                assert isinstance(events[-1], wire.DoneEvent), (one, other, events[-3:])
+                events = helper.run(CopyRequest(helper.new_id(), [item], "never", "checksum", TimeLimits(60.0, 120.0)))
+                assert isinstance(events[-1], DoneEvent), (one, other, events[-3:])
                 assert new.read_bytes() == source.read_bytes()
                 assert any(line.startswith("$ gfal-copy -v --just-copy") for line in log_of(events, 1))
             assert len(list(storages.root("B").iterdir())) == 4

@@ -17,7 +17,7 @@ from pdm.workqueue.helpers.tools.gfal import _ENTRY, Gfal, _file_stat, error_of,
 from pdm.workqueue.helpers.tools.globus_url_copy import CopyListener, UrlPair
 from pdm.workqueue.helpers.tools.runner import Deadline, ToolRunner
 from pdm.workqueue.movers.tools import ToolsMover
-from pdm.workqueue.wire.agent_messages import Fault
+from pdm.workqueue.wire.agent_events import Fault
 
 _A, _B = "gsiftp://a:2811/d", "gsiftp://b:2811/e"
 #: globus-url-copy 10.12: the second file is missing, the third is large.

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid import TestGrid
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import CancelledEvent, DoneEvent, LogEvent
+from pdm.workqueue.wire.agent_requests import CancelRequest, CopyRequest, PathItem, RemoveRequest
 from tests.grid.agent_sites import Sites
 from tests.helpers.driver import (
     LIMITS,
@@ -70,10 +71,10 @@ def test_files_of_odd_names_go_by_one_process_and_each_has_its_own_lines(shared:
     for key, name in enumerate(ODD_NAMES):
         source = sites.put(sites.a / os.fsdecode(name), b"content %d" % key)
         items.append(sites.item(source, sites.b / "new" / os.fsdecode(name), key))
-    events = shared.run(wire.CopyRequest(shared.new_id(), items, "never", "checksum", LIMITS))
-    assert all(isinstance(event, wire.DoneEvent) for event in outcomes(events).values())
+    events = shared.run(CopyRequest(shared.new_id(), items, "never", "checksum", LIMITS))
+    assert all(isinstance(event, DoneEvent) for event in outcomes(events).values())
     assert tree(sites.b / "new") == tree(sites.a)
-    commands = [event.text for event in events if isinstance(event, wire.LogEvent) and event.text.startswith("$ ")]
+    commands = [event.text for event in events if isinstance(event, LogEvent) and event.text.startswith("$ ")]
     assert commands == [f"$ globus-url-copy -c -fast -vb -f (a list of {len(items)} pairs of URLs)"]
     for item in items:
         log = log_of(events, item.key)
@@ -105,7 +106,7 @@ def test_a_missing_an_unreadable_and_a_good_source_in_one_list(shared: HelperPro
     found = shared.copy(items)
     assert judged(found[1]) == "source NOT_FOUND"
     assert judged(found[2]) == "source PERMISSION_DENIED"
-    assert isinstance(found[3], wire.DoneEvent)
+    assert isinstance(found[3], DoneEvent)
     # The tool leaves an empty file of each that it could not read.
     assert tree(sites.b) == {"good": b"content"}
 
@@ -115,9 +116,9 @@ def test_what_is_there_is_not_overwritten(shared: HelperProcess, sites: Sites) -
     source, there = sites.put(sites.a / "file"), sites.put(sites.b / "file", b"another")
     assert judged(shared.copy([sites.item(source, there)])[1]) == "destination EXISTS"
     assert there.read_bytes() == b"another"
-    assert isinstance(shared.copy([sites.item(source, there)], "always")[1], wire.DoneEvent)
+    assert isinstance(shared.copy([sites.item(source, there)], "always")[1], DoneEvent)
     done = shared.copy([sites.item(source, there)])[1]
-    assert isinstance(done, wire.DoneEvent) and done.already_there
+    assert isinstance(done, DoneEvent) and done.already_there
 
 
 #: What a tool does besides its work → what must become of the copy. ``$T`` is where the file arrives.
@@ -146,7 +147,7 @@ def test_only_our_own_proof_counts(lie: str, verify: str, with_tool: WithTool, s
     temporary = sites.b / item.temporary.rpartition("/")[2]
     helper = with_tool("globus-url-copy", f"T={temporary}; {script.replace('$T', '$T')}")
     found = helper.copy([item], verify=verify)[1]
-    assert ("DONE" if isinstance(found, wire.DoneEvent) else judged(found)) == expected
+    assert ("DONE" if isinstance(found, DoneEvent) else judged(found)) == expected
     assert tree(sites.b) == ({"file": b"the content of it"} if expected == "DONE" else {})
 
 
@@ -155,28 +156,28 @@ def test_the_tool_is_killed(own: HelperProcess, sites: Sites) -> None:
     huge, small = sites.huge(), sites.put(sites.a / "small")
     number = own.new_id()
     items = [sites.item(huge, sites.b / "huge", 1), sites.item(small, sites.b / "small", 2)]
-    own.send(wire.CopyRequest(number, items, "never", "checksum", LIMITS))
+    own.send(CopyRequest(number, items, "never", "checksum", LIMITS))
     pid = wait_for_tool(own)
     wait_for_bytes(sites)
     os.kill(pid, signal.SIGKILL)
     found = outcomes(own.rest(number))
     assert judged(found[1]) == "service CRASHED"
-    assert isinstance(found[2], wire.DoneEvent)
+    assert isinstance(found[2], DoneEvent)
     assert tree(sites.b) == {"small": b"content"}
 
 
 def test_a_cancel_ends_the_tool_within_a_second(own: HelperProcess, sites: Sites) -> None:
     number = own.new_id()
-    own.send(wire.CopyRequest(number, [sites.item(sites.huge(), sites.b / "huge")], "never", "checksum", LIMITS))
+    own.send(CopyRequest(number, [sites.item(sites.huge(), sites.b / "huge")], "never", "checksum", LIMITS))
     pid = wait_for_tool(own)
     wait_for_bytes(sites)
     asked_at = time.monotonic()
-    own.send(wire.CancelRequest(number))
+    own.send(CancelRequest(number))
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() - asked_at < 1.0
         time.sleep(0.01)
     ended = outcomes(own.rest(number))[1]
-    assert isinstance(ended, wire.CancelledEvent) and not ended.leftover
+    assert isinstance(ended, CancelledEvent) and not ended.leftover
     assert tree(sites.b) == {}
 
 
@@ -185,13 +186,13 @@ def test_one_file_of_a_list_is_cancelled_and_the_others_arrive(own: HelperProces
     huge, small = sites.huge(), sites.put(sites.a / "small")
     number = own.new_id()
     items = [sites.item(huge, sites.b / "huge", 1), sites.item(small, sites.b / "small", 2)]
-    own.send(wire.CopyRequest(number, items, "never", "checksum", LIMITS))
+    own.send(CopyRequest(number, items, "never", "checksum", LIMITS))
     wait_for_tool(own)
     wait_for_bytes(sites)
-    own.send(wire.CancelRequest(number, [1]))
+    own.send(CancelRequest(number, [1]))
     found = outcomes(own.rest(number))
-    assert isinstance(found[1], wire.CancelledEvent)
-    assert isinstance(found[2], wire.DoneEvent)
+    assert isinstance(found[1], CancelledEvent)
+    assert isinstance(found[2], DoneEvent)
     assert tree(sites.b) == {"small": b"content"}
 
 
@@ -261,17 +262,17 @@ def test_a_missing_directory(shared: HelperProcess, sites: Sites) -> None:
 def test_files_are_removed_by_one_process_and_looked_for(shared: HelperProcess, sites: Sites) -> None:
     files = [sites.put(sites.b / f"file {number}") for number in range(5)]
     kept = sites.put(sites.b / "sub" / "kept")
-    items = [wire.PathItem(key, sites.url(file)) for key, file in enumerate(files)]
+    items = [PathItem(key, sites.url(file)) for key, file in enumerate(files)]
     items += [
-        wire.PathItem(7, sites.url(sites.b / "gone")),
-        wire.PathItem(8, sites.url(sites.b / "gone too"), again=True),
+        PathItem(7, sites.url(sites.b / "gone")),
+        PathItem(8, sites.url(sites.b / "gone too"), again=True),
         # The tool ends at the first that it cannot remove, and says nothing of the rest.
-        wire.PathItem(9, sites.url(sites.b / "sub")),
-        wire.PathItem(10, sites.url(sites.put(sites.b / "last"))),
+        PathItem(9, sites.url(sites.b / "sub")),
+        PathItem(10, sites.url(sites.put(sites.b / "last"))),
     ]
-    events = shared.run(wire.RemoveRequest(shared.new_id(), items, LIMITS))
+    events = shared.run(RemoveRequest(shared.new_id(), items, LIMITS))
     found = outcomes(events)
-    assert all(isinstance(found[key], wire.DoneEvent) for key in (0, 1, 2, 3, 4, 8, 10))
+    assert all(isinstance(found[key], DoneEvent) for key in (0, 1, 2, 3, 4, 8, 10))
     assert judged(found[7]) == "source NOT_FOUND"
     assert judged(found[9]) == "source IS_A_DIRECTORY"
     assert f"{sites.url(files[0])}\tDELETED" in log_of(events, 0)
@@ -282,7 +283,7 @@ def test_files_are_removed_by_one_process_and_looked_for(shared: HelperProcess, 
 def test_a_directory_that_is_not_empty_stays(shared: HelperProcess, sites: Sites) -> None:
     """The tool removes directories only with all that is in them."""
     sites.put(sites.b / "sub" / "kept")
-    found = shared.remove(wire.PathItem(1, sites.url(sites.b / "sub"), directory=True))
+    found = shared.remove(PathItem(1, sites.url(sites.b / "sub"), directory=True))
     assert judged(found[1]) == "source NOT_EMPTY"
     assert tree(sites.b) == {"sub/kept": b"content"}
 
@@ -292,7 +293,7 @@ def test_a_directory_that_is_not_empty_stays(shared: HelperProcess, sites: Sites
 def test_a_removal_that_was_none(word: str, with_tool: WithTool, sites: Sites) -> None:
     file = sites.put(sites.b / "file")
     script = f'for one; do :; done; while read -r url; do printf \'%s\\t{word}\\n\' "$url"; done < "$one"'
-    found = with_tool("gfal-rm", script).remove(wire.PathItem(1, sites.url(file)))
+    found = with_tool("gfal-rm", script).remove(PathItem(1, sites.url(file)))
     assert judged(found[1]) == "source SERVER_ERROR"
     assert file.exists()
 
@@ -301,7 +302,7 @@ def test_a_new_name_replaces_nothing_unasked(shared: HelperProcess, sites: Sites
     """gfal-rename replaces without a word."""
     file, there = sites.put(sites.b / "file"), sites.put(sites.b / "there", b"another")
     assert judged(shared.rename(sites.url(file), sites.url(there))) == "destination EXISTS"
-    assert isinstance(shared.rename(sites.url(file), sites.url(there), "always"), wire.DoneEvent)
+    assert isinstance(shared.rename(sites.url(file), sites.url(there), "always"), DoneEvent)
     assert tree(sites.b) == {"there": b"content"}
     assert judged(shared.rename(sites.url(file), sites.url(sites.b / "new"))) == "source NOT_FOUND"
 
@@ -317,11 +318,11 @@ def test_a_new_directory(shared: HelperProcess, sites: Sites) -> None:
     """gfal-mkdir -p calls a file a directory that is made; some servers make those above unasked."""
     file = sites.put(sites.b / "file")
     url = sites.url
-    assert isinstance(shared.make(url(sites.b / "new"))[0], wire.DoneEvent)
+    assert isinstance(shared.make(url(sites.b / "new"))[0], DoneEvent)
     assert judged(shared.make(url(sites.b / "new"))[0]) == "destination EXISTS"
     assert judged(shared.make(url(file), parents=True)[0]) == "destination NOT_A_DIRECTORY"
     assert judged(shared.make(url(sites.b / "no" / "new"))[0]) == "destination NOT_FOUND"
-    assert isinstance(shared.make(url(sites.b / "no" / "new"), parents=True)[0], wire.DoneEvent)
+    assert isinstance(shared.make(url(sites.b / "no" / "new"), parents=True)[0], DoneEvent)
     assert (sites.b / "no" / "new").is_dir()
 
 
@@ -350,4 +351,4 @@ def test_no_sftp_and_no_local_disk(shared: HelperProcess, sites: Sites) -> None:
     source = sites.url(sites.put(sites.a / "file"))
     for url in ("sftp://localhost:22/x", f"file://{sites.b}/x"):
         assert judged(shared.copy([copy_item(1, source, url, 7)])[1]).endswith("UNSUPPORTED")
-        assert judged(shared.remove(wire.PathItem(1, url))[1]).endswith("UNSUPPORTED")
+        assert judged(shared.remove(PathItem(1, url))[1]).endswith("UNSUPPORTED")

@@ -20,17 +20,16 @@ from pdm.workqueue.agents.process import (
 )
 from pdm.workqueue.domain.limits import StreamSlot
 from pdm.workqueue.telemetry.background import Periodic, following
-from pdm.workqueue.wire.agent_messages import (
+from pdm.workqueue.wire.agent_events import (
     AgentEvent,
     CancelledEvent,
     FailedEvent,
     Fault,
     FinishedEvent,
     TapeEvent,
-    TapeRequest,
     UnreadableEvent,
-    WorkRequest,
 )
+from pdm.workqueue.wire.agent_requests import TapeRequest, WorkRequest
 
 
 @frozen

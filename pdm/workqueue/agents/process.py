@@ -22,14 +22,13 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pdm.workqueue.wire.agent_messages import (
+from pdm.workqueue.wire.agent_events import AgentEvent, ReadyEvent
+from pdm.workqueue.wire.agent_requests import (
     LEASE_OVER_STATUS,
     LONGEST_LINE,
-    AgentEvent,
     CancelRequest,
     LeaseRequest,
     ProceedRequest,
-    ReadyEvent,
     TapeRequest,
     WorkRequest,
 )

@@ -15,7 +15,7 @@ from pdm.workqueue.cli.oidc_login import log_in, log_in_by_token, login_line
 from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.domain.formatting import display_line, display_name, display_timestamp
-from pdm.workqueue.wire.responses import CredentialView
+from pdm.workqueue.wire.credentials import CredentialView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 

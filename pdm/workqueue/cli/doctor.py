@@ -20,7 +20,8 @@ from pdm.workqueue.client.inspection import ServerFacts
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.formatting import display_duration, display_line, display_name
-from pdm.workqueue.wire.responses import CredentialView, WhoamiView
+from pdm.workqueue.wire.credentials import CredentialView
+from pdm.workqueue.wire.responses import WhoamiView
 from pdm.workqueue.wire.sites import CheckView, SiteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 

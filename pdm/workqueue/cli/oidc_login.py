@@ -12,7 +12,7 @@ from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.client.errors import RequestRefusedError
 from pdm.workqueue.domain.formatting import display_line, display_name, display_timestamp
 from pdm.workqueue.domain.oidc import LoginState
-from pdm.workqueue.wire.logins import LoginView
+from pdm.workqueue.wire.credentials import LoginView
 from pdm.workqueue.wire.sites import SiteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 

@@ -47,7 +47,8 @@ from pdm.workqueue.client.errors import (
 )
 from pdm.workqueue.client.refusals import RefusalWaits
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.wire.responses import DelegationView, JobView, WhoamiView
+from pdm.workqueue.wire.credentials import DelegationView
+from pdm.workqueue.wire.responses import JobView, WhoamiView
 
 Query = Sequence[tuple[str, str]]
 

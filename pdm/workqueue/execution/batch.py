@@ -27,7 +27,25 @@ from pdm.workqueue.execution.transfer_services import TransferServices
 from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import (
+    AgentEvent,
+    BegunEvent,
+    CancelledEvent,
+    DoneEvent,
+    EntriesEvent,
+    FailedEvent,
+    Fault,
+    FinishedEvent,
+    HandOverEvent,
+    LogEvent,
+    ProgressEvent,
+    ReadyEvent,
+    RootEvent,
+    StartedEvent,
+    UnnamedEvent,
+    UnreadableEvent,
+)
+from pdm.workqueue.wire.agent_requests import WorkRequest
 
 #: Seconds that a responding agent may take to remove temporary files after a cancellation; it may have to log in.
 _CLEAN_UP_S = 4.0
@@ -45,7 +63,7 @@ class Ending(enum.StrEnum):
     LAPSED = "the lease was not renewed in time"
     DRAINED = "the node is drained, and its deadline is over"
     CREDENTIAL = "the credential that it used was removed or replaced"
-    GIVEN_BACK = "another node can begin it sooner"
+    GIVEN_BACK = "it had not begun here, and may begin sooner elsewhere"
     HELD = "a job is held"
 
 
@@ -101,8 +119,9 @@ class RunningBatch:
     _intake: ListingIntake | None = None
     #: Keys of elements of cancelled jobs, while other jobs of the batch continue.
     _cancelled: set[int] = field(factory=set)
-    #: Keys of elements of held jobs that had not begun: the helper gives them back unless they have begun since.
-    _withdrawn: set[int] = field(factory=set)
+    #: Keys of elements that were withdrawn before they had begun, and why: the helper gives them back unless they have
+    #: begun since.
+    _withdrawn: dict[int, Ending] = field(factory=dict)
     _killer: IDelayedCall | None = None
     _is_responding: bool = False
     _was_killed: bool = False
@@ -125,7 +144,7 @@ class RunningBatch:
     def run(
         self,
         agent: AgentProcess,
-        request: wire.WorkRequest,
+        request: WorkRequest,
         intake: ListingIntake | None,
         endpoints: Mapping[int, SiteEndpoint] = MappingProxyType({}),
     ) -> None:
@@ -176,12 +195,28 @@ class RunningBatch:
         """Return what has not begun of a job that is held; what runs goes on, and what an FTS3 was given."""
         if self._agent is None:
             self.end(Ending.HELD)
-        elif self.ending is None and self.service is None and not self._agent_free:
-            waiting = {key for key, each in self._open.items() if each.began is None and each.record.job_id == job_id}
-            waiting -= self._cancelled
-            if waiting:
-                self._withdrawn |= waiting
-                self._agent.withdraw(self._request_id, sorted(waiting))
+        else:
+            waiting = self.not_begun()
+            self.give_back([key for key in waiting if self._open[key].record.job_id == job_id], Ending.HELD)
+
+    def not_begun(self) -> list[int]:
+        """Keys of elements that its helper has not begun and can give back, in the order in which it begins them."""
+        if self.ending is not None or self.service is not None or self._agent is None or self._agent_free:
+            return []
+        gone = self._cancelled | self._withdrawn.keys()
+        return [key for key, each in self._open.items() if each.began is None and key not in gone]
+
+    def give_back(self, keys: Sequence[int], why: Ending = Ending.GIVEN_BACK) -> None:
+        """Return some elements that its helper has not begun to the queue, unless it begins them meanwhile."""
+        if keys and self._agent is not None:
+            self._withdrawn.update(dict.fromkeys(keys, why))
+            self._agent.withdraw(self._request_id, keys)
+
+    def pace(self, now: float) -> tuple[int, float]:
+        """How many elements its helper has begun, and in how many seconds; ``now`` is of the reactor."""
+        waiting = sum(1 for each in self._open.values() if each.began is None)
+        seconds = 0.0 if self._turn_at is None else now - self._turn_at
+        return len(self.batch.elements) - waiting, seconds
 
     def attempts_open(self) -> Iterator[ClaimToken]:
         """Attempts without a verdict."""
@@ -274,11 +309,11 @@ class RunningBatch:
 
     # -- events
 
-    def _events(self, events: Sequence[wire.AgentEvent]) -> None:
+    def _events(self, events: Sequence[AgentEvent]) -> None:
         self._heard_at = self.context.reactor.seconds()
         now = self.context.now()
         for event in events:
-            if isinstance(event, (wire.FinishedEvent, wire.ReadyEvent)):
+            if isinstance(event, (FinishedEvent, ReadyEvent)):
                 self._note_worked(now)
                 self._free(None)
                 continue
@@ -299,28 +334,28 @@ class RunningBatch:
             if killer.active():
                 killer.reset(_CLEAN_UP_S)
 
-    def _on_begun(self, attempt: RunningAttempt, event: wire.BegunEvent, now: Instant) -> None:
+    def _on_begun(self, attempt: RunningAttempt, event: BegunEvent, now: Instant) -> None:
         attempt.begin(now)
         start_background("store the initial state", self._note_begun(event.key, event))
 
-    def _on_done(self, attempt: RunningAttempt, event: wire.DoneEvent, now: Instant) -> None:
+    def _on_done(self, attempt: RunningAttempt, event: DoneEvent, now: Instant) -> None:
         if self._intake is not None:
             self.is_listed = True
             start_background("end a listing", self._listing_done(event.key, self._intake, event.free))
         else:
             self._done(event.key, event, now)
 
-    def _on_unreadable(self, attempt: RunningAttempt, event: wire.UnreadableEvent, now: Instant) -> None:
+    def _on_unreadable(self, attempt: RunningAttempt, event: UnreadableEvent, now: Instant) -> None:
         failure = self._classified(attempt, event.fault, now)
         attempt.write(f"cannot list {event.path}: {failure.code}: {failure.message}", now)
         self._require_intake().unreadable(event, failure)
 
-    def _on_failed(self, attempt: RunningAttempt, event: wire.FailedEvent, now: Instant) -> None:
+    def _on_failed(self, attempt: RunningAttempt, event: FailedEvent, now: Instant) -> None:
         if event.fault.scope == "service" and is_exhausted(event.fault.errno):
             self.context.service_health.report(ServicePart.HELPERS, event.fault.message)
         self._fail(event.key, self._classified(attempt, event.fault, now), now, leftover=event.leftover)
 
-    async def _note_begun(self, key: int, event: wire.BegunEvent) -> None:
+    async def _note_begun(self, key: int, event: BegunEvent) -> None:
         """Store the state that an agent has found, then let it proceed; cancel it if the state cannot be stored."""
         kept = False
         try:
@@ -332,7 +367,7 @@ class RunningBatch:
                 else:
                     self._agent.cancel(self._request_id, [key])
 
-    async def _note_handed(self, event: wire.HandOverEvent) -> None:
+    async def _note_handed(self, event: HandOverEvent) -> None:
         """Store to which job elements are handed over, then let the agent proceed; cancel them if that fails."""
         kept = False
         try:
@@ -345,7 +380,7 @@ class RunningBatch:
                 else:
                     self._agent.cancel(self._request_id, event.keys)
 
-    def _on_handed(self, event: wire.HandOverEvent) -> None:
+    def _on_handed(self, event: HandOverEvent) -> None:
         self._note_answered()
         start_background("store a hand-over", self._note_handed(event))
 
@@ -353,7 +388,7 @@ class RunningBatch:
         if self.service is not None and self.services is not None:
             self.services.worked(self.service)
 
-    def _classified(self, attempt: RunningAttempt, fault: wire.Fault, now: Instant) -> AttemptFailure:
+    def _classified(self, attempt: RunningAttempt, fault: Fault, now: Instant) -> AttemptFailure:
         """The failure that a fault means; the original message goes to the log if it is replaced."""
         failure = self.mover.classify(fault)
         if not fault.message.startswith(failure.message):
@@ -382,7 +417,7 @@ class RunningBatch:
             if outcome.failure is not None:
                 self._fail(key, outcome.failure, now)
             else:
-                self._done(key, wire.DoneEvent(id=0, key=key), now)
+                self._done(key, DoneEvent(id=0, key=key), now)
                 self._note_worked(now)
         finally:
             self.is_listed = False
@@ -435,7 +470,7 @@ class RunningBatch:
 
     # -- verdicts
 
-    def _done(self, key: int, event: wire.DoneEvent, now: Instant) -> None:
+    def _done(self, key: int, event: DoneEvent, now: Instant) -> None:
         listed = self.batch.listed_size(self._open[key].record)
         if self.batch.type is JobType.COPY and listed not in (None, event.size):
             # The size that the agent proved and the listed one must agree; otherwise the result is not trusted.
@@ -501,24 +536,24 @@ class RunningBatch:
         elif self.ending is Ending.CANCELLED or key in self._cancelled:
             attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", now, leftover=leftover, skipped=self._skipped)
         else:
-            was_withdrawn = key in self._withdrawn and attempt.began is None
-            words = self.ending or (Ending.HELD if was_withdrawn else why)
+            withdrawn = self._withdrawn.get(key) if attempt.began is None else None
+            words = self.ending or withdrawn or why
             attempt.end(JobStatus.SUBMITTED, f" {words}", now, leftover=leftover, counts=False)
 
 
 _HANDLERS: Mapping[type, Callable[[RunningBatch, RunningAttempt, Any, Instant], object]] = {
-    wire.StartedEvent: lambda batch, attempt, event, now: attempt.begin(now),
-    wire.BegunEvent: RunningBatch._on_begun,
-    wire.HandOverEvent: lambda batch, attempt, event, now: batch._on_handed(event),
-    wire.LogEvent: lambda batch, attempt, event, now: attempt.write(event.text, now),
-    wire.ProgressEvent: lambda batch, attempt, event, now: attempt.advance(
+    StartedEvent: lambda batch, attempt, event, now: attempt.begin(now),
+    BegunEvent: RunningBatch._on_begun,
+    HandOverEvent: lambda batch, attempt, event, now: batch._on_handed(event),
+    LogEvent: lambda batch, attempt, event, now: attempt.write(event.text, now),
+    ProgressEvent: lambda batch, attempt, event, now: attempt.advance(
         ReportedProgress(event.transferred, event.instant, event.average, event.elapsed), now
     ),
-    wire.RootEvent: lambda batch, attempt, event, now: batch._require_intake().locate(event),
-    wire.EntriesEvent: lambda batch, attempt, event, now: batch._require_intake().feed(event),
-    wire.UnreadableEvent: RunningBatch._on_unreadable,
-    wire.UnnamedEvent: lambda batch, attempt, event, now: batch._require_intake().unnamed(event),
-    wire.DoneEvent: RunningBatch._on_done,
-    wire.FailedEvent: RunningBatch._on_failed,
-    wire.CancelledEvent: lambda batch, attempt, event, now: batch._end_element(event.key, now, leftover=event.leftover),
+    RootEvent: lambda batch, attempt, event, now: batch._require_intake().locate(event),
+    EntriesEvent: lambda batch, attempt, event, now: batch._require_intake().feed(event),
+    UnreadableEvent: RunningBatch._on_unreadable,
+    UnnamedEvent: lambda batch, attempt, event, now: batch._require_intake().unnamed(event),
+    DoneEvent: RunningBatch._on_done,
+    FailedEvent: RunningBatch._on_failed,
+    CancelledEvent: lambda batch, attempt, event, now: batch._end_element(event.key, now, leftover=event.leftover),
 }

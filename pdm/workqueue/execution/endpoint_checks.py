@@ -26,7 +26,7 @@ from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools
 from pdm.workqueue.sites.storage_urls import storage_url
 from pdm.workqueue.telemetry.background import Background, ReportedError
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_requests import ListRequest, TimeLimits
 
 #: Seconds for one endpoint, its login and its listing.
 _ENDPOINT_TIMEOUT_S = 20.0
@@ -221,8 +221,8 @@ class SiteCheck:
             self.preparation.release_credential(kind)
 
     async def _ask(self, agent: AgentProcess, mover: Mover, url: str) -> AttemptFailure | None:
-        limits = wire.TimeLimits(stall_s=_ENDPOINT_TIMEOUT_S / 2, total_s=_ENDPOINT_TIMEOUT_S - 2)
-        request = wire.ListRequest(self.preparation.next_request_id(), 0, url, 0, limits)
+        limits = TimeLimits(stall_s=_ENDPOINT_TIMEOUT_S / 2, total_s=_ENDPOINT_TIMEOUT_S - 2)
+        request = ListRequest(self.preparation.next_request_id(), 0, url, 0, limits)
         answer = await ask(agent, request, self.preparation.context.reactor, _ENDPOINT_TIMEOUT_S)
         if answer.timed_out:
             return AttemptFailure(

@@ -49,7 +49,7 @@ from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
 from pdm.workqueue.telemetry.logging import log_context
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_requests import ListRequest
 
 _JANITOR_PERIOD_S = 20.0
 #: Seconds until a credential that was removed through another daemon is noticed.
@@ -333,6 +333,20 @@ class Executor:
             if not slot.has_stream and claimed_at <= before:
                 running.end(Ending.GIVEN_BACK)
 
+    def requeue_not_begun(self) -> None:
+        """Return all that has not begun to the queue: this node shall start nothing more."""
+        self.requeue_waiting(0.0)
+        for running in list(self._running):
+            running.give_back(running.not_begun())
+
+    def on_streams(self) -> list[tuple[RunningBatch, StreamSlot]]:
+        """The batches that have a stream."""
+        return [(running, slot) for running, (slot, _) in self._slots.items() if slot.has_stream]
+
+    def batch_time_s(self, running: RunningBatch) -> float:
+        """Seconds that a batch of its kind should take."""
+        return TOOLS_BATCH_TIME_S if job_moved_by_tools(running.batch.job, self.sites) else BATCH_TIME_S
+
     async def token_stored(self, user_id: int, site_id: int, resumed: held_elements.Resumed) -> None:
         """A login has a new token: resume the rest of what is HELD for it, and let running batches use it."""
         await self._check_credentials()
@@ -360,7 +374,7 @@ class Executor:
                 # One that waits for an FTS3 keeps no other batch from its agent.
                 alone = slot is None or running.service is not None
                 agent = await self.pool.acquire(kind, alone=alone, slot=slot, is_wanted=is_wanted)
-                if isinstance(request, wire.ListRequest):
+                if isinstance(request, ListRequest):
                     begin = partial(self.begin, behind=running)
                     intake = await self._listings.intake(running.batch, agent, request, prepared.options, begin)
             if running.ending is not None or request is None or agent is None:
@@ -413,13 +427,8 @@ class Executor:
             return
         if running.seconds and running.is_whole and running.batch.is_of_its_kind:
             size = self.batch_sizes.get(kind, FIRST_BATCH_SIZE)
-            by_tools = job_moved_by_tools(running.batch.job, self.sites)
             self.batch_sizes[kind] = next_batch_size(
-                size,
-                len(elements),
-                running.seconds,
-                self.limits.batch_elements,
-                TOOLS_BATCH_TIME_S if by_tools else BATCH_TIME_S,
+                size, len(elements), running.seconds, self.limits.batch_elements, self.batch_time_s(running)
             )
 
     def credentials_changed(self) -> None:

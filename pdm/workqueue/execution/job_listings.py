@@ -21,7 +21,7 @@ from pdm.workqueue.execution.destination_index import DestinationIndex
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.store import first_claims, listings, planned_elements, results
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.wire.agent_messages import ListRequest
+from pdm.workqueue.wire.agent_requests import ListRequest
 from pdm.workqueue.wire.options import CopyOptions, Options, RemoveOptions
 
 

@@ -27,7 +27,7 @@ from pdm.workqueue.execution.destination_index import DestinationIndex
 from pdm.workqueue.store import listings, results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import following, start_background
-from pdm.workqueue.wire.agent_messages import EntriesEvent, RawEntry, RootEvent, UnnamedEvent, UnreadableEvent
+from pdm.workqueue.wire.agent_events import EntriesEvent, RawEntry, RootEvent, UnnamedEvent, UnreadableEvent
 
 #: Chunks that may wait for the database before the agent is paused.
 _MOST_WAITING = 4

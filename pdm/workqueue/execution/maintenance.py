@@ -25,7 +25,7 @@ from pdm.workqueue.store import held_elements, results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.held_elements import HeldRoute
 from pdm.workqueue.telemetry.background import ReportedError
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_requests import CopyRequest, DiscardRequest, PathItem
 
 #: Elements of one round; the next round continues after them, so that files which cannot be removed do not block
 #: others.
@@ -110,7 +110,7 @@ class LeftoverFiles:
         # Elements with names that no request can contain were never begun.
         removed, why = set(prepared.built.refused), ""
         try:
-            if not isinstance(request, wire.CopyRequest | None):
+            if not isinstance(request, CopyRequest | None):
                 raise TypeError("only copies leave files behind")
             if request is not None:
                 agent = await self.pool.acquire(prepared.kind)
@@ -128,15 +128,15 @@ class LeftoverFiles:
         if why:
             raise _NotRemovedError(why)
 
-    async def _ask_to_discard(self, agent: AgentProcess, request: wire.CopyRequest) -> tuple[set[int], str]:
+    async def _ask_to_discard(self, agent: AgentProcess, request: CopyRequest) -> tuple[set[int], str]:
         """Have an agent remove the temporary files of a copy.
 
         Returns:
             Keys of the items whose files are all removed; and the reason for the others, empty if there are none.
         """
         urls = [(item, url) for item in request.items for url in (item.temporary, *item.stale)]
-        items = [wire.PathItem(number, url, handed=item.handed) for number, (item, url) in enumerate(urls)]
-        discard = wire.DiscardRequest(request.id, items, request.limits, request.service)
+        items = [PathItem(number, url, handed=item.handed) for number, (item, url) in enumerate(urls)]
+        discard = DiscardRequest(request.id, items, request.limits, request.service)
         reactor = self.preparation.context.reactor
         answer = await ask(agent, discard, reactor, request.limits.total_s + _SLACK_S)
         if answer.error is not None:

@@ -31,7 +31,7 @@ from pdm.workqueue.movers import MOVERS, TOOL_MOVERS
 from pdm.workqueue.movers.mover import Access, BuiltRequest, Mover, credential_need
 from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.sites.storage_urls import EndpointUrls
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_requests import CopyRequest, ListRequest, TimeLimits, WorkRequest
 from pdm.workqueue.wire.options import Options, read_options
 
 #: Environment variable of a helper: authorities of single endpoints, a JSON object, URL → directory.
@@ -63,12 +63,12 @@ class PreparedBatch:
     unfit: Mapping[int, AttemptFailure] = field(factory=dict)
 
     @property
-    def permitted_request(self) -> wire.WorkRequest | None:
+    def permitted_request(self) -> WorkRequest | None:
         """The request without `unfit` elements; None if nothing is left."""
         request = self.built.request
         if request is None or not self.unfit:
             return request
-        if isinstance(request, wire.ListRequest):
+        if isinstance(request, ListRequest):
             return None
         items: Any = [item for item in request.items if item.key not in self.unfit]
         return msgspec.structs.replace(request, items=items) if items else None
@@ -88,7 +88,7 @@ class Preparation:
     pool: AgentPool
     credentials: Credentials
     context: AttemptContext
-    element: wire.TimeLimits
+    element: TimeLimits
     access: Access
     services: TransferServices
     trust: Callable[[Path | None, Collection[str]], Awaitable[Path | None]] | None = None
@@ -123,13 +123,13 @@ class Preparation:
         except BaseException:
             self.release_credential(kind)
             raise
-        if service is not None and isinstance(built.request, wire.CopyRequest):
+        if service is not None and isinstance(built.request, CopyRequest):
             parameters = self.services.parameters(service)
             built = evolve(built, request=msgspec.structs.replace(built.request, service=parameters))
         return PreparedBatch(kind, built, options, endpoints, unfit)
 
     def _unfit(
-        self, batch: Batch, request: wire.WorkRequest | None, kind: AgentKind, ends: Sequence[RouteEnd]
+        self, batch: Batch, request: WorkRequest | None, kind: AgentKind, ends: Sequence[RouteEnd]
     ) -> Mapping[int, AttemptFailure]:
         claims = self.credentials.claims(kind.credential)
         if request is None or not claims:

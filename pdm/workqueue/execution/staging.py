@@ -28,7 +28,7 @@ from pdm.workqueue.sites.storage_urls import storage_url
 from pdm.workqueue.store import wait_visits
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.wait_visits import WaitVisit
-from pdm.workqueue.wire.agent_messages import TapeFile
+from pdm.workqueue.wire.agent_events import TapeFile
 
 _ON_DISK = frozenset({"DISK", "DISK_AND_TAPE"})
 _ON_TAPE = frozenset({"TAPE", "DISK_AND_TAPE"})

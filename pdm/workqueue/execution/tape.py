@@ -17,7 +17,8 @@ from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.waits import SiteUnansweredError
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.sites.registry import Site
-from pdm.workqueue.wire.agent_messages import TapeEvent, TapeRequest, TimeLimits
+from pdm.workqueue.wire.agent_events import TapeEvent
+from pdm.workqueue.wire.agent_requests import TapeRequest, TimeLimits
 
 Action = Literal["discover", "archiveinfo", "stage", "status", "cancel", "release", "delete"]
 #: Seconds for which an API that an endpoint names is used without asking again.

@@ -19,7 +19,15 @@ from pdm.workqueue.domain.token_profiles import (
     scope_misfit,
 )
 from pdm.workqueue.sites.registry import Site
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_requests import (
+    CheckRequest,
+    CopyRequest,
+    ListRequest,
+    MkdirRequest,
+    RemoveRequest,
+    RenameRequest,
+    WorkRequest,
+)
 
 _READ = (Capability.READ, Capability.STAGE)
 _CREATE = (Capability.CREATE, Capability.MODIFY)
@@ -47,7 +55,7 @@ def token_failure(site: Site, claims: TokenClaims, now: datetime) -> AttemptFail
 
 
 def unfit_elements(
-    batch: Batch, request: wire.WorkRequest, sites: Mapping[int, Site], claims: Mapping[int, TokenClaims]
+    batch: Batch, request: WorkRequest, sites: Mapping[int, Site], claims: Mapping[int, TokenClaims]
 ) -> dict[int, AttemptFailure]:
     """Elements that the scopes of a token do not permit, by key; ``claims``: of the tokens, by site."""
     found: dict[int, AttemptFailure] = {}
@@ -67,36 +75,36 @@ def _failure(site: Site, why: Misfit | None) -> AttemptFailure | None:
     return AttemptFailure(FailureScope.SERVICE, code, why.sentence(site.name))
 
 
-def _needs(batch: Batch, request: wire.WorkRequest) -> Iterator[tuple[int, int, Need]]:
+def _needs(batch: Batch, request: WorkRequest) -> Iterator[tuple[int, int, Need]]:
     """What the items of a request need: key, site and capability."""
     source = batch.job.src_siteid
     destination = source if batch.job.dst_siteid is None else batch.job.dst_siteid
     match request:
-        case wire.ListRequest():
+        case ListRequest():
             # The listing of a removal is part of it.
             listing = (*_READ, Capability.MODIFY) if batch.job.type is JobType.REMOVE else _READ
             yield request.key, source, Need(listing, StorageUrl(request.url).path)
             if request.destination is not None:
                 yield request.key, destination, Need(_READ, StorageUrl(request.destination).path)
-        case wire.CopyRequest():
+        case CopyRequest():
             writing = _CREATE if request.overwrite == "never" else _MODIFY
             for item in request.items:
                 yield item.key, source, Need(_READ, StorageUrl(item.source).path)
                 # The file arrives under another name in its directory.
                 yield item.key, destination, Need(writing, StorageUrl(item.temporary).path.rpartition(b"/")[0])
-        case wire.CheckRequest():
+        case CheckRequest():
             checked = source if request.at is FailureScope.SOURCE else destination
             for check in request.items:
                 yield check.key, checked, Need(_READ, StorageUrl(check.url).path)
-        case wire.RenameRequest():
+        case RenameRequest():
             renaming = _CREATE if request.overwrite == "never" else _MODIFY
             for rename in request.items:
                 yield rename.key, source, Need(renaming, StorageUrl(rename.source).path)
                 yield rename.key, source, Need(renaming, StorageUrl(rename.destination).path)
-        case wire.RemoveRequest():
+        case RemoveRequest():
             for removal in request.items:
                 place = destination if removal.at_destination else source
                 yield removal.key, place, Need(_MODIFY, StorageUrl(removal.url).path)
-        case wire.MkdirRequest():
+        case MkdirRequest():
             for directory in request.items:
                 yield directory.key, destination, Need(_CREATE, StorageUrl(directory.url).path)

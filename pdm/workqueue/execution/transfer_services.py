@@ -28,7 +28,7 @@ from pdm.workqueue.domain.pacing import Breaker, BreakerPolicy, BreakerState
 from pdm.workqueue.execution.site_directory import reached_by
 from pdm.workqueue.movers.fts import FtsMover
 from pdm.workqueue.sites.registry import Site, SiteRegistry
-from pdm.workqueue.wire.agent_messages import TransferService
+from pdm.workqueue.wire.agent_requests import TransferService
 
 #: Protocols of the ends of copies that an FTS3 can make.
 FTS_MOVERS: Mapping[JobProtocol, FtsMover] = {protocol: FtsMover(protocol) for protocol in TOOL_PROTOCOLS}

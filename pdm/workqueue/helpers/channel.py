@@ -19,7 +19,25 @@ import msgspec
 from pdm.workqueue.domain.failures import FailureScope
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, internal_error, truncated
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import (
+    AgentEvent,
+    BegunEvent,
+    CancelledEvent,
+    DoneEvent,
+    EntriesEvent,
+    FailedEvent,
+    FinishedEvent,
+    HandOverEvent,
+    LogEvent,
+    ProgressEvent,
+    RawEntry,
+    RootEvent,
+    StartedEvent,
+    TapeEvent,
+    UnnamedEvent,
+    UnreadableEvent,
+)
+from pdm.workqueue.wire.agent_requests import FoundBefore, ListRequest, PreservedAttribute, TapeRequest, WorkRequest
 
 _EVENTS = 3
 _MAX_LOG_LENGTH = 4000
@@ -41,7 +59,7 @@ class EventWriter:
         self._has_some = threading.Event()
         threading.Thread(target=self._flush_soon, name="events", daemon=True).start()
 
-    def write(self, event: wire.AgentEvent, *, at_once: bool = False) -> None:
+    def write(self, event: AgentEvent, *, at_once: bool = False) -> None:
         """Write one event, with those that wait; ends the process if the daemon has closed the pipe.
 
         Args:
@@ -87,11 +105,11 @@ class ActiveBatch:
         tape: the request, if it is one of a tape API.
     """
 
-    def __init__(self, request: wire.WorkRequest | wire.TapeRequest, events: EventWriter) -> None:
-        self.tape = request if isinstance(request, wire.TapeRequest) else None
+    def __init__(self, request: WorkRequest | TapeRequest, events: EventWriter) -> None:
+        self.tape = request if isinstance(request, TapeRequest) else None
         self._request = request
         self.id = request.id
-        if isinstance(request, (wire.ListRequest, wire.TapeRequest)):
+        if isinstance(request, (ListRequest, TapeRequest)):
             keys = [request.key]
         else:
             keys = [item.key for item in request.items]
@@ -115,13 +133,13 @@ class ActiveBatch:
         self.listed_bytes = 0
 
     @property
-    def request(self) -> wire.WorkRequest:
+    def request(self) -> WorkRequest:
         """The request, if it is one about a storage.
 
         Raises:
             TypeError: it is one of a tape API.
         """
-        if isinstance(self._request, wire.TapeRequest):
+        if isinstance(self._request, TapeRequest):
             raise TypeError("this helper speaks to no tape API")
         return self._request
 
@@ -201,7 +219,7 @@ class ActiveBatch:
     def leave_out(self, keys: Iterable[int]) -> None:
         """Remove items that have an outcome before the batch begins."""
         gone = set(keys)
-        if not isinstance(self._request, (wire.ListRequest, wire.TapeRequest)):
+        if not isinstance(self._request, (ListRequest, TapeRequest)):
             items = [item for item in self._request.items if item.key not in gone]
             self._request = msgspec.structs.replace(self._request, items=items)
 
@@ -219,10 +237,10 @@ class ActiveBatch:
             if key not in self._open or key in self._ended:
                 return False
             self._begun.add(key)
-        self._events.write(wire.StartedEvent(self.id, key))
+        self._events.write(StartedEvent(self.id, key))
         return True
 
-    def begin(self, key: int, found: wire.FoundBefore, longest_s: float) -> None:
+    def begin(self, key: int, found: FoundBefore, longest_s: float) -> None:
         """Report the state of the storage, and wait until the daemon has stored it, before a change is made.
 
         Args:
@@ -234,7 +252,7 @@ class ActiveBatch:
             StoppedError: the item was cancelled.
             StorageError: the daemon did not answer.
         """
-        self._announce(wire.BegunEvent(self.id, key, found), longest_s)
+        self._announce(BegunEvent(self.id, key, found), longest_s)
 
     def hand_over(self, keys: list[int], job: str, longest_s: float) -> None:
         """Report which items are handed over to another service, and wait until the daemon has stored it.
@@ -248,9 +266,9 @@ class ActiveBatch:
             StoppedError: the items were cancelled.
             StorageError: the daemon did not answer.
         """
-        self._announce(wire.HandOverEvent(self.id, keys[0], keys, job), longest_s)
+        self._announce(HandOverEvent(self.id, keys[0], keys, job), longest_s)
 
-    def _announce(self, event: wire.BegunEvent | wire.HandOverEvent, longest_s: float) -> None:
+    def _announce(self, event: BegunEvent | HandOverEvent, longest_s: float) -> None:
         key, until = event.key, time.monotonic() + longest_s
         with self._may_go:
             # An item may be handed over more than once.
@@ -275,11 +293,11 @@ class ActiveBatch:
     def log(self, key: int, text: str) -> None:
         """Add a line to the log of an item without an outcome."""
         if key in self._open:
-            self._events.write(wire.LogEvent(self.id, key, truncated(text, _MAX_LOG_LENGTH)))
+            self._events.write(LogEvent(self.id, key, truncated(text, _MAX_LOG_LENGTH)))
 
     def progress(self, key: int, transferred: int, instant: float, average: float, elapsed: float) -> None:
         """Report bytes, bytes/s now and on average, seconds."""
-        self._events.write(wire.ProgressEvent(self.id, key, transferred, instant, average, round(elapsed, 3)))
+        self._events.write(ProgressEvent(self.id, key, transferred, instant, average, round(elapsed, 3)))
 
     @contextlib.contextmanager
     def listing_destination(self) -> Iterator[None]:
@@ -295,23 +313,23 @@ class ActiveBatch:
         """The side that is listed now."""
         return FailureScope.DESTINATION if self._is_at_destination else FailureScope.SOURCE
 
-    def entries(self, key: int, entries: list[wire.RawEntry]) -> None:
+    def entries(self, key: int, entries: list[RawEntry]) -> None:
         if not self._is_at_destination:
             self.listed_bytes += sum(entry.size for entry in entries)
-        self._events.write(wire.EntriesEvent(self.id, key, entries, self._is_at_destination))
+        self._events.write(EntriesEvent(self.id, key, entries, self._is_at_destination))
 
     def unreadable(self, key: int, path: str, error: StorageError) -> None:
         fault = error.at(self.listed_scope).fault()
-        self._events.write(wire.UnreadableEvent(self.id, key, path, fault, self._is_at_destination))
+        self._events.write(UnreadableEvent(self.id, key, path, fault, self._is_at_destination))
 
     def root(self, key: int, path: bytes | None) -> None:
         if path is not None:
-            self._events.write(wire.RootEvent(self.id, key, quote_from_bytes(path, safe="/"), self._is_at_destination))
+            self._events.write(RootEvent(self.id, key, quote_from_bytes(path, safe="/"), self._is_at_destination))
 
     def unnamed(self, key: int, path: str, count: int) -> None:
-        self._events.write(wire.UnnamedEvent(self.id, key, path, count, self._is_at_destination))
+        self._events.write(UnnamedEvent(self.id, key, path, count, self._is_at_destination))
 
-    def answer(self, event: wire.TapeEvent) -> None:
+    def answer(self, event: TapeEvent) -> None:
         """Report the answer of a tape API, which is the outcome of its request."""
         self._events.write(event)
         self.done(event.key)
@@ -324,16 +342,16 @@ class ActiveBatch:
         checksum: str | None = None,
         *,
         already_there: bool = False,
-        not_preserved: tuple[wire.PreservedAttribute, ...] = (),
+        not_preserved: tuple[PreservedAttribute, ...] = (),
         free: int | None = None,
     ) -> None:
-        self._close(wire.DoneEvent(self.id, key, size, transferred, checksum, already_there, not_preserved, free))
+        self._close(DoneEvent(self.id, key, size, transferred, checksum, already_there, not_preserved, free))
 
     def failed(self, key: int, error: StorageError, *, leftover: bool = False) -> None:
-        self._close(wire.FailedEvent(self.id, key, error.fault(), leftover))
+        self._close(FailedEvent(self.id, key, error.fault(), leftover))
 
     def cancelled(self, key: int, *, leftover: bool = False) -> None:
-        self._close(wire.CancelledEvent(self.id, key, leftover))
+        self._close(CancelledEvent(self.id, key, leftover))
 
     def finish(self) -> None:
         """End the batch; a key without an outcome is a bug of the helper, and reported as one."""
@@ -343,13 +361,13 @@ class ActiveBatch:
             self._on_end.clear()
         for key in self.open_keys():
             self.failed(key, internal_error("the helper reported no result for this element"))
-        self._events.write(wire.FinishedEvent(self.id), at_once=True)
+        self._events.write(FinishedEvent(self.id), at_once=True)
 
     def flush(self) -> None:
         """Write waiting events at once, for example before an operation that may end the process."""
         self._events.flush()
 
-    def _close(self, outcome: wire.DoneEvent | wire.FailedEvent | wire.CancelledEvent) -> None:
+    def _close(self, outcome: DoneEvent | FailedEvent | CancelledEvent) -> None:
         with self._lock:
             if outcome.key not in self._open:
                 return

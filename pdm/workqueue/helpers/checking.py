@@ -10,7 +10,7 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.storage import Storage, StorageError, scoped
 from pdm.workqueue.helpers.threads import WorkerThreads
-from pdm.workqueue.wire.agent_messages import CheckItem, CheckRequest
+from pdm.workqueue.wire.agent_requests import CheckItem, CheckRequest
 
 
 def check_items(batch: ActiveBatch, request: CheckRequest, workers: WorkerThreads, count: int) -> None:

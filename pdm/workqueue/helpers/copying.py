@@ -24,7 +24,7 @@ from pdm.workqueue.helpers.storage import (
     at_source,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads
-from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
+from pdm.workqueue.wire.agent_requests import CopyItem, CopyRequest
 
 #: Seconds for the removal of a temporary file after a failed transfer; fewer after a cancel, which must be quick, and
 #: at a server that did not answer.

@@ -13,7 +13,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.storage import FileStat, Storage, StorageError, at_destination
-from pdm.workqueue.wire.agent_messages import CopyItem
+from pdm.workqueue.wire.agent_requests import CopyItem
 
 #: Number of files from which one listing of their directory is cheaper than a stat of each.
 _MIN_FILES_FOR_LISTING = 8

@@ -30,7 +30,7 @@ from pdm.workqueue.helpers.storage import (
     at_source,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads, may_begin
-from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest, PreservedAttribute
+from pdm.workqueue.wire.agent_requests import CopyItem, CopyRequest, PreservedAttribute
 
 #: Larger files are copied alone: their bytes take longer than their round trips.
 _LARGEST = 256 * 1024

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-#: Exit status of a helper whose lease has expired; `wire.agent_messages.LEASE_OVER_STATUS`.
+#: Exit status of a helper whose lease has expired; `wire.agent_requests.LEASE_OVER_STATUS`.
 _EXPIRED_STATUS = 75
 #: Interval in seconds between checks: a sleeping thread does not count the time of a suspended machine.
 _POLL_S = 0.5

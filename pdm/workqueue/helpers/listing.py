@@ -26,7 +26,8 @@ from pdm.workqueue.helpers.storage import (
     internal_error,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads
-from pdm.workqueue.wire.agent_messages import ListRequest, RawEntry
+from pdm.workqueue.wire.agent_events import RawEntry
+from pdm.workqueue.wire.agent_requests import ListRequest
 
 #: Maximum entries of an event, and about the maximum bytes of its paths.
 _ENTRIES_PER_EVENT, _BYTES_PER_EVENT = 1000, 512 * 1024

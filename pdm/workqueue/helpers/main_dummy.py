@@ -23,7 +23,8 @@ from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.request_loop import serve
 from pdm.workqueue.helpers.storage import StorageError
-from pdm.workqueue.wire.agent_messages import CheckItem, CheckRequest, CopyItem, ListRequest, PathItem, RawEntry
+from pdm.workqueue.wire.agent_events import RawEntry
+from pdm.workqueue.wire.agent_requests import CheckItem, CheckRequest, CopyItem, ListRequest, PathItem
 
 #: Files in one directory of a simulated listing.
 _FILES_A_DIRECTORY = 1000

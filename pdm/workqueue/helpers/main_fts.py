@@ -25,7 +25,7 @@ from pdm.workqueue.helpers.main_relay import RelayStorage
 from pdm.workqueue.helpers.request_loop import serve
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, internal_error
 from pdm.workqueue.helpers.threads import WorkerThreads
-from pdm.workqueue.wire.agent_messages import CopyRequest, DiscardRequest, ListRequest, PathItem
+from pdm.workqueue.wire.agent_requests import CopyRequest, DiscardRequest, ListRequest, PathItem
 
 _ITEMS_PER_WORKER = 16
 

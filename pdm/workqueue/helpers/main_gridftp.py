@@ -31,7 +31,7 @@ from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage
 from pdm.workqueue.helpers.request_loop import serve
 from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.helpers.threads import WorkerThreads
-from pdm.workqueue.wire.agent_messages import (
+from pdm.workqueue.wire.agent_requests import (
     CopyItem,
     CopyRequest,
     ItemRequest,

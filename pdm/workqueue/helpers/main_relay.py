@@ -35,7 +35,7 @@ from pdm.workqueue.helpers.storage import (
     stream_copy,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads
-from pdm.workqueue.wire.agent_messages import CopyRequest, ListRequest
+from pdm.workqueue.wire.agent_requests import CopyRequest, ListRequest
 
 _MAX_WORKERS = 4
 _ITEMS_PER_WORKER = 16

@@ -30,7 +30,7 @@ from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.helpers.tools.globus_url_copy import PROGRAM, UrlPair
 from pdm.workqueue.helpers.tools.native_clients import NativeClients
 from pdm.workqueue.helpers.tools.storage import GRIDFTP_SCHEMES, Removals, ToolStorage
-from pdm.workqueue.wire.agent_messages import (
+from pdm.workqueue.wire.agent_requests import (
     CheckRequest,
     CopyItem,
     CopyRequest,

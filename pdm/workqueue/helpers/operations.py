@@ -29,7 +29,7 @@ from pdm.workqueue.helpers.storage import (
     scoped,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads, may_begin
-from pdm.workqueue.wire.agent_messages import (
+from pdm.workqueue.wire.agent_requests import (
     CheckRequest,
     CopyRequest,
     DiscardRequest,

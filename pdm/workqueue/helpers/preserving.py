@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.storage import FileStat, Storage, StorageError, at_destination, at_source
-from pdm.workqueue.wire.agent_messages import PreservedAttribute
+from pdm.workqueue.wire.agent_requests import PreservedAttribute
 
 #: Attributes in the order in which they are set: without permission to read, a file could not be opened again.
 _ORDER: tuple[PreservedAttribute, ...] = ("mtime", "mode")

@@ -16,7 +16,8 @@ import msgspec
 
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.channel import ActiveBatch, EventWriter
-from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.agent_events import ReadyEvent
+from pdm.workqueue.wire.agent_requests import AgentRequest, CancelRequest, LeaseRequest, ProceedRequest
 
 _REQUESTS = 0
 #: prctl(2)
@@ -24,7 +25,7 @@ _PR_SET_DUMPABLE = 4
 _READ_SIZE = 1024 * 1024
 #: A larger request is a bug of the daemon; reading it could exhaust the memory.
 _MAX_REQUEST_SIZE = 64 * 1024 * 1024
-_decoder: msgspec.json.Decoder[wire.AgentRequest] = msgspec.json.Decoder(wire.AgentRequest)
+_decoder: msgspec.json.Decoder[AgentRequest] = msgspec.json.Decoder(AgentRequest)
 
 
 class _BatchQueue:
@@ -43,7 +44,7 @@ class _BatchQueue:
             self._change.notify()
 
     def cancel(self, batch_id: int, keys: list[int] | None, *, keep: bool, waiting_only: bool) -> None:
-        """Cancel a batch, or some of its items, whether it runs or waits; the rest as in `wire.CancelRequest`."""
+        """Cancel a batch, or some of its items, whether it runs or waits; the rest as in `CancelRequest`."""
         with self._change:
             waits = [batch for batch in self._waiting if batch.id == batch_id]
             for batch in waits:
@@ -115,7 +116,7 @@ def serve(tools: str, carry_out: Callable[[ActiveBatch], None]) -> None:
     disable_core_dumps()
     events = EventWriter()
     batches = _BatchQueue(carry_out)
-    events.write(wire.ReadyEvent(tools), at_once=True)
+    events.write(ReadyEvent(tools), at_once=True)
     try:
         for line in _lines(iter(lambda: os.read(_REQUESTS, _READ_SIZE), b"")):
             _take(_decoder.decode(line), batches, events)
@@ -125,14 +126,14 @@ def serve(tools: str, carry_out: Callable[[ActiveBatch], None]) -> None:
     os._exit(0)
 
 
-def _take(request: wire.AgentRequest, batches: _BatchQueue, events: EventWriter) -> None:
-    if isinstance(request, wire.LeaseRequest):
+def _take(request: AgentRequest, batches: _BatchQueue, events: EventWriter) -> None:
+    if isinstance(request, LeaseRequest):
         lease.hold(request.until)
         return
     lease.check()
-    if isinstance(request, wire.CancelRequest):
+    if isinstance(request, CancelRequest):
         batches.cancel(request.id, request.keys, keep=request.keep, waiting_only=request.waiting_only)
-    elif isinstance(request, wire.ProceedRequest):
+    elif isinstance(request, ProceedRequest):
         batches.go(request.id, request.key)
     else:
         batches.add(ActiveBatch(request, events))

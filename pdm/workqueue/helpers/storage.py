@@ -15,7 +15,8 @@ from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.checksums import RunningChecksum, running_checksum
-from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
+from pdm.workqueue.wire.agent_events import Fault
+from pdm.workqueue.wire.agent_requests import TimeLimits
 
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")

@@ -19,7 +19,8 @@ from pdm.workqueue.helpers.backends.http_client import HttpClient
 from pdm.workqueue.helpers.backends.http_errors import HttpStatusError
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, truncated
-from pdm.workqueue.wire.agent_messages import TapeEvent, TapeFile, TapeRequest
+from pdm.workqueue.wire.agent_events import TapeEvent, TapeFile
+from pdm.workqueue.wire.agent_requests import TapeRequest
 
 #: Where a server describes its API, from the root of the server.
 _WELL_KNOWN = "/.well-known/wlcg-tape-rest-api"

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.storage import StoppedError, Storage, StorageError, Timeouts, internal_error
-from pdm.workqueue.wire.agent_messages import CheckItem, CopyItem, PathItem, RenameItem
+from pdm.workqueue.wire.agent_requests import CheckItem, CopyItem, PathItem, RenameItem
 
 _Part = TypeVar("_Part")
 _Item = TypeVar("_Item", bound=CheckItem | CopyItem | PathItem | RenameItem)

@@ -26,8 +26,9 @@ from werkzeug.routing import BaseConverter, Map
 
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.http.access import Authenticator, Caller
-from pdm.workqueue.http.context import PATH_PARAMETERS, Allow, ApiContext, Endpoint, JsonStream, Parameter, PlainText
+from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import decode_json, decode_query, idempotency_key
+from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, JsonStream, Parameter, PlainText
 from pdm.workqueue.http.event_streams import EventStream, write_events
 from pdm.workqueue.http.problems import (
     ApiError,

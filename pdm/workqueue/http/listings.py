@@ -17,7 +17,8 @@ from msgspec import UNSET
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, ListedEntry
 from pdm.workqueue.domain.paths import joined
-from pdm.workqueue.http.context import ApiContext, json_array, json_items
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import json_array, json_items
 from pdm.workqueue.http.transactions import PAGE_SIZE
 from pdm.workqueue.http.views import skipped_view
 from pdm.workqueue.store import jobs, listings

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pdm.workqueue import __version__
-from pdm.workqueue.http.context import PATH_PARAMETERS, Allow, Endpoint, Parameter
+from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, Parameter
 from pdm.workqueue.http.problems import (
     ApiError,
     BodyTooLargeError,

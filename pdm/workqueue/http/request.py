@@ -23,7 +23,7 @@ from werkzeug.http import parse_accept_header
 from zope.interface import implementer
 
 from pdm.workqueue.http.connections import ApiChannel, ConnectionLimiter, ConnectionLimits
-from pdm.workqueue.http.context import JsonStream
+from pdm.workqueue.http.endpoint import JsonStream
 from pdm.workqueue.http.origin import SAFE_METHODS, foreign_origin
 from pdm.workqueue.http.problems import (
     PROBLEM_FORMAT,

@@ -28,10 +28,10 @@ from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store.claim_queries import QueuePosition, WaitReason
 from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.listings import ListingNote
+from pdm.workqueue.wire.credentials import CredentialView, VomsView
 from pdm.workqueue.wire.plans import EstimateView, PlanView
 from pdm.workqueue.wire.responses import (
     CancelReasonView,
-    CredentialView,
     ElementStatusView,
     ElementView,
     FailureView,
@@ -41,7 +41,6 @@ from pdm.workqueue.wire.responses import (
     NextTryView,
     QueueView,
     SkippedView,
-    VomsView,
 )
 from pdm.workqueue.wire.sites import CheckView, EndpointView, OidcView, RouteView, SiteView
 

@@ -14,7 +14,8 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl, build_request, classify
-from pdm.workqueue.wire.agent_messages import CheckItem, CopyItem, Fault, ListRequest, PathItem, RenameItem, TimeLimits
+from pdm.workqueue.wire.agent_events import Fault
+from pdm.workqueue.wire.agent_requests import CheckItem, CopyItem, ListRequest, PathItem, RenameItem, TimeLimits
 from pdm.workqueue.wire.options import DummyOptions, Options
 
 _Item = TypeVar("_Item", bound=CheckItem | CopyItem | PathItem | RenameItem)

@@ -13,7 +13,8 @@ from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.gridftp import classify_reply, proxy_environment
 from pdm.workqueue.movers.mover import Access, BuiltRequest, SiteUrl, build_request
 from pdm.workqueue.movers.tools import ERROR_PATTERNS
-from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
+from pdm.workqueue.wire.agent_events import Fault
+from pdm.workqueue.wire.agent_requests import TimeLimits
 from pdm.workqueue.wire.options import Options
 
 

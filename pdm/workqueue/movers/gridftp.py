@@ -20,7 +20,8 @@ from pdm.workqueue.movers.mover import (
     build_request,
     classify,
 )
-from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
+from pdm.workqueue.wire.agent_events import Fault
+from pdm.workqueue.wire.agent_requests import TimeLimits
 from pdm.workqueue.wire.options import Options
 
 #: What Globus servers and libraries say where they give no number; tests/movers/data has each as it was recorded.

@@ -23,12 +23,12 @@ from pdm.workqueue.domain.failures import (
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
 from pdm.workqueue.domain.paths import LONGEST_PATH, InvalidPathError, StorageUrl
 from pdm.workqueue.telemetry.logging import redacted
-from pdm.workqueue.wire.agent_messages import (
+from pdm.workqueue.wire.agent_events import Fault
+from pdm.workqueue.wire.agent_requests import (
     CheckItem,
     CheckRequest,
     CopyItem,
     CopyRequest,
-    Fault,
     FoundBefore,
     ListRequest,
     MkdirRequest,

@@ -23,7 +23,8 @@ from pdm.workqueue.movers.mover import (
     build_request,
     classify,
 )
-from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
+from pdm.workqueue.wire.agent_events import Fault
+from pdm.workqueue.wire.agent_requests import TimeLimits
 from pdm.workqueue.wire.options import Options
 
 #: What ssh(1) says where a login fails, as recorded from OpenSSH 9.2; and what a dead connection looks like.

@@ -13,7 +13,8 @@ from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.gridftp import ERROR_PATTERNS as GRIDFTP_ERROR_PATTERNS
 from pdm.workqueue.movers.gridftp import classify_reply, proxy_environment
 from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, ErrorPattern, SiteUrl, build_request
-from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
+from pdm.workqueue.wire.agent_events import Fault
+from pdm.workqueue.wire.agent_requests import TimeLimits
 from pdm.workqueue.wire.options import Options
 
 #: What gfal2 2.21 and its plugins say, where their number says nothing; tests/movers/data has each as it was recorded.

@@ -13,8 +13,7 @@ from pdm.workqueue.http.endpoints.logins import list_logins
 from pdm.workqueue.http.endpoints.service import whoami
 from pdm.workqueue.web.jobs import site_label
 from pdm.workqueue.web.pages import Page, Redirect, Visit, page
-from pdm.workqueue.wire.logins import LoginView
-from pdm.workqueue.wire.responses import CredentialView
+from pdm.workqueue.wire.credentials import CredentialView, LoginView
 
 #: The secret of a credential never passes through a browser: it is made by the command.
 _COMMANDS = {

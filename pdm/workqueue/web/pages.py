@@ -25,8 +25,9 @@ from pdm.workqueue.http.app import (
     problem_of,
     run_eagerly,
 )
-from pdm.workqueue.http.context import ApiContext, JsonStream
+from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import invalid_value, url_pairs
+from pdm.workqueue.http.endpoint import JsonStream
 from pdm.workqueue.http.problems import (
     ApiError,
     InvalidInputError,

@@ -29,7 +29,7 @@ from pdm.workqueue.http.problems import ApiError, InvalidInputError
 from pdm.workqueue.web.credentials import command_of
 from pdm.workqueue.web.pages import Page, Redirect, Visit, page
 from pdm.workqueue.wire.activity import SiteActivityView
-from pdm.workqueue.wire.responses import CredentialView
+from pdm.workqueue.wire.credentials import CredentialView
 from pdm.workqueue.wire.sites import Message, SiteBody, SiteChanges, SiteView
 
 _T = TypeVar("_T", bound=msgspec.Struct)

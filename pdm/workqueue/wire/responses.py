@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType, field
 
-from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.holds import HOLD_CODE, HoldBy
 from pdm.workqueue.domain.planning import SkipCode
@@ -372,37 +371,6 @@ class WhoamiView(msgspec.Struct, frozen=True, kw_only=True):
     certificate_valid_until: Annotated[datetime, Meta(description="End of the first that ends of the presented chain.")]
     limited_proxy: bool
     credential_valid_until: Annotated[datetime | None, Meta(description="End of what was delegated; null for none.")]
-
-
-class DelegationView(msgspec.Struct, frozen=True, kw_only=True):
-    """A delegated credential."""
-
-    termination_time: datetime
-    subject: str
-
-
-class VomsView(msgspec.Struct, frozen=True, kw_only=True):
-    """VOMS attributes that a proxy carries; shown, not verified."""
-
-    vo: str
-    fqans: list[str]
-
-
-class CredentialView(msgspec.Struct, frozen=True, kw_only=True):
-    """A credential that the service holds, without its secret."""
-
-    id: int
-    kind: Annotated[str, Meta(extra_json_schema={"enum": [kind.value for kind in CredentialKind]})]
-    subject: Annotated[
-        str, Meta(description="Whose it is; the fingerprint of an SSH key, the id of an access key of S3.")
-    ]
-    site: Annotated[int | None, Meta(description="The site that it is for; null for every one.")]
-    label: str | None
-    valid_until: Annotated[datetime | None, Meta(description="Null for one without an expiry, or with an unknown one.")]
-    stored_at: datetime
-    voms: Annotated[list[VomsView], Meta(description="Of a proxy.")]
-    account: Annotated[str | None, Meta(description="Of an SSH key: the account at the site.")]
-    public_key: Annotated[str | None, Meta(description="Of an SSH key: the line to install at the site.")]
 
 
 class FaultView(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ from pdm.workqueue.helpers.storage import (
     at_source,
 )
 from pdm.workqueue.helpers.threads import may_begin
-from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
+from pdm.workqueue.wire.agent_requests import CopyItem, CopyRequest
 
 #: Files, and bytes, of a group: a server reads all of them for their checksums.
 _MOST_FILES, _MOST_BYTES = 100, 256 * 1024 * 1024

@@ -40,7 +40,7 @@ from pdm.workqueue.helpers.fts.rest import (
 )
 from pdm.workqueue.helpers.storage import StoppedError, Storage, StorageError
 from pdm.workqueue.helpers.threads import WorkerThreads, may_begin
-from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest, TransferService
+from pdm.workqueue.wire.agent_requests import CopyItem, CopyRequest, TransferService
 
 MAX_WORKERS = 4
 #: A login at a GridFTP server costs as much as a hundred small files.

@@ -11,7 +11,7 @@ from pdm.workqueue.helpers.gridftp.copy_checks import PipelinedFile
 from pdm.workqueue.helpers.gridftp.replies import Reply, file_stat_in
 from pdm.workqueue.helpers.preserving import UNKNOWN, values_of
 from pdm.workqueue.helpers.storage import FileStat, StorageError
-from pdm.workqueue.wire.agent_messages import PreservedAttribute
+from pdm.workqueue.wire.agent_requests import PreservedAttribute
 
 #: The first second of the year 10000, which the format cannot express.
 _END = 253_402_300_800

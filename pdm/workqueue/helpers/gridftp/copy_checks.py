@@ -25,7 +25,7 @@ from pdm.workqueue.helpers.gridftp.replies import (
     time_in,
 )
 from pdm.workqueue.helpers.storage import FileStat, FileVersion
-from pdm.workqueue.wire.agent_messages import CopyItem, PreservedAttribute
+from pdm.workqueue.wire.agent_requests import CopyItem, PreservedAttribute
 
 #: Files for which one listing of their directory is worth its cost; in a large directory, one for each few entries.
 _MIN_FILES_FOR_LISTING, _MAX_FILES_FOR_LISTING, _ENTRIES_FOR_A_FILE = 64, 128, 4

@@ -37,7 +37,7 @@ from pdm.workqueue.helpers.gridftp.event_loop import BrokenError, SilenceError, 
 from pdm.workqueue.helpers.gridftp.pipelined_operations import NEW, PipelinedDirectories
 from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply
 from pdm.workqueue.helpers.storage import FileStat, StoppedError, StorageError
-from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
+from pdm.workqueue.wire.agent_requests import CopyItem, CopyRequest
 
 #: Larger files are copied alone, with progress and a stall timeout of their own.
 _LARGEST = 64 * 1024 * 1024

@@ -36,7 +36,7 @@ from pdm.workqueue.helpers.gridftp.replies import (
 from pdm.workqueue.helpers.listing import DirectoryEntries, EntryReporter, directory_url, is_listed, report_alone
 from pdm.workqueue.helpers.operations import check_unchanged_since_listing, must_recheck
 from pdm.workqueue.helpers.storage import StoppedError, StorageError
-from pdm.workqueue.wire.agent_messages import ListRequest, MkdirRequest, PathItem, RemoveRequest
+from pdm.workqueue.wire.agent_requests import ListRequest, MkdirRequest, PathItem, RemoveRequest
 
 #: States of a usable directory.
 NEW, THERE = "new", "there"

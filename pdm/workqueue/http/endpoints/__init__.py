@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from pdm.workqueue.http.context import Endpoint
+from pdm.workqueue.http.endpoint import Endpoint
 from pdm.workqueue.http.endpoints import (
     activity,
     credentials,

@@ -12,7 +12,8 @@ from pdm.workqueue.domain.failures import FailureCode, hint_for
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.http.access import Caller
-from pdm.workqueue.http.context import ApiContext, endpoint
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.endpoints.sites import require_operator
 from pdm.workqueue.http.problems import JobNotFoundError
 from pdm.workqueue.http.waiting import waiting_reasons, with_progress

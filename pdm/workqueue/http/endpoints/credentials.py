@@ -31,7 +31,8 @@ from pdm.workqueue.domain.credentials import ALL_SITES, MIN_VALIDITY, Credential
 from pdm.workqueue.execution.credentials import PROXY, pending_context, vault_context
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import LOGON_WINDOW, MAX_LOGON_FAILURES, Caller
-from pdm.workqueue.http.context import ApiContext, PlainText, endpoint
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import PlainText, endpoint
 from pdm.workqueue.http.problems import (
     ConflictError,
     InvalidInputError,
@@ -46,8 +47,8 @@ from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredentia
 from pdm.workqueue.store.held_elements import Resumed
 from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.telemetry.background import start_background
+from pdm.workqueue.wire.credentials import CredentialView, DelegationView
 from pdm.workqueue.wire.requests import LARGEST_ID, NewCredential, SiteLogon
-from pdm.workqueue.wire.responses import CredentialView, DelegationView
 
 _log = Logger()
 

@@ -21,8 +21,9 @@ from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.execution.cluster import LogElsewhereError
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
-from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, json_array, json_items
+from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import enum_members
+from pdm.workqueue.http.endpoint import JsonStream, endpoint, json_array, json_items
 from pdm.workqueue.http.endpoints.jobs import site_number, utc_timestamp
 from pdm.workqueue.http.endpoints.receipts import failure_codes
 from pdm.workqueue.http.listings import has_listing, with_listing

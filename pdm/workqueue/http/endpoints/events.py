@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from pdm.workqueue.domain.events import EventFilter, EventKind
 from pdm.workqueue.http.access import Caller
-from pdm.workqueue.http.context import ApiContext, endpoint
+from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import enum_members
+from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.event_streams import EventStream, event_view
 from pdm.workqueue.http.problems import InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.request import JSON

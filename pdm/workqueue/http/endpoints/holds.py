@@ -9,7 +9,8 @@ from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
-from pdm.workqueue.http.context import ApiContext, endpoint
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.endpoints.sites import actor, checked_message
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.views import job_view

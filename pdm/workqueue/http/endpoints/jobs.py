@@ -15,9 +15,10 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
-from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, json_array, json_items
+from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.credential_checks import CredentialNeeds
 from pdm.workqueue.http.decoding import credential_needs, enum_members, job_from_request, stored_sites
+from pdm.workqueue.http.endpoint import JsonStream, endpoint, json_array, json_items
 from pdm.workqueue.http.endpoints.receipts import failure_codes
 from pdm.workqueue.http.estimates import estimate_view, estimate_warnings
 from pdm.workqueue.http.listings import skipped_entries

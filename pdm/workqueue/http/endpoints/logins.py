@@ -9,7 +9,8 @@ from pdm.workqueue.execution.issuers import IssuerUnavailableError
 from pdm.workqueue.execution.login_secrets import PendingCode
 from pdm.workqueue.execution.oidc_logins import LoginRefusedError
 from pdm.workqueue.http.access import Caller
-from pdm.workqueue.http.context import ApiContext, endpoint
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.endpoints.credentials import usable_site
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFoundError, SiteFailedError
 from pdm.workqueue.http.views import whole_seconds
@@ -17,7 +18,7 @@ from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store import oidc_logins
 from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.store.oidc_logins import LoginRecord
-from pdm.workqueue.wire.logins import LoginView
+from pdm.workqueue.wire.credentials import LoginView
 from pdm.workqueue.wire.requests import NewRefreshToken
 
 _T = TypeVar("_T")

@@ -7,7 +7,8 @@ from typing import Any
 
 from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.http.access import Caller
-from pdm.workqueue.http.context import ApiContext, endpoint
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.endpoints.sites import actor, checked_message, log_audit, require_operator
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFoundError
 from pdm.workqueue.http.views import whole_seconds

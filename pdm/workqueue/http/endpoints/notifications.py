@@ -14,7 +14,8 @@ from pdm.workqueue.execution.mail import CODE_LIFETIME_S, code_digest, new_code
 from pdm.workqueue.execution.webhooks import WebhookBusyError, new_secret, secret_context, secret_text
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
-from pdm.workqueue.http.context import ApiContext, endpoint
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.problems import ConflictError, IdempotencyKeyReusedError, InvalidInputError, NotFoundError
 from pdm.workqueue.http.views import whole_seconds
 from pdm.workqueue.store import mail, webhooks

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pdm.workqueue.domain.jobs import LogSpan
 from pdm.workqueue.execution.cluster import history_view, motion_view
-from pdm.workqueue.http.context import Allow, ApiContext, endpoint
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import Allow, endpoint
 from pdm.workqueue.http.problems import InvalidInputError, NotFoundError
 from pdm.workqueue.http.views import route_view
 from pdm.workqueue.logstore.attempt_log import LogRef

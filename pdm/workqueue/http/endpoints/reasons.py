@@ -11,7 +11,8 @@ from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.waits import WaitKind
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
-from pdm.workqueue.http.context import ApiContext, endpoint
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.problems import ElementNotFoundError, InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.views import element_hold_view
 from pdm.workqueue.http.waiting import limit_sentences, queue_sentences, with_progress

@@ -10,7 +10,8 @@ from pdm.workqueue.domain.failures import MEANINGS, FailureCode, Remedy, hint_fo
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
-from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import JsonStream, endpoint
 from pdm.workqueue.http.problems import InvalidInputError, JobNotFoundError, JobPurgedError, NotAcceptableError
 from pdm.workqueue.http.receipts import kept_receipt_pieces, receipt_pieces
 from pdm.workqueue.store.outcomes import FailureGroup

@@ -14,8 +14,9 @@ from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.recurrence import Recurrence, recurrence
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import AccessList, Caller
-from pdm.workqueue.http.context import ApiContext, endpoint
+from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import job_from_request, stored_sites
+from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.problems import (
     ConflictError,
     ForbiddenError,

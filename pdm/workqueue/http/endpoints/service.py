@@ -11,7 +11,8 @@ from pdm.workqueue import __version__
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.access import Caller, Role
-from pdm.workqueue.http.context import Allow, ApiContext, endpoint
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import Allow, endpoint
 from pdm.workqueue.http.endpoints.credentials import delegation_id
 from pdm.workqueue.http.endpoints.sites import checked_message, lift, require_operator, restrict
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFoundError

@@ -19,7 +19,8 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.domain.sites import Actor, NewSite, RestrictionKind, SiteRecord
 from pdm.workqueue.execution.endpoint_checks import SiteCheckRunningError
 from pdm.workqueue.http.access import Caller, Role
-from pdm.workqueue.http.context import ApiContext, endpoint
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.oidc_settings import checked_oidc, with_secret_of
 from pdm.workqueue.http.problems import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
 from pdm.workqueue.http.views import check_view, site_view

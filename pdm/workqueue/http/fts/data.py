@@ -12,7 +12,7 @@ import msgspec
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, ListedEntry
-from pdm.workqueue.http.context import JsonStream
+from pdm.workqueue.http.endpoint import JsonStream
 from pdm.workqueue.http.endpoints.jobs import submit_job
 from pdm.workqueue.http.fts.calls import FtsAnswer, FtsCall
 from pdm.workqueue.http.fts.documents import read_document

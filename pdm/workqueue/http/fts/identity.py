@@ -10,7 +10,7 @@ from pdm.workqueue.certificates.tls_server import verified_chain
 from pdm.workqueue.domain.fts import BASE_ID, vo_id
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.access import Role
-from pdm.workqueue.http.context import PlainText
+from pdm.workqueue.http.endpoint import PlainText
 from pdm.workqueue.http.endpoints.credentials import (
     delegation_id,
     delete_delegation,

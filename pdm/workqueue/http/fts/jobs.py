@@ -15,7 +15,8 @@ from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.fts import FINAL_STATES, element_of_file, file_state, job_priority, job_state
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.http.access import Caller
-from pdm.workqueue.http.context import ApiContext, JsonStream, json_array
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import JsonStream, json_array
 from pdm.workqueue.http.endpoints.credentials import delegation_id
 from pdm.workqueue.http.fts import submission
 from pdm.workqueue.http.fts.calls import FtsAnswer, FtsCall

@@ -19,7 +19,8 @@ from pdm.workqueue.certificates.proxies import voms_attributes
 from pdm.workqueue.certificates.tls_server import verified_chain
 from pdm.workqueue.http.access import Authenticator
 from pdm.workqueue.http.app import REQUEST_PATIENCE_S, admitted_caller, problem_of, run_eagerly
-from pdm.workqueue.http.context import ApiContext, JsonStream
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import JsonStream
 from pdm.workqueue.http.fts import data, identity, jobs, operators
 from pdm.workqueue.http.fts.calls import DelegationTimeoutError, FtsAnswer, FtsCall, FtsHandler, FtsUser
 from pdm.workqueue.http.problems import (

@@ -1,4 +1,4 @@
-"""Logins at the token issuers of sites, as the service answers them. Times are UTC."""
+"""Credentials and logins, as the service answers them, without their secrets. Times are UTC."""
 
 from __future__ import annotations
 
@@ -8,7 +8,39 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, field
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.oidc import LoginState
+
+
+class DelegationView(msgspec.Struct, frozen=True, kw_only=True):
+    """A delegated credential."""
+
+    termination_time: datetime
+    subject: str
+
+
+class VomsView(msgspec.Struct, frozen=True, kw_only=True):
+    """VOMS attributes that a proxy carries; shown, not verified."""
+
+    vo: str
+    fqans: list[str]
+
+
+class CredentialView(msgspec.Struct, frozen=True, kw_only=True):
+    """A credential that the service holds, without its secret."""
+
+    id: int
+    kind: Annotated[str, Meta(extra_json_schema={"enum": [kind.value for kind in CredentialKind]})]
+    subject: Annotated[
+        str, Meta(description="Whose it is; the fingerprint of an SSH key, the id of an access key of S3.")
+    ]
+    site: Annotated[int | None, Meta(description="The site that it is for; null for every one.")]
+    label: str | None
+    valid_until: Annotated[datetime | None, Meta(description="Null for one without an expiry, or with an unknown one.")]
+    stored_at: datetime
+    voms: Annotated[list[VomsView], Meta(description="Of a proxy.")]
+    account: Annotated[str | None, Meta(description="Of an SSH key: the account at the site.")]
+    public_key: Annotated[str | None, Meta(description="Of an SSH key: the line to install at the site.")]
 
 
 class LoginView(msgspec.Struct, frozen=True, kw_only=True):
