@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
-from pdm.workqueue.http.problems import InvalidInputError, raw_problem_response
+from pdm.workqueue.http.problems import ErrorFormat, InvalidInputError, raw_error_response
 
 _log = Logger()
 
@@ -188,10 +188,11 @@ class ConnectionLimiter:
 
 
 class ApiChannel(HTTPChannel):
-    """A connection that reports its state to the `ConnectionLimiter`; the site sets `connections` and `address`."""
+    """A connection that reports its state to the `ConnectionLimiter`; the site sets the first three attributes."""
 
     connections: ConnectionLimiter
     address: str
+    error_format: ErrorFormat
     transport: Any
     #: Whether the client has a certificate; None before the end of the handshake.
     identified: bool | None
@@ -308,7 +309,7 @@ class ApiChannel(HTTPChannel):
         if self._closing is not None:
             return
         error = InvalidInputError("not valid HTTP/1.1: the request line, a header or a chunk is malformed")
-        self.transport.write(raw_problem_response(error, f"{random.getrandbits(64):016x}"))
+        self.transport.write(raw_error_response(error, f"{random.getrandbits(64):016x}", self.error_format))
         self.refuse()
 
     def lineLengthExceeded(self, line: bytes) -> None:
