@@ -11,8 +11,8 @@ from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.gridftp import gsi
-from pdm.workqueue.helpers.gridftp.checksum_command import computes_checksums
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool
+from pdm.workqueue.helpers.gridftp.file_commands import computes_checksums
 from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage, path_of
 from pdm.workqueue.helpers.gridftp.upload import Uploads
 from pdm.workqueue.helpers.storage import Pieces, ProgressCallback, StorageBackend, StorageError

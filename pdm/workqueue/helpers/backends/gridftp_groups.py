@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.gridftp import GridFtpBackend
-from pdm.workqueue.helpers.gridftp.checksum_command import checksum_command, checksum_in, computes_checksums
 from pdm.workqueue.helpers.gridftp.control import ControlChannel
 from pdm.workqueue.helpers.gridftp.download import NoBlockModeError
+from pdm.workqueue.helpers.gridftp.file_commands import checksum_command, checksum_in, computes_checksums
 from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply, file_stat_in
 from pdm.workqueue.helpers.gridftp.storage import path_of
 from pdm.workqueue.helpers.group_backend import FileContent, GroupBackend

@@ -12,11 +12,16 @@ from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.checksums import checksum_of
-from pdm.workqueue.helpers.gridftp.attribute_commands import mode_command, mtime_command
-from pdm.workqueue.helpers.gridftp.checksum_command import checksum_command, checksum_in, computes_checksums
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port, server_path
 from pdm.workqueue.helpers.gridftp.control import greets
 from pdm.workqueue.helpers.gridftp.download import Downloads
+from pdm.workqueue.helpers.gridftp.file_commands import (
+    checksum_command,
+    checksum_in,
+    computes_checksums,
+    mode_command,
+    mtime_command,
+)
 from pdm.workqueue.helpers.gridftp.replies import Reply, lacks_checksum, refusal, status_in
 from pdm.workqueue.helpers.gridftp.session import ControlSession
 from pdm.workqueue.helpers.gridftp.transfer import ThirdPartyTransfer, size_in
