@@ -139,7 +139,7 @@ class S3Place(NamedTuple):
         return self.bucket.encoded_path[1:]
 
 
-def place_of(url: StorageUrl) -> S3Place:
+def s3_place(url: StorageUrl) -> S3Place:
     """What a URL names, without slashes at its end.
 
     Raises:
