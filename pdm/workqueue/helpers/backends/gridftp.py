@@ -15,7 +15,8 @@ from pdm.workqueue.helpers.gridftp.connections import ChannelPool
 from pdm.workqueue.helpers.gridftp.file_commands import computes_checksums
 from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage, command_path
 from pdm.workqueue.helpers.gridftp.upload import Uploads
-from pdm.workqueue.helpers.storage import Pieces, ProgressCallback, StorageBackend, StorageError
+from pdm.workqueue.helpers.storage import ProgressCallback, StorageError
+from pdm.workqueue.helpers.storage_backend import Pieces, StorageBackend
 
 _LIBRARIES = ("libglobus_common.so.0", gsi.LIBRARY)
 _guard = threading.Lock()

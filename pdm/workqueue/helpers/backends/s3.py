@@ -54,15 +54,14 @@ from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileStat,
     FileVersion,
-    Pieces,
     ProgressCallback,
     StoppedError,
-    StorageBackend,
     StorageError,
     Timeouts,
     at_destination,
     at_source,
 )
+from pdm.workqueue.helpers.storage_backend import Pieces, StorageBackend
 
 _PAGE = 1000
 _NO_NAMES = (b"", b".", b"..")
