@@ -21,7 +21,7 @@ from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
 from pdm.workqueue.execution.site_directory import reached_by_protocol
 from pdm.workqueue.movers import BUILT_IN, MOVERS
 from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools
-from pdm.workqueue.store import held_elements, results
+from pdm.workqueue.store import held_elements, leftover_files
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.held_elements import HeldRoute
 from pdm.workqueue.telemetry.background import ReportedError
@@ -69,7 +69,9 @@ class LeftoverFiles:
             return
         self._busy = True
         try:
-            left = await self.database.read("find leftover files", results.leftovers, _ELEMENTS_AT_ONCE, self._after)
+            left = await self.database.read(
+                "find leftover files", leftover_files.leftovers, _ELEMENTS_AT_ONCE, self._after
+            )
             last = left[-1][0] if len(left) == _ELEMENTS_AT_ONCE else None
             self._after = (0, -1) if last is None else (last.job_id, last.id)
             for job, elements in _by_job(left):
@@ -103,7 +105,7 @@ class LeftoverFiles:
         if batch.job.checked_site is not None:
             # A check writes nothing.
             unwritten = [batch.token(element) for element in batch.elements]
-            await self.database.run("clear leftover files", results.clear_leftovers, unwritten)
+            await self.database.run("clear leftover files", leftover_files.clear_leftovers, unwritten)
             return
         prepared = await self.preparation.prepare(batch, self.preparation.services.service_of_batch(batch))
         request = prepared.built.request
@@ -123,7 +125,7 @@ class LeftoverFiles:
             self.preparation.release_credential(prepared.kind)
         tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in removed]
         if tokens:
-            await self.database.run("clear leftover files", results.clear_leftovers, tokens)
+            await self.database.run("clear leftover files", leftover_files.clear_leftovers, tokens)
             self._log.info("job {job}: {count} unfinished files removed", job=batch.job.id, count=len(tokens))
         if why:
             raise _NotRemovedError(why)
