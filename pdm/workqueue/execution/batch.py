@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.process import AgentProcess, BatchListener
@@ -18,6 +17,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import Batch, ClaimToken
 from pdm.workqueue.domain.pacing import ROUTE_FAILURES, BatchRun
 from pdm.workqueue.domain.planning import BadListingError
+from pdm.workqueue.execution.agent_watch import AgentWatch
 from pdm.workqueue.execution.attempts import AttemptContext, Instant, RunningAttempt
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, sites_of_element
 from pdm.workqueue.execution.listing import ClaimLostError, ListingIntake, bad_listing
@@ -47,8 +47,6 @@ from pdm.workqueue.wire.agent_events import (
 )
 from pdm.workqueue.wire.agent_requests import WorkRequest
 
-#: Seconds that a responding agent may take to remove temporary files after a cancellation; it may have to log in.
-_CLEAN_UP_S = 4.0
 #: Added to the silence allowed: agents enforce their own timeouts, and may try a new connection after ten seconds of
 #: it; this catches one that does not.
 _SILENCE_SLACK_S = 15.0
@@ -121,13 +119,7 @@ class RunningBatch:
     _cancelled: set[int] = field(factory=set)
     #: Keys of elements of held jobs that had not begun: the helper gives them back unless they have begun since.
     _withdrawn: set[int] = field(factory=set)
-    _killer: IDelayedCall | None = None
-    _is_responding: bool = False
-    _was_killed: bool = False
-    _watchdog: IDelayedCall | None = None
-    _silence_s: float = 0.0
-    _turn_at: float | None = None
-    _heard_at: float = 0.0
+    _watch: AgentWatch | None = None
     is_listed: bool = False
     _agent_free: bool = False
     _log: Logger = field(factory=Logger)
@@ -155,9 +147,16 @@ class RunningBatch:
         self._request_id = request.id
         self._intake = intake
         largest = self.batch.largest_size
-        # Computing the checksum of a file may be silent.
-        self._silence_s = request.limits.stall_s + largest / request.limits.least_rate + _SILENCE_SLACK_S
-        self._listener = BatchListener(self._events, self._free, self._turn)
+        self._watch = AgentWatch(
+            reactor=self.context.reactor,
+            agent=agent,
+            # Computing the checksum of a file may be silent.
+            silence_s=request.limits.stall_s + largest / request.limits.least_rate + _SILENCE_SLACK_S,
+            cancel_grace_s=self.context.cancel_grace_s,
+            is_paused=lambda: intake is not None and intake.is_paused,
+            is_cancelled=lambda: self.ending is not None or not self._cancelled.isdisjoint(self._open),
+        )
+        self._listener = BatchListener(self._events, self._free, self._watch.begin)
         agent.submit(request, self._listener)
         if not self._agent_free:
             if self.ending is not None:
@@ -251,58 +250,30 @@ class RunningBatch:
     # -- ending early
 
     def _request_end(self) -> None:
-        if not self._agent_free and self._agent is not None:
+        if not self._agent_free and self._agent is not None and self._watch is not None:
             # What was handed over to an FTS3 is for the next attempts, which the next daemon may begin.
             self._agent.cancel(self._request_id, keep=self.ending not in _FOR_GOOD)
-            self._start_kill_timer()
+            self._watch.await_end()
 
     def _request_cancel(self) -> None:
-        if not self._agent_free and self._agent is not None:
+        if not self._agent_free and self._agent is not None and self._watch is not None:
             self._agent.cancel(self._request_id, sorted(self._cancelled & self._open.keys()))
-            self._start_kill_timer()
-
-    def _start_kill_timer(self) -> None:
-        if self._killer is not None and self._killer.active():
-            self._killer.cancel()
-        self._is_responding = False
-        self._killer = self.context.reactor.callLater(self.context.cancel_grace_s, self._cancel_timed_out)
-
-    def _cancel_timed_out(self) -> None:
-        if self._agent is not None and (self.ending is not None or self._cancelled & self._open.keys()):
-            self._was_killed = True
-            self._agent.kill("it did not react to a cancellation")
-
-    # -- silence
-
-    def _turn(self) -> None:
-        """The agent has finished the request before this one."""
-        self._turn_at = self._heard_at = self.context.reactor.seconds()
-        self._watchdog = self.context.reactor.callLater(self._silence_s, self._check_silence)
-
-    def _check_silence(self) -> None:
-        now = self.context.reactor.seconds()
-        if self._intake is not None and self._intake.is_paused:
-            # We have paused reading, so the agent is not silent.
-            self._heard_at = now
-        left = self._heard_at + self._silence_s - now
-        if left > 0:
-            self._watchdog = self.context.reactor.callLater(left, self._check_silence)
-        elif self._agent is not None:
-            self._agent.kill(f"it was silent for {self._silence_s:g} s")
+            self._watch.await_end()
 
     # -- events
 
     def _events(self, events: Sequence[AgentEvent]) -> None:
-        self._heard_at = self.context.reactor.seconds()
         now = self.context.now()
+        if self._watch is not None:
+            self._watch.heard()
         for event in events:
             if isinstance(event, (FinishedEvent, ReadyEvent)):
                 self._note_worked(now)
                 self._free(None)
                 continue
             key = event.key
-            if self._killer is not None and (self.ending is not None or key in self._cancelled):
-                self._note_response(self._killer)
+            if self._watch is not None and (self.ending is not None or key in self._cancelled):
+                self._watch.responded()
             attempt = self._open.get(key)
             if attempt is None:
                 self._log.warn("an agent sent an event for {key}, which is not open: {event!r}", key=key, event=event)
@@ -311,15 +282,16 @@ class RunningBatch:
         self._note_worked(now)
         self._check_finished()
 
-    def _note_response(self, killer: IDelayedCall) -> None:
-        if not self._is_responding:
-            self._is_responding = True
-            if killer.active():
-                killer.reset(_CLEAN_UP_S)
-
     def _on_begun(self, attempt: RunningAttempt, event: BegunEvent, now: Instant) -> None:
         attempt.begin(now)
-        start_background("store the initial state", self._note_begun(event.key, event))
+        stored = self.context.settler.note_begun(self.batch.token(self.batch.elements[event.key]), event.found)
+        start_background("store the initial state", self._proceed_once(event.key, [event.key], stored))
+
+    def _on_handed(self, attempt: RunningAttempt, event: HandOverEvent, now: Instant) -> None:
+        self._note_answered()
+        tokens = [self.batch.token(self.batch.elements[key]) for key in event.keys]
+        stored = self.context.settler.note_handed(tokens, event.job)
+        start_background("store a hand-over", self._proceed_once(event.key, event.keys, stored))
 
     def _on_done(self, attempt: RunningAttempt, event: DoneEvent, now: Instant) -> None:
         if self._intake is not None:
@@ -338,34 +310,17 @@ class RunningBatch:
             self.context.service_health.report(ServicePart.HELPERS, event.fault.message)
         self._fail(event.key, self._classified(attempt, event.fault, now), now, leftover=event.leftover)
 
-    async def _note_begun(self, key: int, event: BegunEvent) -> None:
-        """Store the state that an agent has found, then let it proceed; cancel it if the state cannot be stored."""
-        kept = False
+    async def _proceed_once(self, key: int, keys: Sequence[int], stored: Awaitable[bool]) -> None:
+        """Let the agent proceed with ``key`` once its event is stored; cancel ``keys`` if that fails."""
+        is_stored = False
         try:
-            kept = await self.context.settler.note_begun(self.batch.token(self.batch.elements[key]), event.found)
+            is_stored = await stored
         finally:
-            if self._agent is not None and key in self._open:
-                if kept:
+            if self._agent is not None and not self._open.keys().isdisjoint(keys):
+                if is_stored:
                     self._agent.proceed(self._request_id, key)
                 else:
-                    self._agent.cancel(self._request_id, [key])
-
-    async def _note_handed(self, event: HandOverEvent) -> None:
-        """Store to which job elements are handed over, then let the agent proceed; cancel them if that fails."""
-        kept = False
-        try:
-            tokens = [self.batch.token(self.batch.elements[key]) for key in event.keys]
-            kept = await self.context.settler.note_handed(tokens, event.job)
-        finally:
-            if self._agent is not None:
-                if kept:
-                    self._agent.proceed(self._request_id, event.key)
-                else:
-                    self._agent.cancel(self._request_id, event.keys)
-
-    def _on_handed(self, event: HandOverEvent) -> None:
-        self._note_answered()
-        start_background("store a hand-over", self._note_handed(event))
+                    self._agent.cancel(self._request_id, keys)
 
     def _note_answered(self) -> None:
         if self.service is not None and self.services is not None:
@@ -412,13 +367,10 @@ class RunningBatch:
         if self._agent_free:
             return
         self._agent_free = True
-        if self._turn_at is not None:
-            self.seconds = self.context.reactor.seconds() - self._turn_at
-        if self._agent is not None:
+        if self._agent is not None and self._watch is not None:
+            self.seconds = self._watch.seconds
             self._agent.detach(self._request_id)
-        for timer in (self._killer, self._watchdog):
-            if timer is not None and timer.active():
-                timer.cancel()
+            self._watch.stop()
         if not self.is_listed:
             now = self.context.now()
             for key in list(self._open):
@@ -431,13 +383,14 @@ class RunningBatch:
             # The agent stopped because of the lease, not because of the element.
             self.ending = Ending.LAPSED
         # A transfer may have left a temporary file, even if the agent had no time to report its begin.
-        leftover = self._turn_at is not None and self.batch.type is JobType.COPY
-        if self.ending is not None or key in self._cancelled or self._was_killed:
+        had_turn = self._watch is not None and self._watch.began_at is not None
+        leftover = had_turn and self.batch.type is JobType.COPY
+        if self.ending is not None or key in self._cancelled or (self._watch is not None and self._watch.has_killed):
             self._end_element(key, now, leftover=leftover)
             return
         # A single element is to blame even if its begin was not reported: otherwise one that kills agents at once would
         # be retried for ever.
-        counts = attempt.began is not None or (self._turn_at is not None and len(self.batch.elements) == 1)
+        counts = attempt.began is not None or (had_turn and len(self.batch.elements) == 1)
         self._fail(
             key, AttemptFailure(FailureScope.SERVICE, FailureCode.CRASHED, why), now, leftover=leftover, counts=counts
         )
@@ -527,7 +480,7 @@ class RunningBatch:
 _HANDLERS: Mapping[type, Callable[[RunningBatch, RunningAttempt, Any, Instant], object]] = {
     StartedEvent: lambda batch, attempt, event, now: attempt.begin(now),
     BegunEvent: RunningBatch._on_begun,
-    HandOverEvent: lambda batch, attempt, event, now: batch._on_handed(event),
+    HandOverEvent: RunningBatch._on_handed,
     LogEvent: lambda batch, attempt, event, now: attempt.write(event.text, now),
     ProgressEvent: lambda batch, attempt, event, now: attempt.advance(
         ReportedProgress(event.transferred, event.instant, event.average, event.elapsed), now
