@@ -32,7 +32,7 @@ from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.filters import load_pattern_libraries
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
-from pdm.workqueue.execution.batch import Ending
+from pdm.workqueue.execution.batch_verdicts import Ending
 from pdm.workqueue.execution.chains import Chains, Deadlines, HoldEnds
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials

@@ -30,7 +30,8 @@ from pdm.workqueue.domain.limits import (
 )
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.attempts import AttemptContext
-from pdm.workqueue.execution.batch import Ending, RunningBatch
+from pdm.workqueue.execution.batch import RunningBatch
+from pdm.workqueue.execution.batch_verdicts import Ending
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.execution.job_changes import JobChanges
@@ -229,7 +230,7 @@ class Executor:
 
     def attempts(self) -> set[ClaimToken]:
         """Attempts that run here."""
-        return {token for running in self._running for token in running.attempts_open()}
+        return {token for running in self._running for token in running.verdicts.attempts_open()}
 
     def _running_of(self, job_id: int) -> list[RunningBatch]:
         return [running for running in self._running if job_id in running.batch.jobs]
@@ -345,7 +346,7 @@ class Executor:
             self._running[running] = kind.credential
             self.context.health.begin(endpoints)
             request = prepared.permitted_request
-            running.exclude({**prepared.built.refused, **prepared.unfit}, prepared.built.postponed)
+            running.verdicts.exclude({**prepared.built.refused, **prepared.unfit}, prepared.built.postponed)
             if request is not None:
                 is_wanted = running.is_wanted
                 # One that waits for an FTS3 keeps no other batch from its agent.
@@ -382,14 +383,14 @@ class Executor:
         finally:
             self._running.pop(running, None)
             self._slots.pop(running, None)
-            self.context.service_health.tally.add(self.context.board.clock(), worked=running.elements)
+            self.context.service_health.tally.add(self.context.board.clock(), worked=running.verdicts.elements)
             if intake is not None:
                 intake.close()
             self.context.health.end(endpoints)
             if slot is not None:
                 slot.leave()
                 if running.seconds and running.batch.is_of_its_kind and running.service is None:
-                    self.streams.ended(running.batch, running.run_so_far)
+                    self.streams.ended(running.batch, running.verdicts.run_so_far(running.seconds))
             if agent is not None and kind is not None:
                 self.pool.release(agent, kind)
             if kind is not None:
@@ -403,7 +404,7 @@ class Executor:
         kind, elements = work_kind(running.batch.job), running.batch.elements
         if running.service is not None:
             return
-        if running.seconds and running.is_whole and running.batch.is_of_its_kind:
+        if running.seconds and running.verdicts.is_whole and running.batch.is_of_its_kind:
             size = self.batch_sizes.get(kind, FIRST_BATCH_SIZE)
             by_tools = job_moved_by_tools(running.batch.job, self.sites)
             self.batch_sizes[kind] = next_batch_size(
