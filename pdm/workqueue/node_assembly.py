@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -17,8 +18,10 @@ from pdm.workqueue.certificates.tls_server import ServerTls
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.execution.batch_verdicts import Ending
 from pdm.workqueue.execution.cluster import ClusterLogs, ClusterProgress
 from pdm.workqueue.execution.draining import Drain
+from pdm.workqueue.execution.node_shares import NodeShares
 from pdm.workqueue.execution.peers import Peers
 from pdm.workqueue.execution.progress_board import ProgressBoard
 from pdm.workqueue.execution.signals import SignalListener
@@ -113,6 +116,35 @@ def node_parts(
     )
     signals.subscribe(SignalKind.NODES, parts.nodes_changed)
     return parts
+
+
+def node_shares(parts: Assembly, *, reactor: Any, clock: Callable[[], datetime]) -> NodeShares:
+    """This daemon's shares of limits that all nodes have together."""
+    return NodeShares(
+        reactor=reactor,
+        clock=clock,
+        database=parts.database,
+        incarnation=parts.lease.worker.incarnation,
+        lease=parts.lease,
+        streams=parts.streams,
+        executor=parts.executor,
+        health=parts.site_directory.health,
+        service_health=parts.service_health,
+        claimer=parts.claimer,
+        signals=parts.signals,
+    )
+
+
+def connect_lease(parts: Assembly) -> None:
+    """Have the lease compare the claims of this daemon with the database, and the parts act on what it finds."""
+    parts.lease.connect(
+        known=lambda: parts.executor.attempts() | parts.settler.attempts(),
+        claims_over=parts.claimer.claims_over,
+        on_lost=partial(parts.executor.end_all, Ending.LOST),
+        on_cancelled=parts.executor.cancel,
+        on_work=parts.claimer.wake,
+    )
+    parts.lease.on_renewed.append(parts.pool.hold_lease)
 
 
 def subscribe(signals: SignalListener, parts: Assembly) -> None:

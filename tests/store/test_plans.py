@@ -27,7 +27,6 @@ from pdm.workqueue.store import (
     jobs,
     leases,
     leftover_files,
-    leftover_files,
     node_work,
     planned_elements,
     queue,
