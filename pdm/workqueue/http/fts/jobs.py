@@ -17,7 +17,7 @@ from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoint import JsonStream, json_array
-from pdm.workqueue.http.endpoints.credentials import delegation_id
+from pdm.workqueue.http.endpoints.delegations import delegation_id
 from pdm.workqueue.http.fts import submission
 from pdm.workqueue.http.fts.calls import FtsAnswer, FtsCall
 from pdm.workqueue.http.fts.documents import read_document, read_submission
