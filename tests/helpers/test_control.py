@@ -38,7 +38,7 @@ class Server:
         self.channel = ControlChannel(None, "server:2811")
         inside: Any = self.channel
         inside._socket = ours
-        inside._context = PlainContext()
+        inside._reader.context = PlainContext()
 
     def say(self, *pieces: tuple[str, bytes]) -> None:
         """Send wrapped pieces, each with the code of its wrapping."""

@@ -164,7 +164,7 @@ class RunningBatch:
         return bool(keys)
 
     def withdraw(self, job_id: int) -> None:
-        """Return what has not begun of a job that is held; what runs goes on, and what an FTS3 was given."""
+        """Return what has not begun of a job that is held; what runs continues, and what an FTS3 was given."""
         if self._agent is None:
             self.end(Ending.HELD)
         elif self.ending is None and self.service is None and not self._agent_free:

@@ -145,6 +145,7 @@ class Executor:
         init=False,
         default=Factory(
             lambda self: Maintenance(
+                reactor=self.context.reactor,
                 database=self.database,
                 sites=self.sites,
                 pool=self.pool,

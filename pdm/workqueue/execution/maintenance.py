@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any
 
 from attrs import define, field
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentPool, ask
@@ -227,6 +228,7 @@ class Maintenance:
         give_back_held: returns what has not begun of jobs that are held.
     """
 
+    reactor: IReactorTime
     database: Database
     sites: SiteRegistry
     pool: AgentPool
@@ -244,7 +246,7 @@ class Maintenance:
         self._prerequisites = Prerequisites(
             database=self.database, sites=self.sites, find_missing=self.find_missing, resume=self.changes.resume_at
         )
-        self._timer = Periodic(self.preparation.context.reactor, "maintenance", _PERIOD_S, self._work)
+        self._timer = Periodic(self.reactor, "maintenance", _PERIOD_S, self._work)
 
     def start(self) -> None:
         self._timer.start()

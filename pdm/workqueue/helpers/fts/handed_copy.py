@@ -183,7 +183,7 @@ class HandedCopy:
         self._drop([key for key in self._attached if key not in self._pending])
 
     def _begin_group(self, storage: Storage, items: Sequence[CopyItem]) -> Sequence[CopyItem]:
-        # What is at the FTS3 already is looked at with more doubt.
+        # What is at the FTS3 already is compared byte by byte.
         begun = self._groups.begin(storage, [item for item in items if item.key not in self._attached])
         with self._guard:
             self._pending |= begun

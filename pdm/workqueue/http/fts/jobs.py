@@ -339,7 +339,7 @@ async def _changed(call: FtsCall, ids: Sequence[str], going: Sequence[FtsJob]) -
 async def cancel_files(call: FtsCall) -> FtsAnswer:
     """Cancel files; the state of each.
 
-    One that another daemon is copying goes on, unless all others of its job that have not ended are named as well.
+    One that another daemon is copying continues, unless all others of its job that have not ended are named as well.
     """
     api = call.api
     job = await own_job(api, call.caller, call.values["job_id"])
