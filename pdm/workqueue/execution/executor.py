@@ -447,5 +447,4 @@ class Executor:
 
     def clean_up_soon(self) -> None:
         """Leftover files may exist, for example of cancelled elements."""
-        if not self._stopping:
-            self._background.start("remove leftover files", self._maintenance.leftovers.remove())
+        self._background.start("remove leftover files", self._maintenance.leftovers.remove())
