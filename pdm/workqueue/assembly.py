@@ -31,13 +31,13 @@ from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.filters import load_pattern_libraries
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
-from pdm.workqueue.execution.batch_verdicts import Ending
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.endpoint_checks import EndpointProbes, SiteCheck
 from pdm.workqueue.execution.endpoint_health import SiteHealth
 from pdm.workqueue.execution.event_feed import EventFeed
 from pdm.workqueue.execution.executor import Executor
+from pdm.workqueue.execution.giving_back import GivingBack
 from pdm.workqueue.execution.lease import ClockWrongError, Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import missing_software
 from pdm.workqueue.execution.preparing import Preparation
@@ -183,20 +183,7 @@ class Assembly:
             idle_s=agents.idle_s,
             unused=credentials.remove_unused,
         )
-        self.nodes = node_parts(
-            reactor=reactor,
-            settings=settings,
-            database=self.database,
-            clock=clock,
-            tls=self.tls,
-            worker=self.lease.worker,
-            board=self.board,
-            logs=self.logs,
-            signals=self.signals,
-            requeue_waiting=lambda: self.executor.requeue_waiting(0.0),
-            requeue_all=self._requeue_all,
-            on_resume=self._work_added,
-        )
+        self.nodes = node_parts(self, reactor=reactor, settings=settings, clock=clock)
         running = self.nodes.progress.running
         self.feed = EventFeed(reactor=reactor, database=self.database, clock=clock, running=running)
         health.on_state = self.feed.site_changed
@@ -280,6 +267,7 @@ class Assembly:
             is_drained=lambda: self.nodes.drain.is_ordered,
         )
         self.shares = node_shares(self, reactor=reactor, clock=clock)
+        self.giving_back = GivingBack(reactor=reactor, executor=self.executor, claimer=self.claimer)
         connect_lease(self)
         self.timed = timed_parts(
             reactor=reactor,
@@ -367,6 +355,7 @@ class Assembly:
         services.add("peers", stop=self.nodes.peers.stop)
         services.add("drain", start=self.nodes.drain.start, stop=self.nodes.drain.stop)
         services.add("shares of limits", start=self.shares.start, stop=self.shares.stop)
+        services.add("giving back", start=self.giving_back.start, stop=self.giving_back.stop)
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
         services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)
@@ -422,10 +411,6 @@ class Assembly:
         self.claimer.settled(has_waiting=has_waiting)
         if has_leftovers:
             self.executor.clean_up_soon()
-
-    async def _requeue_all(self) -> None:
-        await self.claimer.claims_over()
-        await self.executor.end_all(Ending.DRAINED)
 
     def _check_credential_files(self) -> None:
         self._credential_files.check()

@@ -73,6 +73,7 @@ class Node:
             pool=SimpleNamespace(wake_waiting=lambda: None),
             context=SimpleNamespace(board=SimpleNamespace(clock=self.clock.seconds)),
             requeue_waiting=self.given_back.append,
+            requeue_not_begun=lambda: self.given_back.append(0.0),
         )
         node = self
 
@@ -149,7 +150,7 @@ def test_what_waits_is_given_back_to_an_idle_node(node: Node) -> None:
     node.hear(other())
     assert not node.given_back
     node.hear(other(idle=True))
-    assert not node.shares.may_claim_ahead
+    assert node.shares.idle_elsewhere == 4
     assert set(node.given_back) == {0.5}
 
 

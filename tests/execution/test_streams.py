@@ -26,7 +26,7 @@ class Share:
 
     members: int = 2
     streams_of_all: int = 8
-    may_claim_ahead: bool = True
+    idle_elsewhere: int = 0
     allowances: dict[LimitKey, int] = field(factory=dict)
     noted: list[LimitKey] = field(factory=list)
 
@@ -87,7 +87,7 @@ def test_nothing_is_claimed_ahead_while_another_is_idle() -> None:
     share = Share()
     streams = streams_of(share)
     assert streams.capacity() == 8
-    share.may_claim_ahead = False
+    share.idle_elsewhere = 4
     assert streams.capacity() == 4
     waiting = streams.slot(batch())
     assert streams.capacity() == 3
@@ -96,7 +96,7 @@ def test_nothing_is_claimed_ahead_while_another_is_idle() -> None:
     # Three of six streams into the site are this daemon's.
     assert streams.quota().of((LimitKind.INTO, 7)) == 3
     assert streams.quota().of(INTO) == 2
-    share.may_claim_ahead = True
+    share.idle_elsewhere = 0
     assert streams.quota().of(INTO) == 5
 
 

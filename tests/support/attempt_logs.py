@@ -26,3 +26,13 @@ def attempt_lines(file: Path) -> dict[tuple[int, int], list[str]]:
             moment, element, attempt, words = match.groups()
             found.setdefault((int(element), int(attempt)), []).append(f"{moment} {words}")
     return found
+
+
+def moved_elements(logs: Path) -> set[tuple[int, int]]:
+    """Elements, with the number of the attempt, that a daemon has moved, even if only in part."""
+    return {
+        attempt
+        for file in job_logs(logs)
+        for attempt, lines in attempt_lines(file).items()
+        if any(" progress bytes=" in line for line in lines)
+    }

@@ -13,6 +13,7 @@ import pytest
 
 from pdm.testgrid.service import TestService
 from pdm.workqueue.execution.batch_verdicts import Ending
+from tests.support.attempt_logs import moved_elements
 from tests.support.cluster import until
 
 JOBS = 6
@@ -173,3 +174,22 @@ def test_a_hold_gives_back_what_a_running_batch_has_not_begun(service: TestServi
     until("it runs", lambda: seen()["num_done"] > ended["num_done"])
     assert service.call("admin", "DELETE", f"/jobs/{job}")[0] == 200
     service.wait_for("admin", job, until=["CANCELLED"])
+
+
+def test_idle_helpers_get_what_a_slow_batch_has_not_begun(tmp_path: Path) -> None:
+    """Elements of unknown duration are one batch; but its helper gives back what keeps idle ones waiting."""
+    service = TestService(tmp_path / "instance")
+    service.init(agents={"max_agents": "4"}, queue={"route_start": "4"})
+    places = {"src_siteid": 1, "src_filepath": "/s", "dst_siteid": 2, "dst_filepath": "/d", "protocol": "DUMMY"}
+    with service.running():
+        dummy = {"dummy": {"files": 12, "delay": 600, "size": 1000}}
+        job = int(service.submit("admin", "copy", **places, extra_opts=dummy)["id"])
+
+        until("four files move", lambda: len(moved_elements(service.directory / "var/logs")) == 4, 30.0)
+        elements = [service.call("admin", "GET", f"/jobs/{job}/elements/{number}")[1] for number in range(1, 13)]
+        # The first one goes on; one that was given back has moved nothing, and it is no try.
+        assert (elements[0]["attempts"], elements[0]["status"]) == (1, "RUNNING")
+        returned = next(each for each in elements if each["attempts"] > 1)
+        output = service.call("admin", "GET", f"/jobs/{job}/elements/{returned['id']}/output/1")[1]["log"]
+        assert output.rstrip().endswith(str(Ending.GIVEN_BACK))
+        cancel(service, job)

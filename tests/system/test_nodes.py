@@ -17,6 +17,7 @@ import pytest
 
 from pdm.testgrid.ports import reserve_port
 from pdm.testgrid.service import TestService
+from tests.support.attempt_logs import moved_elements
 from tests.support.cluster import Cluster, cluster_of, until
 
 pytestmark = [pytest.mark.full, pytest.mark.postgresql, pytest.mark.timeout(300)]
@@ -114,8 +115,7 @@ def test_a_rolling_restart_repeats_nothing(tmp_path: Path) -> None:
             assert other.pdm("admin", "admin", "node", "resume", name).returncode == 0
         assert first.wait_for("admin", number, timeout_s=120)["num_done"] == 161
         # No file was moved by two attempts; what was claimed ahead and given back has moved nothing.
-        logs = [log.read_text() for node in cluster.nodes for log in node.directory.glob("var/logs/*/*/log-*")]
-        moved_by = set(re.findall(r"^\S+ (\d+)\.(\d+) progress bytes=", "".join(logs), re.MULTILINE))
+        moved_by = [attempt for node in cluster.nodes for attempt in moved_elements(node.directory / "var" / "logs")]
         assert len(moved_by) == len({element for element, _ in moved_by}) == 160
         audit = [line["action"] for line in first.call("admin", "GET", "/audit")[1]]
         assert audit == ["node.drain", "node.resume"] * 2

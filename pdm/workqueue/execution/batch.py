@@ -167,14 +167,27 @@ class RunningBatch:
         """Return what has not begun of a job that is held; what runs continues, and what an FTS3 was given."""
         if self._agent is None:
             self.end(Ending.HELD)
-        elif self.ending is None and self.service is None and not self._agent_free:
-            waiting = {
-                key for key, each in self.verdicts.open.items() if each.began is None and each.record.job_id == job_id
-            }
-            waiting -= self.verdicts.cancelled
-            if waiting:
-                self.verdicts.withdrawn |= waiting
-                self._agent.withdraw(self._request_id, sorted(waiting))
+        else:
+            attempts, waiting = self.verdicts.open, self.not_begun()
+            self.give_back([key for key in waiting if attempts[key].record.job_id == job_id], Ending.HELD)
+
+    def not_begun(self) -> list[int]:
+        """Keys of elements that its helper has not begun and can give back, in the order in which it begins them."""
+        if self.ending is not None or self.service is not None or self._agent is None or self._agent_free:
+            return []
+        gone = self.verdicts.cancelled | self.verdicts.withdrawn.keys()
+        return [key for key, each in self.verdicts.open.items() if each.began is None and key not in gone]
+
+    def give_back(self, keys: Sequence[int], why: Ending = Ending.GIVEN_BACK) -> None:
+        """Return some elements that its helper has not begun to the queue, unless it begins them meanwhile."""
+        if keys and self._agent is not None:
+            self.verdicts.withdrawn.update(dict.fromkeys(keys, why))
+            self._agent.withdraw(self._request_id, keys)
+
+    def pace(self) -> tuple[int, float]:
+        """How many elements its helper has begun, and in how many seconds."""
+        waiting = sum(1 for each in self.verdicts.open.values() if each.began is None)
+        return len(self.batch.elements) - waiting, 0.0 if self._watch is None else self._watch.seconds
 
     def is_wanted(self) -> bool:
         return self.ending is None

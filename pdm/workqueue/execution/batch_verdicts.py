@@ -27,7 +27,7 @@ class Ending(enum.StrEnum):
     LAPSED = "the lease was not renewed in time"
     DRAINED = "the node is drained, and its deadline is over"
     CREDENTIAL = "the credential that it used was removed or replaced"
-    GIVEN_BACK = "another node can begin it sooner"
+    GIVEN_BACK = "it had not begun here, and may begin sooner elsewhere"
     HELD = "a job is held"
 
 
@@ -48,8 +48,8 @@ class BatchVerdicts:
         endpoints: site → endpoint that it uses.
         ending: why it is ended early; None if it is not.
         cancelled: keys of elements of cancelled jobs, while other jobs of the batch continue.
-        withdrawn: keys of elements of held jobs that had not begun: the helper gives them back unless they have begun
-            since.
+        withdrawn: keys of elements that were withdrawn before they had begun, and why: the helper gives them back
+            unless they have begun since.
         open: by key, the index in the batch: elements without a verdict.
         elements: number of elements that are done.
         moved: bytes transferred over the network.
@@ -65,7 +65,7 @@ class BatchVerdicts:
     endpoints: Mapping[int, SiteEndpoint] = MappingProxyType({})
     ending: Ending | None = None
     cancelled: set[int] = field(factory=set)
-    withdrawn: set[int] = field(factory=set)
+    withdrawn: dict[int, Ending] = field(factory=dict)
     open: dict[int, RunningAttempt] = field(init=False)
     elements: int = 0
     moved: int = 0
@@ -184,8 +184,8 @@ class BatchVerdicts:
         elif self.ending is Ending.CANCELLED or key in self.cancelled:
             attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", now, leftover=leftover, skipped=self.skipped())
         else:
-            was_withdrawn = key in self.withdrawn and attempt.began is None
-            words = self.ending or (Ending.HELD if was_withdrawn else why)
+            withdrawn = self.withdrawn.get(key) if attempt.began is None else None
+            words = self.ending or withdrawn or why
             attempt.end(JobStatus.SUBMITTED, f" {words}", now, leftover=leftover, counts=False)
 
     def note_answered(self) -> None:

@@ -99,7 +99,7 @@ class Claimer:
     def is_idle(self) -> bool:
         """Whether more could run, and nothing is due."""
         is_waiting = self._asleep is not None and self._nothing_due and self.lease.is_held
-        return is_waiting and self.service_health.may_claim and self.executor.streams.has_free
+        return is_waiting and self.service_health.may_claim and self.executor.streams.free > 0
 
     @property
     def _services(self) -> TransferServices:
@@ -353,7 +353,7 @@ class Claimer:
                 batch_elements=self.batch_elements,
                 batch_bytes=self.batch_bytes,
                 types=types,
-                batch_sizes=dict(self.executor.batch_sizes),
+                batch_sizes=dict(self.executor.batch_sizes.by_kind),
                 sharers=2 * self.executor.streams.total_of_all,
                 quota=StreamQuota(left, quota.otherwise),
                 exclusions=self.executor.exclusions(now),

@@ -25,7 +25,7 @@ class Drain:
 
     Attributes:
         incarnation: of this node.
-        requeue_waiting: returns to the queue what was claimed and has not begun.
+        requeue_not_begun: returns to the queue what was claimed and has not begun.
         requeue_all: ends all that runs; the elements go back to the queue.
         on_resume: called when work may be started again.
     """
@@ -34,7 +34,7 @@ class Drain:
     database: Database
     clock: Callable[[], datetime]
     incarnation: str
-    requeue_waiting: Callable[[], None]
+    requeue_not_begun: Callable[[], None]
     requeue_all: Callable[[], Awaitable[None]]
     on_resume: Callable[[], None]
     _order: DrainOrder | None = None
@@ -84,7 +84,7 @@ class Drain:
             return _LOOK_EVERY_S
         if before is None or before.message != order.message:
             self._log.warn("this node is drained: {message}; it starts nothing more", message=order.message)
-        self.requeue_waiting()
+        self.requeue_not_begun()
         if order.left_s is None:
             self._given_back = False
             return _LOOK_EVERY_S

@@ -19,18 +19,13 @@ from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord
 from pdm.workqueue.domain.limits import (
-    BATCH_TIME_S,
-    FIRST_BATCH_SIZE,
-    TOOLS_BATCH_TIME_S,
     ClaimExclusions,
     StreamSlot,
-    WorkKind,
-    next_batch_size,
-    work_kind,
 )
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.attempts import AttemptContext
 from pdm.workqueue.execution.batch import RunningBatch
+from pdm.workqueue.execution.batch_sizes import BatchSizes
 from pdm.workqueue.execution.batch_verdicts import Ending
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
@@ -85,7 +80,6 @@ class Executor:
         on_work: called when elements in the database became due.
         add_element: runs a transaction that adds an element to a job: `Claimer.add_element`.
         scratch: directory for temporary files.
-        batch_sizes: kind of work → elements that take as long as a batch shall.
         restricted: ids of drained sites, or of banned users.
     """
 
@@ -102,7 +96,10 @@ class Executor:
     on_work: Callable[[], None]
     add_element: Callable[..., Awaitable[bool]]
     scratch: Path
-    batch_sizes: dict[WorkKind, int] = field(factory=dict)
+    batch_sizes: BatchSizes = field(
+        init=False,
+        default=Factory(lambda self: BatchSizes(sites=self.sites, most=self.limits.batch_elements), takes_self=True),
+    )
     restricted: Callable[[RestrictionKind], Collection[int]] = lambda kind: ()
     find_missing: Callable[[], Awaitable[Mapping[str, str]]] = _nothing_missing
     #: Batch → fingerprint of its credential; empty for none, or until it is known.
@@ -326,6 +323,16 @@ class Executor:
             if not slot.has_stream and claimed_at <= before:
                 running.end(Ending.GIVEN_BACK)
 
+    def requeue_not_begun(self) -> None:
+        """Return all that has not begun to the queue: this node shall start nothing more."""
+        self.requeue_waiting(0.0)
+        for running in list(self._running):
+            running.give_back(running.not_begun())
+
+    def on_streams(self) -> list[tuple[RunningBatch, StreamSlot]]:
+        """The batches that have a stream."""
+        return [(running, slot) for running, (slot, _) in self._slots.items() if slot.has_stream]
+
     async def token_stored(self, user_id: int, site_id: int, resumed: held_elements.Resumed) -> None:
         """A login has a new token: resume the rest of what is HELD for it, and let running batches use it."""
         await self._check_credentials()
@@ -361,7 +368,7 @@ class Executor:
             else:
                 running.run(agent, request, intake, prepared.endpoints)
             await following(running.finished)
-            self._note_seconds(running)
+            self.batch_sizes.ended(running)
         except NotPossibleError as error:
             running.refuse(error.failure)
         except LeaseOverError:
@@ -399,22 +406,6 @@ class Executor:
             # Waiting batches may need another kind of agent, and this agent may be dead.
             self.pool.wake_waiting()
             self.on_capacity()
-
-    def _note_seconds(self, running: RunningBatch) -> None:
-        """Adapt the size of the next batch of this kind to the duration of this one."""
-        kind, elements = work_kind(running.batch.job), running.batch.elements
-        if running.service is not None:
-            return
-        if running.seconds and running.verdicts.is_whole and running.batch.is_of_its_kind:
-            size = self.batch_sizes.get(kind, FIRST_BATCH_SIZE)
-            by_tools = job_moved_by_tools(running.batch.job, self.sites)
-            self.batch_sizes[kind] = next_batch_size(
-                size,
-                len(elements),
-                running.seconds,
-                self.limits.batch_elements,
-                TOOLS_BATCH_TIME_S if by_tools else BATCH_TIME_S,
-            )
 
     def credentials_changed(self) -> None:
         """A user has removed or replaced a credential."""

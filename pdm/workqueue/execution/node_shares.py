@@ -143,9 +143,9 @@ class NodeShares:
         return self.streams.total + sum(other.share.most for other in self._others)
 
     @property
-    def may_claim_ahead(self) -> bool:
-        """Whether no other node is idle."""
-        return not any(other.idle for other in self._others)
+    def idle_elsewhere(self) -> int:
+        """Streams of the nodes that say that they are idle."""
+        return sum(other.share.most for other in self._others if other.idle)
 
     def allowance(self, key: LimitKey, limit: int) -> int:
         """Streams of a key that may run here; ``limit``: of all nodes."""
@@ -227,8 +227,8 @@ class NodeShares:
             self._published, self._others, self._sick = published.own, published.others, sick
             self._own = published.own.share
         if sick is not None:
-            self.executor.requeue_waiting(0.0)
-        elif not self.may_claim_ahead:
+            self.executor.requeue_not_begun()
+        elif self.idle_elsewhere:
             self.executor.requeue_waiting(_WAITED_S)
         if self._own != before:
             self.executor.pool.wake_waiting()

@@ -85,8 +85,8 @@ class LimitShares(Protocol):
         """Streams that all daemons can run at once."""
 
     @property
-    def may_claim_ahead(self) -> bool:
-        """Whether more may be claimed than can run at once."""
+    def idle_elsewhere(self) -> int:
+        """Streams of the other daemons that are idle; if there are any, none may claim more than can run at once."""
 
     def allowance(self, key: LimitKey, limit: int) -> int:
         """Streams of a key that may run here; ``limit``: of all daemons."""
@@ -139,9 +139,20 @@ class Streams:
         return self._limits.total
 
     @property
-    def has_free(self) -> bool:
-        """Whether fewer run here."""
-        return self._ledger.streams < self._limits.total
+    def free(self) -> int:
+        """How many more may run here."""
+        return max(self._limits.total - self._ledger.streams, 0)
+
+    @property
+    def idle_elsewhere(self) -> int:
+        """Streams of other daemons that are idle."""
+        return 0 if self.shares is None else self.shares.idle_elsewhere
+
+    def has_room(self, slot: StreamSlot, *, elsewhere: bool) -> bool:
+        """Whether one more stream like that of a batch may run, here or at another daemon."""
+        if elsewhere and all(self._ledger.running(key) < self.limit_of_all(key) for key in slot.keys):
+            return True
+        return self.free > 0 and self._ledger.is_open(slot.keys)
 
     @property
     def has_supply(self) -> bool:
@@ -161,7 +172,7 @@ class Streams:
         """What runs here, and what would run without limits of all daemons."""
         running = dict(self._ledger.all_running())
         demand = dict(running)
-        free = self._limits.total - self._ledger.streams
+        free = self.free
         for keys in self._ledger.awaited():
             paced = any(isinstance(named, Route) and demand.get((kind, named), 0) >= self._pacer(named).limit
                         for kind, named in keys)  # fmt: skip
@@ -177,9 +188,8 @@ class Streams:
 
     def capacity(self) -> int:
         """How many more batches may be claimed: one per free stream, and as many in advance."""
-        total, waiting = self._limits.total, self._ledger.waiting
-        free = max(total - self._ledger.streams, 0)
-        if self.shares is not None and not self.shares.may_claim_ahead:
+        total, waiting, free = self._limits.total, self._ledger.waiting, self.free
+        if self.idle_elsewhere:
             return max(free - waiting, 0)
         return free + max(total - waiting, 0)
 
@@ -188,7 +198,7 @@ class Streams:
         # Batches in advance must not all be blocked: beyond that, only what may run at once is claimed.
         shares = self.shares
         has_places = self._ledger.waiting < self._limits.total
-        ahead = 2 if has_places and (shares is None or shares.may_claim_ahead) else 1
+        ahead = 2 if has_places and not self.idle_elsewhere else 1
         keys = {*self._ledger.claimed(), *((LimitKind.ROUTE, route) for route in self._pacers)}
         for site in self._sites.all():
             if site.limit_in or site.limit_out:
