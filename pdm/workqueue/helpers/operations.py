@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers import checking, copying
+from pdm.workqueue.helpers import copying
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.directories import ensure_directory
 from pdm.workqueue.helpers.group_backend import GroupStorage
@@ -346,7 +346,7 @@ def carry_out_items(
         case CopyRequest():
             copying.copy(batch, request, request.items, workers, count)
         case CheckRequest():
-            checking.check_items(batch, request, workers, count)
+            check_items(batch, request, workers, count)
         case RemoveRequest():
             remove_items(batch, request.items, workers, count)
         case RenameRequest():
