@@ -195,10 +195,32 @@ class ApiChannel(HTTPChannel):
     error_format: ErrorFormat
     transport: Any
     #: Whether the client has a certificate; None before the end of the handshake.
-    identified: bool | None = None
-    _answering = False
-    _closing: IDelayedCall | None = None
-    _waiting_request: Callable[[], None] | None = None
+    identified: bool | None
+    _answering: bool
+    _closing: IDelayedCall | None
+    _waiting_request: Callable[[], None] | None
+
+    # An object with more than 25 attributes in its dictionary takes a kilobyte more, and idle connections are kept.
+    # Some of these are twisted.web's, which it sets in `__init__`.
+    __slots__ = (
+        "_answering",
+        "_closing",
+        "_dataBuffer",
+        "_handlingRequest",
+        "_transferDecoder",
+        "_waiting_request",
+        "address",
+        "connections",
+        "identified",
+        "requests",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.identified = None
+        self._answering = False
+        self._closing = None
+        self._waiting_request = None
 
     def connectionMade(self) -> None:
         super().connectionMade()

@@ -16,12 +16,14 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 from zope.interface import implementer
 
+from pdm.workqueue.certificates.tls_buffers import renew_buffers
 from pdm.workqueue.http.connections import ApiChannel, ConnectionLimiter, ConnectionLimits
 from pdm.workqueue.http.endpoint import JsonStream
 from pdm.workqueue.http.origin import SAFE_METHODS, foreign_origin
@@ -181,11 +183,38 @@ class ApiRequest(Request):
         subject: of the caller, once authenticated.
         route: its handler and path values, once routed.
         template: the path of its route, with the names of its parameters: for metrics.
+        endless: fires at the end of a response that goes on after its handler has returned; else None.
         write_access_page: answers a browser without a certificate with a page; None if there is none.
         error_format: of the port.
     """
 
     channel: ApiChannel
+
+    # An object with more than 25 attributes in its dictionary takes a kilobyte more, and a stream keeps it for hours.
+    # Some of these are twisted.web's, which it sets in `__init__`.
+    __slots__ = (
+        "_adapterCache",
+        "_begun",
+        "_body",
+        "_hostname",
+        "_is_large",
+        "_parsePOSTFormSubmission",
+        "_received",
+        "_refused",
+        "_served",
+        "_site",
+        "cookies",
+        "endless",
+        "notifications",
+        "received_cookies",
+        "requestHeaders",
+        "request_id",
+        "responseHeaders",
+        "route",
+        "subject",
+        "template",
+        "write_access_page",
+    )
 
     def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
@@ -193,6 +222,7 @@ class ApiRequest(Request):
         self.subject: str | None = None
         self.route: tuple[Callable[..., Deferred[None] | None], dict[str, Any]] | None = None
         self.template = OTHER
+        self.endless: Deferred[None] | None = None
         self._site: ApiSite = channel.site
         self._begun = time.perf_counter()
         self._received = 0
@@ -289,6 +319,21 @@ class ApiRequest(Request):
 
     def body(self) -> bytes:
         return self._body.getvalue()
+
+    def begin_endless(self, over: Deferred[None]) -> None:
+        """The head of a response without end was written: free what only the head needs.
+
+        ``over`` fires when it ends all the same; the handler may return before.
+        """
+        self.endless = over
+        self.requestHeaders = Headers()
+        self.responseHeaders = Headers()
+        self.channel.streaming()
+
+    def free_buffers(self) -> None:
+        """Free what earlier data have taken in TLS."""
+        if self.channel is not None:
+            renew_buffers(self._connection())
 
     # -- completion
 

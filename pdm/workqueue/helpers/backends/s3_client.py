@@ -7,11 +7,12 @@ with no others.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +21,9 @@ from aws_request_signer import UNSIGNED_PAYLOAD, AwsRequestSigner
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.backends.http_client import Body, Headers, HttpClient, HttpResponse, known_server
+from pdm.workqueue.helpers.backends.http_client import Body, Headers, HttpClient, HttpResponse
 from pdm.workqueue.helpers.backends.http_errors import HttpStatusError, error_from_response
+from pdm.workqueue.helpers.backends.http_servers import known_server
 from pdm.workqueue.helpers.backends.s3_documents import MAX_DOCUMENT, error_fields
 from pdm.workqueue.helpers.credentials import EndpointCredential, credential_below
 from pdm.workqueue.helpers.storage import StorageError, truncated
@@ -139,7 +141,7 @@ class S3Place(NamedTuple):
         return self.bucket.encoded_path[1:]
 
 
-def place_of(url: StorageUrl) -> S3Place:
+def s3_place(url: StorageUrl) -> S3Place:
     """What a URL names, without slashes at its end.
 
     Raises:
@@ -214,6 +216,16 @@ class S3Client(HttpClient):
 
     def is_xrootd(self, url: StorageUrl) -> bool:
         return False
+
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """For requests that the server answers after it has read and written whole objects: a longer timeout."""
+        timeouts = self.timeouts
+        self.timeouts = timeouts.with_slack()
+        try:
+            yield
+        finally:
+            self.timeouts = timeouts
 
     def signed(self, method: str, place: S3Place, url: StorageUrl, headers: Headers) -> Headers:
         """The headers of a request with its signature."""

@@ -1,4 +1,4 @@
-"""Objects on their way to an S3 server, which nobody sees before they are complete and proven.
+"""Uploads to an S3 server: no object has its final key before it is complete and proven.
 
 A copy writes to a temporary name, proves what arrived, and renames. S3 cannot rename, but makes an object visible at
 once, by the request that has its last byte. So nothing is stored under the temporary name: a small object is kept here,
@@ -64,7 +64,7 @@ class ObjectState(NamedTuple):
 
 
 def is_md5(tag: str, response: HttpResponse | None = None) -> bool:
-    """Whether an entity tag is the MD5 of the object's bytes, as far as its form and the response show it."""
+    """Whether an entity tag is the MD5 of the object's bytes, by its form and the headers of the response."""
     if len(tag) != 2 * hashlib.md5(usedforsecurity=False).digest_size or not tag.isalnum():
         return False
     encryption = (response and response.header("x-amz-server-side-encryption")) or ""
@@ -329,9 +329,10 @@ class MultipartUpload:
         ranged = {**headers, "x-amz-copy-source-range": f"bytes={start}-{last}", "Content-Length": "0"}
 
         def copy() -> ObjectState:
-            _, document = client.call("PUT", self._place, query, ranged)
+            with client.patient():
+                _, document = client.call("PUT", self._place, query, ranged)
             root = expected(f"PUT {self._place.url()}", document, "CopyPartResult")
-            # Nobody knows the MD5 of this part at the source.
+            # The source has no MD5 of this part.
             return ObjectState(text_of(root, "ETag").strip('"'), is_confirmed=False)
 
         return number, retried(copy, self._check)
@@ -373,7 +374,9 @@ class MultipartUpload:
         return all(part.is_confirmed for part in self._parts.values())
 
     def _complete(self, document: bytes, headers: Headers) -> bytes:
-        _, answer = self._client.call("POST", self._place, {"uploadId": self._upload}, headers, document)
+        # Some servers write the whole object now.
+        with self._client.patient():
+            _, answer = self._client.call("POST", self._place, {"uploadId": self._upload}, headers, document)
         return answer
 
     def _is_complete(self, tags: Sequence[str]) -> bool:
