@@ -124,7 +124,7 @@ class UntrustedText(sa.types.TypeDecorator[str]):
         if value is None:
             return None
         bounded = value[:MAX_TEXT_LENGTH].replace("\0", "\N{SYMBOL FOR NULL}")
-        return bounded.encode("utf-8", "replace").decode("utf-8")
+        return bounded if bounded.isascii() else bounded.encode("utf-8", "replace").decode("utf-8")
 
 
 def enum_column(enumeration: type[enum.Enum], name: str) -> sa.Enum:
