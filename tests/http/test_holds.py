@@ -128,7 +128,7 @@ async def test_a_hold_ends_by_itself(service: Service) -> None:
     before = service.skip[0]
     service.skip[0] += timedelta(seconds=91)
     try:
-        service.assembly.hold_ends.timer.wake()
+        service.assembly.timed.hold_ends.timer.wake()
         for _ in range(500):
             job = (await service.call("patient", "GET", f"/jobs/{number}")).json
             if job["status"] != "HELD":
@@ -139,6 +139,22 @@ async def test_a_hold_ends_by_itself(service: Service) -> None:
     assert (job["status"], "hold" in job) == ("SUBMITTED", False)
     (event,) = (await service.call("patient", "GET", f"/jobs/{number}/events?kinds=resumed")).json
     assert event["data"]["by"] == "service"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_limit_is_given_at_submission(service: Service) -> None:
+    job = await service.submit("limiting", "/copy", max_active=1)
+    assert job["max_active"] == 1
+    number = job["id"]
+    (listing,) = await service.claim(number)
+    await service.extend(listing, *(NewElement(JobType.COPY, f"data/{n}", f"copy/{n}", size=1) for n in range(3)))
+    await service.settle(listing)
+    for _ in range(3):
+        (token,) = await service.claim(number)
+        assert await service.claim(number) == []
+        await service.settle(token)
+    assert (await service.call("limiting", "GET", f"/jobs/{number}")).json["status"] == "DONE"
+    assert "max_active" not in await service.submit("limiting", "/copy")
 
 
 @pytest_twisted.ensureDeferred

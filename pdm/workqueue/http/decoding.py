@@ -251,6 +251,7 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
         priority=DEFAULT_PRIORITY if submission.priority is None else submission.priority,
         max_tries=DEFAULT_TRIES if submission.max_tries is None else submission.max_tries,
         label=submission.label,
+        max_active=submission.max_active,
         log_uid=uuid.uuid4().hex,
         first=first_element(type_, src_filepath, submission.dst_filepath) if planned is None else planned.elements[0],
         more=() if planned is None else planned.elements[1:],

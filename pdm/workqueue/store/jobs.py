@@ -237,6 +237,7 @@ def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
         "priority": new.priority,
         "max_tries": new.max_tries,
         "label": new.label,
+        "max_active": new.max_active,
         "log_uid": new.log_uid,
         "timestamp": now,
         "cancel_requested": False,
