@@ -119,7 +119,7 @@ class GroupedS3Backend(S3Backend, GroupBackend):
     def rename_group(self, files: Sequence[tuple[StorageUrl, StorageUrl, int]], *, replace: bool) -> list[bool]:
         requests, digests = [], []
         free = [True] * len(files)
-        if not replace and not all(_heeds_conditions.get(place_of(url).bucket) for _, url, _ in files):
+        if not replace and not all(_heeds_conditions.get(s3_place(url).bucket) for _, url, _ in files):
             # The server may ignore the condition: a look, and soon the act.
             free = self.are_free([destination for _, destination, _ in files])
         wanted = [file for file, is_free in zip(files, free, strict=True) if is_free]
@@ -160,7 +160,7 @@ class GroupedS3Backend(S3Backend, GroupBackend):
         A server that ignores the condition takes the same bytes again.
         """
         for request in written:
-            bucket = place_of(request.url).bucket
+            bucket = s3_place(request.url).bucket
             if bucket in _heeds_conditions:
                 continue
             (answer,) = self._requests.answers([request])
