@@ -327,7 +327,7 @@ class Executor:
         """Return all that has not begun to the queue: this node shall start nothing more."""
         self.requeue_waiting(0.0)
         for running in list(self._running):
-            running.give_back(running.not_begun())
+            running.return_elements(running.not_begun())
 
     def on_streams(self) -> list[tuple[RunningBatch, StreamSlot]]:
         """The batches that have a stream."""
