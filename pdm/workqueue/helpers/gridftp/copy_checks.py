@@ -42,6 +42,7 @@ _SMALL_DIRECTORY, _BYTES_OF_ENTRY = 4096, 40
 _LISTINGS_OF_CHANGING = 5
 #: Maximum directories whose numbers of entries are kept.
 _MOST_COUNTS = 10_000
+_NO_ATTRIBUTES = FileStat("file")
 
 
 class PipelinedFile:
@@ -93,7 +94,7 @@ class PipelinedFile:
         """Reset what was learned on channels that are closed."""
         self.version: str | int | None = None
         self.checksum: str | None = None
-        self.attributes = FileStat("file")
+        self.attributes = _NO_ATTRIBUTES
         self.not_preserved: list[PreservedAttribute] = []
         self.unproven = 0
         self.listings: list[SharedListing] = []

@@ -225,7 +225,8 @@ class SecurityContext:
 
     def wrap(self, data: bytes) -> bytes:
         """Protect the integrity of a message to be sent; raises `GsiError`."""
-        self._given.length, self._given.value = len(data), data
+        given = self._given
+        given.length, given.value = len(data), data
         status = self._gsi._quick.gss_wrap(self._by_minor, self._context, 0, 0, self._by_given, None, self._by_answer)
         if status & _ERROR_MASK:
             self._gsi._check(status, self._minor, "a command cannot be wrapped")
@@ -233,7 +234,8 @@ class SecurityContext:
 
     def unwrap(self, data: bytes) -> bytes:
         """Verify and unwrap a received message; raises `GsiError`."""
-        self._given.length, self._given.value = len(data), data
+        given = self._given
+        given.length, given.value = len(data), data
         status = self._gsi._quick.gss_unwrap(self._by_minor, self._context, self._by_given, self._by_answer, None, None)
         if status & _ERROR_MASK:
             self._gsi._check(status, self._minor, "a reply cannot be unwrapped")
@@ -247,8 +249,10 @@ class SecurityContext:
             self._gsi._slow.gss_release_name(byref(self._minor), byref(self._name))
 
     def _taken(self) -> bytes:
-        if not self._answer.length:
+        answer = self._answer
+        length = answer.length
+        if not length:
             return b""
-        data = ctypes.string_at(self._answer.value, self._answer.length)
+        data = ctypes.string_at(answer.value, length)
         self._gsi._quick.gss_release_buffer(self._by_minor, self._by_answer)
         return data
