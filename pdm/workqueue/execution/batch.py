@@ -92,6 +92,7 @@ class RunningBatch:
         attempts: number of attempts that ended and count.
         failed: how many of them with `ROUTE_FAILURES`.
         is_listed: whether a listing is complete and only needs to be stored: the agent is free, or will be at once.
+        is_followed: whether the only file of a listing has begun already.
     """
 
     batch: Batch
@@ -130,6 +131,7 @@ class RunningBatch:
     _turn_at: float | None = None
     _heard_at: float = 0.0
     is_listed: bool = False
+    is_followed: bool = False
     _agent_free: bool = False
     _log: Logger = field(factory=Logger)
 
@@ -492,6 +494,7 @@ class RunningBatch:
             already_there=event.already_there,
             skipped=self._skipped,
             not_preserved=",".join(event.not_preserved) or None,
+            is_followed=self.is_followed,
         )
 
     def _note_worked(self, now: Instant) -> None:
