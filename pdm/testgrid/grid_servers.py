@@ -39,6 +39,7 @@ class GridFtpSettings:
     Attributes:
         home: what ``~`` means.
         setuid: whether a session becomes the local account of its user (needs root).
+        encrypts: whether it makes no data connection that is not encrypted.
     """
 
     directory: Path
@@ -50,6 +51,7 @@ class GridFtpSettings:
     gridmap: Path
     setuid: bool
     log_level: str = "ERROR,WARN,INFO"
+    encrypts: bool = False
 
     @property
     def marks(self) -> Marks:
@@ -151,6 +153,8 @@ class GridFtpServer:
         arguments += ["-home-dir", str(self.settings.home)]
         # Unbuffered, so that a test sees in the log what has just happened.
         arguments += ["-d", self.settings.log_level, "-log-module", "stdio:buffer=0", "-l", str(self.log)]
+        if self.settings.encrypts:
+            arguments.append("-encrypt-data")
         if not self.settings.setuid:
             # 1: check who it is; 4: do not change the account.
             arguments += ["-auth-level", "5"]

@@ -73,6 +73,7 @@ class SubmitOptions(TypedDict, total=False):
         priority: 0 (first) to 9.
         max_tries: attempts for each element, 1 to 10.
         label: a word by which to find the job.
+        max_active: how many of its elements may run at once; default: no limit of its own.
         after: numbers of jobs; the new one begins when all of them are DONE, and is cancelled if one is not.
         after_any: whether it begins when those have ended in whatever state.
         deadline: when it is cancelled unless it has ended: a time with a time zone, a duration from now, or a text of
@@ -87,6 +88,7 @@ class SubmitOptions(TypedDict, total=False):
     priority: int
     max_tries: int
     label: str
+    max_active: int
     after: Sequence[int]
     after_any: bool
     deadline: datetime | timedelta | str
@@ -947,7 +949,7 @@ class WorkqueueClient:
             full["extra_opts"] = extra
         if "protocol" in more:
             full["protocol"] = JobProtocol.parse(more["protocol"]).name
-        for name in ("priority", "max_tries", "label"):
+        for name in ("priority", "max_tries", "label", "max_active"):
             if name in more:
                 full[name] = more[name]
         if more.get("after"):

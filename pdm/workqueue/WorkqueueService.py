@@ -15,8 +15,8 @@ from pdm.workqueue.http.app import ApiResource, PageRoute, build_klein_app
 from pdm.workqueue.http.connections import ConnectionLimits, raise_file_limit
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
-from pdm.workqueue.http.fts.resource import FtsApi, FtsResource
-from pdm.workqueue.http.problems import NotAuthenticatedError
+from pdm.workqueue.http.fts.resource import FTS_ERRORS, FtsApi, FtsResource
+from pdm.workqueue.http.problems import PROBLEM_FORMAT, ErrorFormat, NotAuthenticatedError
 from pdm.workqueue.http.request import ApiRequest, ApiSite
 
 __all__ = ["WorkqueueService"]
@@ -74,13 +74,14 @@ class WorkqueueService:
 
     def fts_site(self, reactor: Any) -> ApiSite:
         """The site for clients of FTS3, with the same limits."""
-        return self._site(reactor, FtsResource(self._fts), None)
+        return self._site(reactor, FtsResource(self._fts), None, FTS_ERRORS)
 
     def _site(
         self,
         reactor: Any,
         resource: Resource,
         write_access_page: Callable[[ApiRequest, NotAuthenticatedError], None] | None,
+        error_format: ErrorFormat = PROBLEM_FORMAT,
     ) -> ApiSite:
         settings = self._context.settings
         server = settings.server
@@ -105,4 +106,5 @@ class WorkqueueService:
             ),
             log_reads=settings.logs.level == "debug",
             write_access_page=write_access_page,
+            error_format=error_format,
         )

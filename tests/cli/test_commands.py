@@ -206,7 +206,9 @@ def test_a_job_can_be_left_waited_for_and_cancelled(service: TestService) -> Non
 
 
 def test_a_job_is_held_resumed_and_changed(service: TestService) -> None:
-    number = str(submitted(service, "cp", "1:/a", "2:/b", *ENDLESS))
+    number = str(submitted(service, "cp", "1:/a", "2:/b", *ENDLESS, "--max-active", "3"))
+    assert "limit     at most 3 elements at once" in pdm(service, "status", number).stdout
+    assert "--max-active" in pdm(service, "cp", "1:/a", "2:/b", "--max-active", "0", code=2).stderr
     held = pdm(service, "hold", number, "999999999", "--message", "disk is full", "--until", "12h", code=3)
     assert re.match(rf"job {number} is held until 2\S+", held.stdout)
     assert "job 999999999: " in held.stderr

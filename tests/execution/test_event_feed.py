@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,24 @@ async def users_of(database: Database) -> tuple[int, int]:
     return alice.id, bob.id
 
 
+async def next_of(subscription: Subscription) -> Sequence[Event]:
+    """The next events of a subscription, at least one."""
+    while not (found := await subscription.read_stored() or subscription.take()):
+        changed: Deferred[None] = Deferred()
+        subscription.on_change = partial(_fire, changed)
+        await changed
+    return found
+
+
+def _fire(changed: Deferred[None]) -> None:
+    if not changed.called:
+        changed.callback(None)
+
+
 async def take(subscription: Subscription, count: int) -> list[Event]:
     taken: list[Event] = []
     while len(taken) < count:
-        taken += await subscription.next()
+        taken += await next_of(subscription)
     return taken
 
 
@@ -72,7 +87,7 @@ async def test_what_is_stored_then_what_comes_without_gap_or_double(
     alice, _ = await users_of(database)
     expected = await submit(database, alice, 10)
     early = feed.subscribe(EventFilter(), 0)
-    found = [event.job for event in await early.next()]
+    found = [event.job for event in await next_of(early)]
     more = Deferred.fromCoroutine(submit(database, alice, 10))
     found += [event.job for event in await take(early, 17)]
     expected += await more
@@ -132,7 +147,7 @@ async def test_a_slow_listener_is_dropped_and_others_are_not(
         expected += await submit(database, alice)
         found = [*found, *await take(quick, 1 if found else 2)]
     with pytest.raises(SlowReaderError, match="more than 5 events wait"):
-        await slow.next()
+        await next_of(slow)
     assert [event.job for event in found] == expected[1:]
     # Nothing is lost: it continues where it was.
     again = feed.subscribe(EventFilter(), slow.after)
@@ -160,10 +175,10 @@ async def test_the_newest_progress_replaces_an_older_one(database: Database, fee
     listener = feed.subscribe(EventFilter(job=job_id))
     silent = feed.subscribe(EventFilter(job=job_id, kinds={EventKind.JOB}))
     await listener.start()
-    await listener.next()
+    await next_of(listener)
     first = moved
     await deferLater(reactor, 2.5 if database.is_shared else 0.8)
-    (event,) = await listener.next()
+    (event,) = await next_of(listener)
     assert event.data["moved"] >= first + 2
     assert event.id is None
     silent.close()
@@ -186,13 +201,13 @@ async def test_sites_are_told_once_when_they_go_and_once_when_they_return(databa
 
 @pytest_twisted.ensureDeferred
 async def test_the_end_of_the_service_ends_all(database: Database, feed: EventFeed) -> None:
-    waiting = Deferred.fromCoroutine(feed.subscribe(EventFilter()).next())
+    waiting = Deferred.fromCoroutine(next_of(feed.subscribe(EventFilter())))
     await deferLater(reactor, 0.05)
     await feed.stop()
     with pytest.raises(SubscriptionEndedError, match="stopping"):
         await waiting
     with pytest.raises(SubscriptionEndedError, match="stopping"):
-        await feed.subscribe(EventFilter()).next()
+        await next_of(feed.subscribe(EventFilter()))
 
 
 @pytest_twisted.ensureDeferred

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
@@ -12,6 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 import pytest_twisted
+from twisted.internet.threads import deferToThread
 
 from pdm.testgrid.ports import reserve_port
 from pdm.workqueue.certificates.delegation import sign_request
@@ -20,6 +22,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.fts import BASE_ID
 from pdm.workqueue.http.fts.urls import ServersOfUrls, read_url
 from tests.http.service import Answer, Certificates, Service, running
+from tests.http.test_surface import raw_exchange
 
 SOURCE = "dummy://north/store"
 DESTINATION = "dummy://south/store"
@@ -418,3 +421,26 @@ async def test_bans(service: Service) -> None:
     await submitted(service, "pat", pair("p4"))
     (activity,) = (await ask(service, "operator", "GET", "/status/hosts")).json.values()
     assert activity["active"] >= 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_refused_before_it_is_read_has_an_error_of_fts(service: Service) -> None:
+    """Too long, of nobody, of a page of another site, and no HTTP at all."""
+    port = int(service.assembly.fts_port.url.rpartition(":")[2])
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    close = b"Content-Length: 2\r\nConnection: close\r\n"
+    cases = (
+        ("413 Request Entity Too Large", "alice", head % b"/jobs" + b"Content-Length: 999999999999\r\n\r\n"),
+        ("401 Unauthorized", None, head % b"/jobs" + b"Content-Length: 20000\r\n\r\n"),
+        ("403 Forbidden", "alice", head % b"/jobs" + close + b"Origin: https://other.example.org\r\n\r\n{}"),
+        ("400 Bad Request", "alice", b"nonsense\r\n\r\n"),
+        ("404 Not Found", "alice", head % b"/nothing" + close + b"\r\n{}"),
+    )
+    for status, user, sent in cases:
+        answer = await deferToThread(raw_exchange, service, sent, user=user, port=port)
+        top, _, body = answer.partition(b"\r\n\r\n")
+        assert top.startswith(f"HTTP/1.1 {status[:3]} ".encode()), answer
+        assert b"\r\nContent-Type: application/json\r\n" in top, answer
+        found = json.loads(body)
+        assert set(found) == {"status", "message"}
+        assert found["status"] == status

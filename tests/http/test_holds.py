@@ -142,6 +142,22 @@ async def test_a_hold_ends_by_itself(service: Service) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_limit_is_given_at_submission(service: Service) -> None:
+    job = await service.submit("limiting", "/copy", max_active=1)
+    assert job["max_active"] == 1
+    number = job["id"]
+    (listing,) = await service.claim(number)
+    await service.extend(listing, *(NewElement(JobType.COPY, f"data/{n}", f"copy/{n}", size=1) for n in range(3)))
+    await service.settle(listing)
+    for _ in range(3):
+        (token,) = await service.claim(number)
+        assert await service.claim(number) == []
+        await service.settle(token)
+    assert (await service.call("limiting", "GET", f"/jobs/{number}")).json["status"] == "DONE"
+    assert "max_active" not in await service.submit("limiting", "/copy")
+
+
+@pytest_twisted.ensureDeferred
 async def test_priority_and_limit_are_changed(service: Service) -> None:
     number, tokens = await _copies(service, "changing", 3)
     changed = (await service.call("changing", "PATCH", f"/jobs/{number}", {"priority": 1, "max_active": 2})).json

@@ -216,15 +216,15 @@ async def test_an_address_that_comes_again_is_judged_as_at_first(
         assert (await service.call(None, "GET", own)).problem == "certificate-needed"
 
 
-def raw_exchange(service: Service, *sent: bytes, user: str | None = None) -> bytes:
-    """Send bytes as they are and read until the service closes; blocks."""
+def raw_exchange(service: Service, *sent: bytes, user: str | None = None, port: int | None = None) -> bytes:
+    """Send bytes as they are, to the port of the API by default, and read until the service closes; blocks."""
     context = ssl.create_default_context(cadata=to_pem(service.certificates.authority.certificate).decode())
     if user is not None:
         bundle = service.directory / f"raw-{user}.pem"
         service.certificates.of(user).write_bundle(bundle)
         context.load_cert_chain(bundle)
     with (
-        socket.create_connection(("localhost", service.port), timeout=20) as plain,
+        socket.create_connection(("localhost", port or service.port), timeout=20) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as secure,
     ):
         for part in sent:

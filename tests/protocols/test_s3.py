@@ -28,6 +28,7 @@ from pdm.workqueue.wire.agent_requests import (
     RemoveRequest,
     RenameItem,
     RenameRequest,
+    TimeLimits,
 )
 from tests.helpers.driver import LIMITS, HelperProcess, adler, copy_item, entries, outcomes
 from tests.protocols.places import judged, mover_named
@@ -309,6 +310,29 @@ def test_the_server_copies_by_itself(
         assert isinstance(_copy(helper, *asked, overwrite="never"), DoneEvent)
     assert server.objects[b"d/copy"][0] == b"content" * 1000
     assert (b"d/.pdm-1.part" in server.objects, server.uploads) == (False, {})
+
+
+@pytest.mark.parametrize("what", ["POST uploadId", "PUT"], ids=["completes an upload", "copies"])
+def test_a_server_that_writes_a_large_object_for_long_is_waited_for(
+    what: str, helper: HelperProcess, server: SmallS3Server, tmp_path: Path
+) -> None:
+    """Longer than anything else may take without a byte: its size says how long."""
+    content = os.urandom(_PART + 5)
+    server.put("source", content)
+    source = _url(server, "source") if what == "PUT" else _file(tmp_path, content)
+    taken: list[str] = []
+
+    def takes_long(request: S3Request) -> None:
+        if (request.what, request.key) == (what, b"d/new"):
+            taken.append(what)
+            time.sleep(2.0)
+
+    server.rules.append(takes_long)
+    item = copy_item(1, source, _url(server, "d/new"), len(content))
+    limits = TimeLimits(stall_s=0.5, total_s=30.0, least_rate=500_000.0)
+    done = outcomes(helper.run(CopyRequest(helper.new_id(), [item], "never", "checksum", limits)))[1]
+    assert isinstance(done, DoneEvent), done
+    assert (taken, server.objects[b"d/new"][0]) == ([what], content)
 
 
 def _completed_otherwise(server: SmallS3Server, change: Callable[[bytes], bytes]) -> S3Rule:

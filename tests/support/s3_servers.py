@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,8 +12,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
+from typing import IO, NamedTuple
+from urllib.parse import quote
 
 from aws_request_signer import UNSIGNED_PAYLOAD, AwsRequestSigner
 
@@ -23,6 +27,20 @@ from pdm.testgrid.storage_servers import ServerProcess
 ACCESS_KEY, SECRET_KEY = "AKIACANARY4711", "canarysecretofs3"
 _BIN = Path(sys.executable).parent
 _READY_S = 60.0
+
+
+class S3Answer(NamedTuple):
+    """What a server has answered."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+    def check(self) -> None:
+        """Raise `OSError` for an error, EEXIST for a conflict."""
+        if self.status >= HTTPStatus.BAD_REQUEST:
+            number = errno.EEXIST if self.status == HTTPStatus.CONFLICT else errno.EIO
+            raise OSError(number, f"{self.status} {self.body!r}")
 
 
 class S3Server(ServerProcess):
@@ -43,12 +61,37 @@ class S3Server(ServerProcess):
         return f"s3s://localhost:{self.port}/bucket"
 
     def make_bucket(self) -> None:
-        context = ssl._create_unverified_context()
-        url = f"https://localhost:{self.port}/bucket"
+        self.ask("PUT", "").check()
+
+    def put(self, path: Path) -> None:
+        """Write a file to the bucket, under its own path."""
+        with path.open("rb") as content:
+            self.ask("PUT", str(path), {"Content-Length": str(path.stat().st_size)}, content).check()
+
+    def ask(
+        self, method: str, key: str, headers: Mapping[str, str] | None = None, body: bytes | IO[bytes] | None = None
+    ) -> S3Answer:
+        """The answer to a request about a key, which may be followed by a query; errors are answers, too."""
+        path, _, query = key.lstrip("/").partition("?")
+        url = (
+            f"https://localhost:{self.port}/bucket"
+            + (f"/{quote(path)}" if path else "")
+            + (f"?{query}" if query else "")
+        )
+        # Without a type, urllib says that it is a form, which moto takes apart.
+        asked = {"Content-Type": "application/octet-stream", **(headers or {})}
+        to_sign = {name: value for name, value in asked.items() if name.startswith(("x-amz-", "Content-MD5"))}
         signer = AwsRequestSigner("us-east-1", ACCESS_KEY, SECRET_KEY, "s3")
-        signed = signer.sign_with_headers("PUT", url, {}, UNSIGNED_PAYLOAD)
-        with urllib.request.urlopen(urllib.request.Request(url, None, signed, method="PUT"), context=context):
-            pass
+        sent = {**asked, **signer.sign_with_headers(method, url, to_sign, UNSIGNED_PAYLOAD)}
+        context = ssl._create_unverified_context()
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(url, body, sent, method=method), context=context
+            ) as answer:
+                return S3Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return S3Answer(error.code, error.headers, error.read())
 
 
 class MotoServer(S3Server):
@@ -109,9 +152,9 @@ class SeaweedServer(S3Server):
             try:
                 self.make_bucket()
                 return
-            except OSError as error:
-                if isinstance(error, urllib.error.HTTPError) and error.code == HTTPStatus.CONFLICT:
-                    return
+            except FileExistsError:
+                return
+            except OSError:
                 if time.monotonic() > give_up_at:
                     raise
             time.sleep(0.2)

@@ -203,6 +203,7 @@ async def test_a_job_is_held_resumed_and_changed(service: Service) -> None:
     assert (await service.act("ada", f"{url}/change", {"priority": "2", "max_active": "3"})).status == 303
     page = (await service.browse("ada", url)).body.decode()
     assert "priority 2, at most 2 tries, at most 3 elements at once" in page
+    assert "--priority 2 --max-tries 2 --max-active 3" in page
     assert (await service.act("ada", f"{url}/change", {"priority": "2"})).status == 303
     assert (await service.job(number)).max_active is None
     # An operator says why; then it is for operators to resume it.

@@ -32,6 +32,7 @@ from zope.interface import implementer
 from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.certificates.pem import CertificateFilesError, TlsIdentity, read_identity, require_valid
 from pdm.workqueue.certificates.proxies import end_entity, is_limited, lifetime_end, proxy_problem
+from pdm.workqueue.certificates.tls_buffers import ServerProtocol
 from pdm.workqueue.certificates.trust import CrlPolicy, Trust, file_state, read_trust
 from pdm.workqueue.certificates.verification import UNREADABLE, misuse, reason_of
 from pdm.workqueue.domain.signing_policy import PolicyMode
@@ -423,7 +424,7 @@ class _ServerFactory(TLSMemoryBIOFactory):
 
     def buildProtocol(self, addr: Any) -> Any:
         wrapped = self.wrappedFactory.buildProtocol(addr)
-        return None if wrapped is None else self.protocol(self, wrapped)
+        return None if wrapped is None else ServerProtocol(self, wrapped)
 
 
 def _is_missing_list(error: int) -> bool:

@@ -19,6 +19,7 @@ from pdm.workqueue.client.sites import choose_protocol
 from pdm.workqueue.domain.enums import JobProtocol, MoverKind
 from pdm.workqueue.domain.formatting import display_name
 from pdm.workqueue.domain.paths import text_from_bytes
+from pdm.workqueue.wire.requests import MOST_ACTIVE
 from pdm.workqueue.wire.sites import SiteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
@@ -210,6 +211,7 @@ def submit_options(command: _Command) -> _Command:
         click.option("--priority", type=click.IntRange(0, 9), help="0 is served first (default 5)."),
         click.option("--max-tries", type=click.IntRange(1, 10), help="Attempts for each element (default 2)."),
         click.option("--label", callback=_utf8_only, help="A word by which to find the job."),
+        click.option("--max-active", type=click.IntRange(1, MOST_ACTIVE), help="Run at most so many elements at once."),
         click.option(
             "--after",
             metavar="N",

@@ -76,6 +76,7 @@ _OPTION_NAMES = {
     "$.priority": "--priority",
     "$.max_tries": "--max-tries",
     "$.label": "--label",
+    "$.max_active": "--max-active",
     "$.recurrence": "WHEN",
     "$.timezone": "--timezone",
     "$.after": "--after",

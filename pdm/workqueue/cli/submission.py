@@ -57,6 +57,7 @@ class SubmissionRequest:
         priority: int | None,
         max_tries: int | None,
         label: str | None,
+        max_active: int | None,
         after: tuple[int, ...],
         after_any: bool,
         deadline: str | None,
@@ -82,6 +83,8 @@ class SubmissionRequest:
             submission["max_tries"] = max_tries
         if label is not None:
             submission["label"] = label
+        if max_active is not None:
+            submission["max_active"] = max_active
         if after:
             submission["after"] = after
         if after_any:

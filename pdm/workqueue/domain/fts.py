@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from pdm.workqueue.domain.enums import JobStatus
@@ -83,9 +83,14 @@ def storage_element(surl: str) -> str:
     return f"{scheme.lower()}://{host.lower()}"
 
 
-def common_storage(surls: Collection[str]) -> str | None:
+def storage_elements(surls: Iterable[str]) -> set[str]:
+    """The storages of URLs; a few servers may have all of very many."""
+    return {storage_element(server) for server in {"/".join(surl.split("/", 3)[:3]) for surl in surls}}
+
+
+def common_storage(surls: Iterable[str]) -> str | None:
     """The storage of all URLs; None if there are several."""
-    found = set(map(storage_element, surls))
+    found = storage_elements(surls)
     return found.pop() if len(found) == 1 else None
 
 

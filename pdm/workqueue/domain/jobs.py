@@ -115,6 +115,8 @@ class NewJob:
     deadline: datetime | None = None
     #: The schedule of which it is a run.
     schedule_id: int | None = None
+    #: How many of its elements but the listing may run at once; None for no limit of its own.
+    max_active: int | None = None
 
     @property
     def sites(self) -> frozenset[int]:

@@ -15,6 +15,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 _RAW_BASE = 0xEF00
 _RAW_CHARACTERS = re.compile("[\uef80-\uefff]")
 _ESCAPED = re.compile("[\udc80-\udcff]|[\uef80-\uefff]")
+#: A path that is the same in a URL.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_.~/-]*", re.ASCII)
 #: A name that is the same in a URL; ``.`` and ``..`` are not among them.
 _PLAIN_NAME = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9_.~-]{1,255}", re.ASCII)
 #: What makes a relative path unsafe: an empty name, ``.``, ``..``, NUL.
@@ -65,6 +67,8 @@ def bytes_from_text(text: str) -> bytes:
 
 def encoded(path: str) -> str:
     """The path percent-encoded for a URL; slashes stay."""
+    if _PLAIN_PATH.fullmatch(path) is not None:
+        return path
     return quote_from_bytes(bytes_from_text(path), safe="/~")
 
 
@@ -85,10 +89,12 @@ def checked(path: str) -> str:
         raise InvalidPathError("a path must not be empty")
     if "\0" in path:
         raise InvalidPathError("a path must not contain NUL")
+    if len(path) <= LONGEST_NAME and path.isascii():
+        return path
     raw = bytes_from_text(path)
     if len(raw) > LONGEST_PATH:
         raise InvalidPathError(f"a path must not be longer than {LONGEST_PATH} bytes")
-    if any(len(name) > LONGEST_NAME for name in raw.split(b"/")):
+    if max(map(len, raw.split(b"/"))) > LONGEST_NAME:
         raise InvalidPathError(f"a file name must not be longer than {LONGEST_NAME} bytes")
     return path
 

@@ -8,7 +8,6 @@ listener.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime
 
@@ -52,21 +51,21 @@ class Subscription:
     Attributes:
         wanted: which.
         after: id of the last event that was given out, or of the one after which it begins; None before `start`.
-        on_end: called when it gives out no more.
+        on_change: called when it has events to `take`, or gives out no more.
     """
 
     wanted: EventFilter
     after: int | None
     _feed: EventFeed
-    on_end: Callable[[], None] = lambda: None
+    on_change: Callable[[], None] = lambda: None
     _order: tuple[int, int] = (0, 0)
-    _queue: deque[Event] = field(factory=deque)
+    #: A list, because an empty deque takes 600 bytes.
+    _queue: list[Event] = field(factory=list)
     #: Job → its newest progress.
     _progress: dict[int, Event] = field(factory=dict)
     _is_live: bool = False
     #: What the feed reads while a page is read; None at other times.
-    _meanwhile: deque[Event] | None = None
-    _waiting: Deferred[None] | None = None
+    _meanwhile: list[Event] | None = None
     _ended: SubscriptionEndedError | None = None
 
     async def start(self) -> int:
@@ -78,30 +77,40 @@ class Subscription:
         self.after, self._order = await self._feed.position(self.after)
         return self.after
 
-    async def next(self) -> Sequence[Event]:
-        """The next events, at least one; waits until there are any.
+    @property
+    def has_ended(self) -> bool:
+        """Whether it gives out no more events."""
+        return self._ended is not None
+
+    async def read_stored(self) -> Sequence[Event]:
+        """The next events that were stored before; none once all have been read, and then `take` gives the rest.
 
         Raises:
-            SlowReaderError: it has been dropped.
             SubscriptionEndedError: it was closed, or the service stops.
             DatabaseUnavailableError: the database is away; call it again.
         """
         if self.after is None:
             await self.start()
-        while True:
-            if self._ended is not None:
-                raise self._ended
-            if self._queue or self._progress:
-                return self._take()
-            if not self._is_live:
-                if page := await self._read_page():
-                    return page
-                continue
-            self._waiting = Deferred()
-            try:
-                await self._waiting
-            finally:
-                self._waiting = None
+        while not self._is_live and self._ended is None:
+            if page := await self._read_page():
+                return page
+        self._check()
+        return ()
+
+    def take(self) -> Sequence[Event]:
+        """The events that have come since; none if there are none now.
+
+        Raises:
+            SlowReaderError: it has been dropped.
+            SubscriptionEndedError: it was closed, or the service stops.
+        """
+        self._check()
+        taken = [*self._queue, *self._progress.values()]
+        if self._queue:
+            self.after, self._order = self._queue[-1].id, self._queue[-1].order
+        self._queue.clear()
+        self._progress.clear()
+        return taken
 
     def close(self) -> None:
         """Give out no more events."""
@@ -123,13 +132,13 @@ class Subscription:
             self.end(SlowReaderError(f"more than {MOST_QUEUED} events wait for this listener"))
             return
         self._queue.append(event)
-        self._wake()
+        self.on_change()
 
     def offer_progress(self, job_id: int, event: Event) -> None:
         """Replace the progress of a job by a newer one."""
         if self._is_live and self.wanted.matches(event):
             self._progress[job_id] = event
-            self._wake()
+            self.on_change()
 
     def end(self, reason: SubscriptionEndedError) -> None:
         if self._ended is None:
@@ -137,23 +146,19 @@ class Subscription:
             self._queue.clear()
             self._progress.clear()
             self._feed.forget(self)
-            self._wake()
-            self.on_end()
+            self.on_change()
 
     # --
 
-    def _take(self) -> Sequence[Event]:
-        taken = [*self._queue, *self._progress.values()]
-        if self._queue:
-            self.after, self._order = self._queue[-1].id, self._queue[-1].order
-        self._queue.clear()
-        self._progress.clear()
-        return taken
+    def _check(self) -> None:
+        if self._ended is not None:
+            raise self._ended
 
     async def _read_page(self) -> Sequence[Event]:
         """The next page of the database; after the last one, the feed gives the rest."""
         await self._feed.positioned()
-        meanwhile = self._meanwhile = deque()
+        meanwhile: list[Event] = []
+        self._meanwhile = meanwhile
         try:
             page = await self._feed.read(self.after or 0, _PAGE, self.wanted)
         finally:
@@ -166,10 +171,6 @@ class Subscription:
             for event in meanwhile:
                 self.offer(event)
         return page
-
-    def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.called:
-            self._waiting.callback(None)
 
 
 async def _nothing_running() -> Sequence[int]:

@@ -197,7 +197,8 @@ class _RouteHandler:
         """Answer a request, errors included; synchronously where the handler need not wait."""
         request.route = (self.serve, path_values)
         request.template = self.endpoint.path
-        return run_eagerly(self._serve(request, path_values))
+        waiting = run_eagerly(self._serve(request, path_values))
+        return request.endless if waiting is None else waiting.addCallback(lambda _: request.endless)
 
     async def _serve(self, request: ApiRequest, path_values: dict[str, Any]) -> None:
         transactions = begin_request(REQUEST_PATIENCE_S)

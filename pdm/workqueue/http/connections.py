@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
-from pdm.workqueue.http.problems import InvalidInputError, raw_problem_response
+from pdm.workqueue.http.problems import ErrorFormat, InvalidInputError, raw_error_response
 
 _log = Logger()
 
@@ -188,16 +188,39 @@ class ConnectionLimiter:
 
 
 class ApiChannel(HTTPChannel):
-    """A connection that reports its state to the `ConnectionLimiter`; the site sets `connections` and `address`."""
+    """A connection that reports its state to the `ConnectionLimiter`; the site sets the first three attributes."""
 
     connections: ConnectionLimiter
     address: str
+    error_format: ErrorFormat
     transport: Any
     #: Whether the client has a certificate; None before the end of the handshake.
-    identified: bool | None = None
-    _answering = False
-    _closing: IDelayedCall | None = None
-    _waiting_request: Callable[[], None] | None = None
+    identified: bool | None
+    _answering: bool
+    _closing: IDelayedCall | None
+    _waiting_request: Callable[[], None] | None
+
+    # An object with more than 25 attributes in its dictionary takes a kilobyte more, and idle connections are kept.
+    # Some of these are twisted.web's, which it sets in `__init__`.
+    __slots__ = (
+        "_answering",
+        "_closing",
+        "_dataBuffer",
+        "_handlingRequest",
+        "_transferDecoder",
+        "_waiting_request",
+        "address",
+        "connections",
+        "identified",
+        "requests",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.identified = None
+        self._answering = False
+        self._closing = None
+        self._waiting_request = None
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -286,7 +309,7 @@ class ApiChannel(HTTPChannel):
         if self._closing is not None:
             return
         error = InvalidInputError("not valid HTTP/1.1: the request line, a header or a chunk is malformed")
-        self.transport.write(raw_problem_response(error, f"{random.getrandbits(64):016x}"))
+        self.transport.write(raw_error_response(error, f"{random.getrandbits(64):016x}", self.error_format))
         self.refuse()
 
     def lineLengthExceeded(self, line: bytes) -> None:

@@ -11,7 +11,6 @@ import typing
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -24,16 +23,16 @@ from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.job_plans import first_element
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob, Predecessors
 from pdm.workqueue.domain.lifecycle import deadline_from_text
-from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
+from pdm.workqueue.domain.paths import is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.copy_checks import check_filters, check_not_removed, check_tape
 from pdm.workqueue.http.items import planned_items, refuse_paths
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
+from pdm.workqueue.http.site_urls import url_at, urls_at
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.checks import TOOL_SCHEMES
 from pdm.workqueue.sites.registry import Site, moved_by_tools
-from pdm.workqueue.sites.storage_urls import NotOfferedError, storage_url
 from pdm.workqueue.store.idempotency import IdempotencyKey
 from pdm.workqueue.wire.options import OPTIONS, CopyOptions, read_options
 from pdm.workqueue.wire.requests import LARGEST_ID, PATTERN_WORDS, SubmitJob
@@ -235,7 +234,7 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
     if items is not None and destination is not None:
         refuse_paths(submission)
         other = _protocol_at(api, source, destination, protocol, by_tools=by_tools)
-        planned = planned_items(items, partial(_url, source, protocol), partial(_url, destination, other))
+        planned = planned_items(items, urls_at(source, protocol), urls_at(destination, other))
         options = {**options, "items": len(planned.elements)}
     else:
         _check_paths(api, type_, protocol, source, destination, submission, options, by_tools=by_tools)
@@ -252,6 +251,7 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
         priority=DEFAULT_PRIORITY if submission.priority is None else submission.priority,
         max_tries=DEFAULT_TRIES if submission.max_tries is None else submission.max_tries,
         label=submission.label,
+        max_active=submission.max_active,
         log_uid=uuid.uuid4().hex,
         first=first_element(type_, src_filepath, submission.dst_filepath) if planned is None else planned.elements[0],
         more=() if planned is None else planned.elements[1:],
@@ -272,13 +272,13 @@ def _check_paths(
     *,
     by_tools: bool,
 ) -> None:
-    source_url = _url(source, protocol, submission.src_filepath or "", "$.src_filepath")
+    source_url = url_at(source, protocol, submission.src_filepath or "", "$.src_filepath")
     removes = type_ is JobType.REMOVE or (type_ is JobType.COPY and options.get("move"))
     if removes and _is_whole_site(source_url, source.endpoints[protocol]):
         raise InvalidInputError("this path is the root of the whole site: name what to remove", "$.src_filepath")
     if destination is not None and submission.dst_filepath is not None:
         other = _protocol_at(api, source, destination, protocol, by_tools=by_tools)
-        destination_url = _url(destination, other, submission.dst_filepath, "$.dst_filepath")
+        destination_url = url_at(destination, other, submission.dst_filepath, "$.dst_filepath")
         # Compares URLs: two sites may be endpoints of one storage.
         if is_inside(destination_url, source_url):
             raise InvalidInputError("the destination is the source itself, or is inside it", "$.dst_filepath")
@@ -428,12 +428,3 @@ def credential_needs(api: ApiContext, new: NewJob | JobRecord) -> dict[int, Cred
         (site, TOOL_MOVERS[protocol].need if by_tools else api.credential_need(protocol)) for site, protocol in ends
     ]
     return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
-
-
-def _url(site: Site, protocol: JobProtocol, path: str, pointer: str) -> str:
-    try:
-        return storage_url(site, protocol, checked(path))
-    except NotOfferedError as error:
-        raise InvalidInputError(str(error), "$.protocol") from error
-    except InvalidPathError as error:
-        raise InvalidInputError(str(error), pointer) from error

@@ -14,16 +14,17 @@ from functools import lru_cache
 import msgspec
 from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from pdm.workqueue.domain.events import Event
 from pdm.workqueue.execution.event_feed import SlowReaderError, Subscription, SubscriptionEndedError
-from pdm.workqueue.http.request import ApiRequest, FlowControl
+from pdm.workqueue.http.request import ApiRequest
 from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
-from pdm.workqueue.telemetry.logging import log_incident
+from pdm.workqueue.telemetry.logging import log_context, log_incident
 from pdm.workqueue.wire.events import EVENT_STREAM, EventView
 
 #: Seconds between two comments, by which both ends notice that the other one is gone.
@@ -67,7 +68,9 @@ def _encoded(event: Event) -> bytes:
 
 
 async def write_events(request: ApiRequest, status: int, stream: EventStream) -> None:
-    """Write events, and a comment from time to time, until one side ends it.
+    """Write the events that are stored; then return, and write the others, and comments, until one side ends it.
+
+    A stream waits nearly always: it keeps no coroutine for that, only ``request.endless``, which fires at its end.
 
     Raises:
         DatabaseUnavailableError: the database was away before the first byte was sent.
@@ -81,75 +84,140 @@ async def write_events(request: ApiRequest, status: int, stream: EventStream) ->
         request.setHeader(b"X-Accel-Buffering", b"no")
         if request.method == b"HEAD":
             request.write(b"")
+            subscription.close()
             return
-        flow = FlowControl()
-        # A stream that is dropped while it waits for its client must not wait on.
-        subscription.on_end = flow.resumeProducing
-        request.registerProducer(flow, True)
+        writer = _StreamWriter(request, stream)
+        request.registerProducer(writer, True)
         # A client that leaves before the first event resumes from here.
         request.write(b"retry: %d\nid: %d\n\n" % (_RETRY_MS, begins_after))
-        request.channel.streaming()
-        comments = _Comments(request, flow, stream)
-        try:
-            await _write_all(request, flow, stream)
-        except CancelledError:
-            raise
-        except Exception:
-            # A problem cannot be sent any more. The loss of the connection cancels this handler.
-            log_incident(_log, Failure())
-            request.abort()
-            await Deferred()
-        finally:
-            comments.stop()
-    finally:
+        request.begin_endless(writer.over)
+        await writer.write_stored()
+    except BaseException:
         subscription.close()
+        raise
 
 
-async def _write_all(request: ApiRequest, flow: FlowControl, stream: EventStream) -> None:
-    try:
-        while True:
-            events = await _next_events(stream)
-            request.write(b"".join(map(_encoded, events)))
-            await flow.open()
-    except SlowReaderError as error:
-        last = msgspec.json.encode({"reason": str(error), "after": stream.subscription.after})
-        request.write(b"event: dropped\ndata: %s\n\n" % last)
-    except SubscriptionEndedError as error:
-        request.write(b": %s\n\n" % str(error).encode("ascii"))
-    request.unregisterProducer()
-    request.channel.loseConnection()
+@implementer(IPushProducer)
+class _StreamWriter:
+    """Writes one stream, at the speed of its client, and a comment from time to time.
 
+    Attributes:
+        over: fires when nothing more is written; its cancellation ends the stream.
+    """
 
-async def _next_events(stream: EventStream) -> Sequence[Event]:
-    """The next events; while the database is away the stream stays, because browsers give up at an error status."""
-    while True:
-        try:
-            return await stream.subscription.next()
-        except DatabaseClosedError as error:
-            raise SubscriptionEndedError("the service is stopping") from error
-        except DatabaseUnavailableError:
-            await deferLater(stream.reactor, READ_AGAIN_AFTER_S)
+    __slots__ = ("_is_live", "_is_paused", "_request", "_resumed", "_stream", "_timer", "over")
 
-
-class _Comments:
-    """Writes a comment periodically, unless the client does not read; ends the stream of an expired certificate."""
-
-    def __init__(self, request: ApiRequest, flow: FlowControl, stream: EventStream) -> None:
+    def __init__(self, request: ApiRequest, stream: EventStream) -> None:
         self._request = request
-        self._flow = flow
         self._stream = stream
-        self._timer: IDelayedCall = stream.reactor.callLater(COMMENT_EVERY_S, self._write)
+        #: Whether all that was stored before has been written.
+        self._is_live = False
+        self._is_paused = False
+        self._resumed: Deferred[None] | None = None
+        self.over: Deferred[None] = Deferred(lambda _: self._stop())
+        self._timer: IDelayedCall = stream.reactor.callLater(COMMENT_EVERY_S, self._comment)
+        stream.subscription.on_change = self._write
 
-    def stop(self) -> None:
-        if self._timer.active():
-            self._timer.cancel()
+    async def write_stored(self) -> None:
+        """Write what was stored before; what comes later is written as it comes."""
+        try:
+            while events := await self._read_stored():
+                self._request.write(b"".join(map(_encoded, events)))
+                while self._is_paused and not self._stream.subscription.has_ended:
+                    self._resumed = Deferred()
+                    await self._resumed
+        except CancelledError:
+            self._stop()
+            raise
+        except SubscriptionEndedError as error:
+            self._end(error)
+        except Exception:
+            self._fail()
+        else:
+            self._is_live = True
+            self._write()
+
+    async def _read_stored(self) -> Sequence[Event]:
+        """The next stored events; while the database is away the stream stays: browsers give up at an error status."""
+        while True:
+            try:
+                return await self._stream.subscription.read_stored()
+            except DatabaseClosedError as error:
+                raise SubscriptionEndedError("the service is stopping") from error
+            except DatabaseUnavailableError:
+                await deferLater(self._stream.reactor, READ_AGAIN_AFTER_S)
+
+    # -- called by the transport
+
+    def pauseProducing(self) -> None:
+        self._is_paused = True
+
+    def resumeProducing(self) -> None:
+        self._is_paused = False
+        self._write()
+
+    def stopProducing(self) -> None:
+        """Does nothing: when the client disconnects, `over` is cancelled."""
+
+    # --
 
     def _write(self) -> None:
+        """Write what has come; while the client does not read, only why the stream ends."""
+        subscription = self._stream.subscription
+        if not self._is_live:
+            resumed, self._resumed = self._resumed, None
+            if resumed is not None:
+                resumed.callback(None)
+            return
+        if self._is_paused and not subscription.has_ended:
+            return
+        try:
+            if events := subscription.take():
+                self._request.write(b"".join(map(_encoded, events)))
+        except SubscriptionEndedError as error:
+            self._end(error)
+        except Exception:
+            self._fail()
+
+    def _comment(self) -> None:
+        """Write a comment, unless the client does not read; end the stream of an expired certificate."""
         stream = self._stream
         if stream.clock() >= stream.until:
             # Other requests on the connection are refused from now on, too.
             stream.subscription.end(SubscriptionEndedError("the certificate has expired"))
             return
-        if not self._flow.is_paused:
+        if not self._is_paused:
+            # They hold what a burst of events has needed.
+            self._request.free_buffers()
             self._request.write(b":\n\n")
-        self._timer = stream.reactor.callLater(COMMENT_EVERY_S, self._write)
+        self._timer = stream.reactor.callLater(COMMENT_EVERY_S, self._comment)
+
+    def _end(self, error: SubscriptionEndedError) -> None:
+        """Say why the stream ends, and close the connection."""
+        request, subscription = self._request, self._stream.subscription
+        self._stop()
+        if isinstance(error, SlowReaderError):
+            last = msgspec.json.encode({"reason": str(error), "after": subscription.after})
+            request.write(b"event: dropped\ndata: %s\n\n" % last)
+        else:
+            request.write(b": %s\n\n" % str(error).encode("ascii"))
+        request.unregisterProducer()
+        request.channel.loseConnection()
+        self.over.callback(None)
+
+    def _fail(self) -> None:
+        """Log a fault and abort the connection: a problem cannot be sent any more. Its loss cancels `over`."""
+        with log_context(request_id=self._request.request_id, subject=self._request.subject):
+            log_incident(_log, Failure())
+        self._stop()
+        self._request.abort()
+
+    def _stop(self) -> None:
+        if self._timer.active():
+            self._timer.cancel()
+        self._stream.subscription.on_change = _do_nothing
+        self._stream.subscription.close()
+
+
+def _do_nothing() -> None:
+    pass

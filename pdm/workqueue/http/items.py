@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
@@ -12,6 +12,7 @@ from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.domain.paths import joined, normalised
 from pdm.workqueue.http.problems import InvalidInputError
+from pdm.workqueue.http.site_urls import UrlOf
 from pdm.workqueue.wire.options import CopyOptions, CopyPair
 from pdm.workqueue.wire.requests import SubmitJob
 
@@ -21,9 +22,6 @@ _CHECKSUM = re.compile(r"([A-Z0-9]+):([0-9A-F]+)", re.IGNORECASE)
 #: Hexadecimal digits of a checksum.
 _DIGITS = {"ADLER32": 8, "MD5": 32, "SHA256": 64}
 _POINTER = "$.extra_opts.items"
-
-#: Gives the URL of a path; the second argument is the pointer for an `InvalidInputError`.
-UrlOf = Callable[[str, str], str]
 
 
 @frozen

@@ -6,9 +6,9 @@ lists them by endpoint.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
@@ -50,11 +50,31 @@ class ApiError(Exception):
         )
 
 
-def raw_problem_response(error: ApiError, request_id: str) -> bytes:
+class ErrorFormat(NamedTuple):
+    """How the errors of a port are written.
+
+    Attributes:
+        media_type: of a body.
+        body: the body for an error, the id of the request, and the incident if there is one.
+    """
+
+    media_type: str
+    body: Callable[[ApiError, str, str | None], bytes]
+
+
+def _problem_body(error: ApiError, request_id: str, incident: str | None) -> bytes:
+    return msgspec.json.encode(error.problem(request_id, incident))
+
+
+#: That of the service's own API.
+PROBLEM_FORMAT = ErrorFormat(MEDIA_TYPE, _problem_body)
+
+
+def raw_error_response(error: ApiError, request_id: str, form: ErrorFormat) -> bytes:
     """A complete HTTP response for a request that was not received completely; closes the connection."""
-    body = msgspec.json.encode(error.problem(request_id))
+    body = form.body(error, request_id, None)
     return (
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nContent-Type: {MEDIA_TYPE}\r\n"
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nContent-Type: {form.media_type}\r\n"
         f"Content-Length: {len(body)}\r\nX-Request-Id: {request_id}\r\nConnection: close\r\n\r\n".encode("ascii")
         + body
     )

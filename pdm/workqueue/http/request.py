@@ -12,28 +12,31 @@ from contextlib import aclosing
 from io import BytesIO
 from typing import Any, cast
 
-import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 from zope.interface import implementer
 
+from pdm.workqueue.certificates.tls_buffers import renew_buffers
 from pdm.workqueue.http.connections import ApiChannel, ConnectionLimiter, ConnectionLimits
 from pdm.workqueue.http.endpoint import JsonStream
 from pdm.workqueue.http.origin import SAFE_METHODS, foreign_origin
 from pdm.workqueue.http.problems import (
+    PROBLEM_FORMAT,
     ApiError,
     BodyTooLargeError,
+    ErrorFormat,
     ForeignOriginError,
     NotAuthenticatedError,
     RequestTimeoutError,
     ServiceBusyError,
-    raw_problem_response,
+    raw_error_response,
 )
 from pdm.workqueue.telemetry.background import Periodic, ReportedError, start_background
 from pdm.workqueue.telemetry.logging import log_incident
@@ -42,7 +45,6 @@ from pdm.workqueue.wire.responses import MEDIA_TYPE
 
 JSON = b"application/json"
 TEXT = b"text/plain; charset=us-ascii"
-_PROBLEM = MEDIA_TYPE.encode("ascii")
 _HTML = "text/html"
 
 _WRITE_SIZE = 64 * 1024
@@ -63,14 +65,15 @@ def write_response(request: ApiRequest, status: int, body: bytes, content_type: 
 
 
 def write_problem(request: ApiRequest, error: ApiError, incident: str | None = None) -> None:
-    """Answer with a problem; a browser without a certificate gets the site's page about it."""
+    """Answer with an error in the format of the port; a browser without a certificate gets the site's page about it."""
     write_page = request.write_access_page
     if write_page is not None and isinstance(error, NotAuthenticatedError) and _prefers_html(request):
         write_page(request, error)
         return
     for name, value in error.headers.items():
         request.setHeader(name, value)
-    write_response(request, error.status, msgspec.json.encode(error.problem(request.request_id, incident)), _PROBLEM)
+    media_type, body = request.error_format
+    write_response(request, error.status, body(error, request.request_id, incident), media_type.encode("ascii"))
 
 
 def _prefers_html(request: ApiRequest) -> bool:
@@ -180,10 +183,38 @@ class ApiRequest(Request):
         subject: of the caller, once authenticated.
         route: its handler and path values, once routed.
         template: the path of its route, with the names of its parameters: for metrics.
+        endless: fires at the end of a response that goes on after its handler has returned; else None.
         write_access_page: answers a browser without a certificate with a page; None if there is none.
+        error_format: of the port.
     """
 
     channel: ApiChannel
+
+    # An object with more than 25 attributes in its dictionary takes a kilobyte more, and a stream keeps it for hours.
+    # Some of these are twisted.web's, which it sets in `__init__`.
+    __slots__ = (
+        "_adapterCache",
+        "_begun",
+        "_body",
+        "_hostname",
+        "_is_large",
+        "_parsePOSTFormSubmission",
+        "_received",
+        "_refused",
+        "_served",
+        "_site",
+        "cookies",
+        "endless",
+        "notifications",
+        "received_cookies",
+        "requestHeaders",
+        "request_id",
+        "responseHeaders",
+        "route",
+        "subject",
+        "template",
+        "write_access_page",
+    )
 
     def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
@@ -191,6 +222,7 @@ class ApiRequest(Request):
         self.subject: str | None = None
         self.route: tuple[Callable[..., Deferred[None] | None], dict[str, Any]] | None = None
         self.template = OTHER
+        self.endless: Deferred[None] | None = None
         self._site: ApiSite = channel.site
         self._begun = time.perf_counter()
         self._received = 0
@@ -200,6 +232,7 @@ class ApiRequest(Request):
         self._body = BytesIO()
         self._hostname: bytes | None = None
         self.write_access_page = channel.site.write_access_page
+        self.error_format = channel.site.error_format
 
     # -- called by Klein, twice each
 
@@ -262,7 +295,7 @@ class ApiRequest(Request):
         self._body.truncate(0)
         # Otherwise the channel would answer 100 Continue.
         self.requestHeaders.removeHeader("Expect")
-        self._connection().write(raw_problem_response(error, self.request_id))
+        self._connection().write(raw_error_response(error, self.request_id, self.error_format))
         _log.info("{title}: {status}", title=error.title, status=error.status, request_id=self.request_id)
         self.channel.refuse()
 
@@ -286,6 +319,21 @@ class ApiRequest(Request):
 
     def body(self) -> bytes:
         return self._body.getvalue()
+
+    def begin_endless(self, over: Deferred[None]) -> None:
+        """The head of a response without end was written: free what only the head needs.
+
+        ``over`` fires when it ends all the same; the handler may return before.
+        """
+        self.endless = over
+        self.requestHeaders = Headers()
+        self.responseHeaders = Headers()
+        self.channel.streaming()
+
+    def free_buffers(self) -> None:
+        """Free what earlier data have taken in TLS."""
+        if self.channel is not None:
+            renew_buffers(self._connection())
 
     # -- completion
 
@@ -350,6 +398,7 @@ class ApiSite(Site):
         limits: ConnectionLimits,
         log_reads: bool,
         write_access_page: Callable[[ApiRequest, NotAuthenticatedError], None] | None = None,
+        error_format: ErrorFormat = PROBLEM_FORMAT,
     ) -> None:
         super().__init__(
             resource,
@@ -362,6 +411,7 @@ class ApiSite(Site):
         self.body_limit = body_limit_bytes
         self.log_reads = log_reads
         self.write_access_page = write_access_page
+        self.error_format = error_format
         #: Of requests, by template, method and status.
         self.durations: HistogramTally[tuple[str, str, int]] = HistogramTally(HTTP_DURATION, (OTHER, OTHER, 0))
         #: Number of bodies beyond the limit that are received or answered.
@@ -388,6 +438,7 @@ class ApiSite(Site):
         channel = super().buildProtocol(addr)
         channel.connections = self.connections
         channel.address = address
+        channel.error_format = self.error_format
         return channel
 
     def log(self, request: object) -> None:

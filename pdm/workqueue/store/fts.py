@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import msgspec
 import sqlalchemy as sa
 from attrs import evolve, frozen
 from sqlalchemy import bindparam
@@ -21,6 +22,7 @@ from pdm.workqueue.store.records import (
     FINAL,
     IS_THERE,
     JOB_COLUMNS,
+    columns_of,
     element_record,
     elements,
     fts_files,
@@ -30,6 +32,7 @@ from pdm.workqueue.store.records import (
     jobs,
     users,
 )
+from pdm.workqueue.store.row_statements import RowStatement
 
 
 class DuplicateFtsJobError(Exception):
@@ -104,6 +107,29 @@ _FIND_ID = sa.select(fts_jobs.c.id).where(
 _INSERT = sa.insert(fts_jobs).returning(fts_jobs.c.id)
 
 
+class _EncodedJson(sa.types.UserDefinedType[str]):
+    """JSON that is text already."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        return "JSON"
+
+
+_INSERT_FILES = RowStatement(
+    """
+    WITH new (element_id, file_index, source_surl, dest_surl, details) AS (VALUES {rows})
+    INSERT INTO fts_files (job_id, element_id, file_index, source_surl, dest_surl, details)
+    SELECT ?, element_id, file_index, source_surl, dest_surl, details FROM new
+    """,
+    (
+        *columns_of(fts_files, "element_id", "file_index", "source_surl", "dest_surl"),
+        sa.Column("details", _EncodedJson()),
+    ),
+    columns_of(fts_files, "job_id"),
+)
+
+
 def submit(
     session: Session, new: NewFtsJob, register: Callable[[Session, NewJob], JobRecord], now: datetime
 ) -> list[JobRecord]:
@@ -136,9 +162,13 @@ def submit(
         record = register(session, job)
         registered.append(record)
         session.execute(sa.insert(fts_parts).values(job_id=record.id, fts_job=number, position=position))
-        session.execute(
-            sa.insert(fts_files),
-            [{"job_id": record.id, "element_id": element, **file._asdict()} for element, file in enumerate(part.files)],
+        _INSERT_FILES.execute(
+            session,
+            (
+                (element, file.file_index, file.source_surl, file.dest_surl, msgspec.json.encode(file.details).decode())
+                for element, file in enumerate(part.files)
+            ),
+            record.id,
         )
     return registered
 

@@ -25,7 +25,6 @@ from pdm.workqueue.store.records import (
     IS_THERE,
     JOB_COLUMNS,
     attempt_record,
-    columns_of,
     element_record,
     elements,
     insert_elements,
@@ -34,7 +33,6 @@ from pdm.workqueue.store.records import (
     predecessors_column,
     workers,
 )
-from pdm.workqueue.store.row_statements import RowStatement
 from pdm.workqueue.WorkqueueDB import AT_ONCE, IS_NOT_DONE, IS_SET_ASIDE, MAX_BYTES
 
 #: Capacity; the least recently used job leaves first.
@@ -214,9 +212,7 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
         return job_record(connection.execute(_FETCH, {"number": known}).one())
     row = _job_row(new, now)
     row["id"] = job_id = connection.execute(_INSERT_JOB, row).scalar_one()
-    insert_elements(session, job_id, 0, [new.first, *new.more], new.max_tries, now)
-    if new.checksums:
-        _GIVE_CHECKSUMS.execute(session, new.checksums.items(), job_id)
+    insert_elements(session, job_id, 0, [new.first, *new.more], new.max_tries, now, new.checksums)
     if key is not None:
         remember_job(session, key, job_id, now)
     # Built from the inserted values instead of reading the row back.
@@ -224,17 +220,6 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
     note_written(session, record)
     note_submitted(session, record)
     return record
-
-
-#: The checksum of an element that is not DONE is the one that its file must have.
-_GIVE_CHECKSUMS = RowStatement(
-    """
-    WITH given (number, checksum) AS (VALUES {rows})
-    UPDATE job_elements SET checksum = given.checksum FROM given WHERE job_id = ? AND id = given.number
-    """,
-    columns_of(elements, "id", "checksum"),
-    columns_of(elements, "job_id"),
-)
 
 
 def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
@@ -252,6 +237,7 @@ def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
         "priority": new.priority,
         "max_tries": new.max_tries,
         "label": new.label,
+        "max_active": new.max_active,
         "log_uid": new.log_uid,
         "timestamp": now,
         "cancel_requested": False,

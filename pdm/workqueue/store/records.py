@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, cast
 
 import attrs
@@ -325,6 +326,20 @@ _INSERT_ELEMENTS = RowStatement(
 )
 
 
+#: With the checksums that the files must have: of an element that is not DONE, the checksum is that.
+_INSERT_WITH_CHECKSUMS = RowStatement(
+    """
+    WITH new (id, type, src_filepath, dst_filepath, size, is_directory, phase, checksum) AS (VALUES {rows})
+    INSERT INTO job_elements (job_id, max_tries, timestamp, due_at, status, attempts, lost, residue,
+        id, type, src_filepath, dst_filepath, size, is_directory, phase, checksum)
+    SELECT ?, ?, ?, ?, 'SUBMITTED', 0, 0, FALSE,
+        id, type, src_filepath, dst_filepath, size, is_directory, phase, checksum FROM new
+    """,
+    columns_of(elements, "id", "type", "src_filepath", "dst_filepath", "size", "is_directory", "phase", "checksum"),
+    columns_of(elements, "job_id", "max_tries", "timestamp", "due_at"),
+)
+
+
 #: With the columns that only elements of compared trees have; some of them are DONE already.
 _INSERT_PLANNED = RowStatement(
     """
@@ -345,13 +360,26 @@ _INSERT_PLANNED = RowStatement(
 
 
 def insert_elements(
-    session: Session, job_id: int, first: int, new: Sequence[NewElement], max_tries: int, now: datetime
+    session: Session,
+    job_id: int,
+    first: int,
+    new: Sequence[NewElement],
+    max_tries: int,
+    now: datetime,
+    checksums: Mapping[int, str] = MappingProxyType({}),
 ) -> None:
-    """Insert elements, numbered from ``first``: SUBMITTED, or DONE where nothing is left to do."""
+    """Insert elements, numbered from ``first``: SUBMITTED, or DONE where nothing is left to do.
+
+    ``checksums`` are those that files of copies must have, by number; elements of a compared tree have none.
+    """
     rows = [
         (first + offset, one.type, one.src_filepath, one.dst_filepath, one.size, one.is_directory, one.phase)
         for offset, one in enumerate(new)
     ]
+    if checksums:
+        checked_rows = [(*row, checksums.get(row[0])) for row in rows]
+        _INSERT_WITH_CHECKSUMS.execute(session, checked_rows, job_id, max_tries, now, AT_ONCE)
+        return
     if not any(one.planned or one.done for one in new):
         _INSERT_ELEMENTS.execute(session, rows, job_id, max_tries, now, AT_ONCE)
         return

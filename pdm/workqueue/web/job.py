@@ -197,6 +197,8 @@ def clone_command(visit: Visit, job: JobView) -> str:
     words += ["--protocol", job.protocol, "--priority", str(job.priority), "--max-tries", str(job.max_tries)]
     if job.label:
         words += ["--label", job.label]
+    if job.max_active is not UNSET:
+        words += ["--max-active", str(job.max_active)]
     for name, value in job.extra_opts.items():
         if (job.type, name) != (JobType.REMOVE.name, "recursive"):
             words += ["--option", f"{name}={msgspec.json.encode(value).decode()}"]

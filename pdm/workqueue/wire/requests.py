@@ -71,12 +71,21 @@ AfterAny = Annotated[
 ]
 
 
+#: Elements of a job that may run at once, if it has a limit of its own.
+MOST_ACTIVE = 100_000
+MaxActive = Annotated[
+    Annotated[int, Meta(ge=1, le=MOST_ACTIVE)] | None,
+    Meta(description="How many of its elements may run at once, on all nodes; default: no limit of its own."),
+]
+
+
 class _Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     protocol: ProtocolWord = None
     extra_opts: ExtraOptions = None
     priority: Priority = None
     max_tries: Tries = None
     label: Label = None
+    max_active: MaxActive = None
     after: After = None
     after_any: AfterAny = None
 
@@ -291,8 +300,6 @@ class RetryQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 #: Of a person's hold.
 LONGEST_MESSAGE = 500
-#: Elements of a job that may run at once, if it has a limit of its own.
-MOST_ACTIVE = 100_000
 
 
 class HoldRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,11 +7,12 @@ with no others.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
@@ -214,6 +215,16 @@ class S3Client(HttpClient):
 
     def is_xrootd(self, url: StorageUrl) -> bool:
         return False
+
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """For requests that the server answers after it has read and written whole objects: a longer timeout."""
+        timeouts = self.timeouts
+        self.timeouts = timeouts.with_slack()
+        try:
+            yield
+        finally:
+            self.timeouts = timeouts
 
     def signed(self, method: str, place: S3Place, url: StorageUrl, headers: Headers) -> Headers:
         """The headers of a request with its signature."""

@@ -12,6 +12,7 @@ from urllib.parse import quote_from_bytes
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.helpers.backends.http_client import Headers
 from pdm.workqueue.helpers.backends.http_errors import HttpStatusError
 from pdm.workqueue.helpers.backends.s3_client import S3Client, S3Error, S3Place
 from pdm.workqueue.helpers.backends.s3_documents import ListingPage, expected, text_of
@@ -55,15 +56,8 @@ def copy_object(client: S3Client, source: CopySource, destination: S3Place, *, r
     """Have the server copy an object; raises `StorageError` with EEXIST if another has the name and is not replaced."""
     headers = source.headers()
     try:
-        try:
-            _, document = client.call(
-                "PUT", destination, None, headers if replace else {**headers, "If-None-Match": "*"}
-            )
-        except S3Error as error:
-            if replace or error.status not in CONDITION_REFUSED:
-                raise
-            # The caller has looked right before.
-            _, document = client.call("PUT", destination, None, headers)
+        with client.patient():
+            document = _copied(client, destination, headers, replace=replace)
     except HttpStatusError as error:
         if error.errno == errno.EEXIST and (replace or tag_at(client, destination) is None):
             text = f"{source.place.url()} was replaced while it was copied"
@@ -77,6 +71,17 @@ def copy_object(client: S3Client, source: CopySource, destination: S3Place, *, r
         text = f"{destination.url()} has {copied.size} bytes and the tag {copied.tag} after the server has copied it"
         raise StorageError(text, code=FailureCode.CHECKSUM_MISMATCH, scope=FailureScope.TRANSFER)
     return ObjectState(tag, is_confirmed=source.is_md5 and copied.is_md5)
+
+
+def _copied(client: S3Client, destination: S3Place, headers: Headers, *, replace: bool) -> bytes:
+    """The answer to a request that copies."""
+    try:
+        return client.call("PUT", destination, None, headers if replace else {**headers, "If-None-Match": "*"})[1]
+    except S3Error as error:
+        if replace or error.status not in CONDITION_REFUSED:
+            raise
+    # The caller has looked right before.
+    return client.call("PUT", destination, None, headers)[1]
 
 
 class StagedCopy:

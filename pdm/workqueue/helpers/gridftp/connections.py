@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import unquote_to_bytes
 
+from pdm.workqueue.helpers.gridftp import protection
 from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel, SilentServerError
 from pdm.workqueue.helpers.gridftp.event_loop import Channel
 from pdm.workqueue.helpers.gridftp.gsi import Gsi
@@ -213,19 +214,44 @@ class ChannelPool:
 
 def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel, *, large: bool) -> int:
     """Configure two servers for transfers; returns the number of data connections."""
-    for channel in (at_source, at_destination):
+    pair = (at_source, at_destination)
+    if any(channel.data_port.encrypts for channel in pair):
+        _protect(pair)
+    for channel in pair:
         _accepted(channel, b"TYPE I")
         _accepted(channel, b"MODE E")
         channel.data_port.mode = b"E"
     _set_markers(at_destination, wanted=large)
-    streams = _streams((at_source, at_destination), large=large)
+    streams = _streams(pair, large=large)
     _accepted(at_source, b"OPTS RETR Parallelism=%d,%d,%d;" % (streams, streams, streams))
+    try:
+        _join(at_source, at_destination)
+    except _EncryptionError:
+        _protect(pair)
+        _join(at_source, at_destination)
+    return streams
+
+
+class _EncryptionError(ChannelError):
+    """A server makes no data connections that are not encrypted."""
+
+
+def _join(at_source: ControlChannel, at_destination: ControlChannel) -> None:
+    """Tell the source where the destination listens."""
     listens_at = _accepted(at_destination, b"PASV").data_address
     if listens_at is None:
         address = at_destination.address
         raise ChannelError(f"{address} returns no data address", address, refused=True)
     _accepted(at_source, b"PORT " + listens_at[0])
-    return streams
+
+
+def _protect(pair: Sequence[ControlChannel]) -> None:
+    """Have two servers encrypt their data connections: both do, or none."""
+    for channel in pair:
+        if not channel.data_port.encrypts:
+            for command in protection.COMMANDS:
+                _accepted(channel, command)
+            channel.data_port.encrypts = True
 
 
 def _set_markers(at_destination: ControlChannel, *, wanted: bool) -> None:
@@ -251,7 +277,8 @@ def _accepted(channel: ControlChannel, command: bytes) -> Reply:
     reply = channel.ask(command)
     if not reply.good:
         why = f"{channel.address} does not know {command.decode('ascii')}:\n{reply.text}"
-        raise ChannelError(why, channel.address, refused=not reply.closes)
+        kind = _EncryptionError if protection.requires_encryption(reply) else ChannelError
+        raise kind(why, channel.address, refused=not reply.closes)
     return reply
 
 

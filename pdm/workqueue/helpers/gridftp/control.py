@@ -104,6 +104,7 @@ class ControlChannel:
 
     #: Replies are read at any time.
     reads = True
+    holds = False
 
     def __init__(self, gsi: Gsi | None, address: str, login_s: float = LOGIN_S) -> None:
         self.gsi = gsi

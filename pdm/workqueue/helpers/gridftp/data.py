@@ -1,7 +1,7 @@
 """Data connections of our own to GridFTP servers, for listings and for the bytes of files.
 
 If the control channel is authenticated, both ends of a data connection authenticate with the user's proxy (DCAU A of
-GFD.20). What follows is neither encrypted nor protected, as between servers.
+GFD.20). What follows is neither encrypted nor protected, as between servers, unless the server requires it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pdm.workqueue.helpers.credentials import trusting
 from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel
 from pdm.workqueue.helpers.gridftp.data_address import passive_address
 from pdm.workqueue.helpers.gridftp.gsi import GsiError, SecurityContext
+from pdm.workqueue.helpers.gridftp.protection import RECORD_HEADER, RecordReader, records
 from pdm.workqueue.helpers.gridftp.replies import Reply
 
 #: Bytes of one receive call, and those received before others are looked at.
@@ -28,8 +29,6 @@ PIECE_SIZE, _MOST_AT_ONCE = 1024 * 1024, 4 * 1024 * 1024
 _MOST_BUFFERS = 64
 #: Seconds to wait for a server's reason.
 _REASON_S = 1.0
-#: TLS record header: its type, two bytes of version, two of length.
-_RECORD_HEADER = 5
 
 
 class DataSink(Protocol):
@@ -118,12 +117,17 @@ class DataConnection:
         # Of the login, and of the file.
         self._tokens = b""
         self._context: SecurityContext | None = None
+        #: Of a connection that is encrypted.
+        self._reader: RecordReader | None = None
         self._out: collections.deque[bytes | memoryview] = collections.deque()
         self._ends_after_sending = False
         self._record = bytearray()
         try:
             if channel.data_port.authenticates and channel.gsi is not None:
-                self._context = SecurityContext(channel.gsi, None, accepts=accepted)
+                encrypts = channel.data_port.encrypts
+                self._context = SecurityContext(channel.gsi, None, accepts=accepted, plain_tls=encrypts)
+                if encrypts:
+                    self._reader = RecordReader(self._context)
                 if not accepted:
                     self._step(None)
             else:
@@ -174,6 +178,10 @@ class DataConnection:
         return not (self.ended or self._is_connecting) and (not self.is_open or self.sink.wanted > 0)
 
     @property
+    def holds(self) -> bool:
+        return self._reader is not None and self._reader.holds and self.reads
+
+    @property
     def unsent(self) -> bool:
         """Whether `flush` has something to send, or the connection is not made yet."""
         if self.ended:
@@ -203,7 +211,13 @@ class DataConnection:
 
     def send(self, *buffers: bytes | memoryview) -> None:
         """Queue bytes."""
-        self._out.extend(buffers)
+        if self._context is None or self._reader is None or not self.is_open:
+            self._out.extend(buffers)
+            return
+        try:
+            self._out.extend(records(self._context, buffers))
+        except GsiError as error:
+            self._broke(error)
 
     def flush(self) -> None:
         """Send what the connection takes without blocking."""
@@ -264,6 +278,8 @@ class DataConnection:
             self._broke(error)
 
     def _read_some(self) -> int:
+        if self._reader is not None and self.is_open:
+            return self._read_records(self._reader)
         piece = self._socket.recv(self.sink.wanted if self.is_open else self._record_wants())
         self.heard_at = time.monotonic()
         if not piece:
@@ -281,11 +297,27 @@ class DataConnection:
                 self._step(record)
         return len(piece) or 1
 
+    def _read_records(self, reader: RecordReader) -> int:
+        """Pass on what is decrypted; receive more if there is no complete record."""
+        if plain := reader.take(self.sink.wanted):
+            self.sink.feed(plain)
+            return len(plain)
+        piece = self._socket.recv(PIECE_SIZE)
+        self.heard_at = time.monotonic()
+        if not piece:
+            self.ended = True
+            if reader.is_within_record:
+                raise ConnectionError("the server has closed it within a record")
+            self.sink.end()
+        reader.add(piece)
+        # Counted when it is passed on.
+        return 0
+
     def _record_wants(self) -> int:
         """Number of bytes up to the end of the record; what follows the last one is not of the login."""
-        if len(self._record) < _RECORD_HEADER:
-            return _RECORD_HEADER - len(self._record)
-        return _RECORD_HEADER + int.from_bytes(self._record[3:5], "big") - len(self._record)
+        if len(self._record) < RECORD_HEADER:
+            return RECORD_HEADER - len(self._record)
+        return RECORD_HEADER + int.from_bytes(self._record[3:5], "big") - len(self._record)
 
     def _step(self, token: bytes | None) -> None:
         """Continue the login."""
@@ -293,6 +325,11 @@ class DataConnection:
         with trusting(self.address):
             answer, self.is_open = self._context.step(token)
         self._tokens += answer
+        if self.is_open and self._out:
+            # What was queued before the login was complete.
+            queued = tuple(self._out)
+            self._out.clear()
+            self.send(*queued)
 
     # -- the end
 
@@ -350,6 +387,7 @@ class DataListener:
     """
 
     reads = True
+    holds = False
     unsent = False
 
     def __init__(self, channel: ControlChannel) -> None:

@@ -24,6 +24,7 @@ class DataPort:
     Attributes:
         mode: transmission mode that was last set: ``S`` (stream) or ``E`` (extended blocks).
         authenticates: whether both ends log in, as servers with proxies do by default (DCAU).
+        encrypts: whether both ends encrypt the bytes (PROT P): only if the server requires it.
         kept: connections for further transfers; closed together with the channel.
         local_host: our address, as the server's network sees it unless it is translated.
         peer_host: the server's address.
@@ -32,6 +33,7 @@ class DataPort:
     def __init__(self) -> None:
         self.mode = b"S"
         self.authenticates = False
+        self.encrypts = False
         self.kept: DataConnections | None = None
         self.local_host = self.peer_host = ""
 

@@ -229,14 +229,12 @@ class Downloads:
             receiver = _Receiver(channel, streams)
         except ChannelError as error:
             raise self._no_blocks(channel, str(error)) from error
-        replies: list[Reply] = []
-        for command in (
+        commands = (
             *(b"TYPE I", b"MODE E", b"OPTS RETR Parallelism=%d,%d,%d;" % (streams, streams, streams)),
             port_command(channel.data_port.local_host, receiver.listener.port),
-        ):
-            channel.send(command, replies.append)
+        )
         try:
-            self._session.run((channel,), timeouts)
+            replies = self._session.prepared(channel, commands, timeouts)
         except BaseException:
             receiver.close()
             raise

@@ -39,6 +39,10 @@ class Channel(Protocol):
     def reads(self) -> bool:
         """Whether `read` may be called; False while received data must wait."""
 
+    @property
+    def holds(self) -> bool:
+        """Whether `read` has something to do although nothing arrives: bytes that had to wait."""
+
     def fileno(self) -> int: ...
 
     def flush(self) -> None:
@@ -143,11 +147,14 @@ def steps(
                 _watch(selector, watched, channel, wanted)
             if not busy:
                 return
-            for key, events in selector.select(0.0 if has_more() else _TICK_S):
+            holding = [channel for channel in channels if channel.holds]
+            for key, events in selector.select(0.0 if holding or has_more() else _TICK_S):
                 if key.data is None:
                     waker.clear()
-                elif events & selectors.EVENT_READ:
+                elif events & selectors.EVENT_READ and key.data not in holding:
                     _attempt(key.data, key.data.read)
+            for channel in holding:
+                _attempt(channel, channel.read)
             now = time.monotonic()
             for channel in channels:
                 silent_s = now - channel.heard_at if channel.waiting else 0.0

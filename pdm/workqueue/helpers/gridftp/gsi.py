@@ -17,6 +17,8 @@ LIBRARY = "libglobus_gssapi_gsi.so.4"
 #: Delegate a full proxy, authenticate both ends, allow integrity and encryption (RFC 2744).
 _WANTED = 1 | 2 | 16 | 32
 _DELEGATION = 1
+#: The login is that of TLS and no more: Globus adds a byte of each end otherwise (GSS_C_GLOBUS_SSL_COMPATIBLE).
+_PLAIN_TLS = 16384
 _BOTH_ROLES = 0
 _CONTINUE_NEEDED = 1
 #: The upper half of a major status is the error.
@@ -141,12 +143,13 @@ class SecurityContext:
         host: name of the server that its certificate must have; None for the other end of a data connection, which has
             the proxy that we have delegated.
         accepts: whether the other end, which has connected to us, begins.
+        plain_tls: whether the login is that of TLS and no more, as on encrypted data connections.
 
     Raises:
         GsiError: the name, or the credential, cannot be used.
     """
 
-    def __init__(self, gsi: Gsi, host: str | None, *, accepts: bool = False) -> None:
+    def __init__(self, gsi: Gsi, host: str | None, *, accepts: bool = False, plain_tls: bool = False) -> None:
         self._gsi = gsi
         self._accepts = accepts
         self._credential: c_void_p | None = None
@@ -156,7 +159,9 @@ class SecurityContext:
         # Made once: they are used for every command and reply.
         self._given, self._answer = _Given(), _Taken()
         self._by_minor, self._by_given, self._by_answer = map(byref, (self._minor, self._given, self._answer))
-        self._wanted = _WANTED
+        self._wanted = _WANTED | (_PLAIN_TLS if plain_tls else 0)
+        # What the library reads at the first step, and writes then.
+        self._flags = c_uint32(_PLAIN_TLS if plain_tls else 0)
         if host is None:
             self._wanted &= ~_DELEGATION
             status = gsi._slow.gss_inquire_cred(
@@ -199,7 +204,7 @@ class SecurityContext:
             return b"", False
         status = self._gsi._slow.gss_accept_sec_context(
             *(byref(self._minor), byref(self._context), self._credential, byref(_Given(len(token), token)), None),
-            *(None, None, self._by_answer, None, None, None),
+            *(None, None, self._by_answer, byref(self._flags), None, None),
         )
         self._gsi._check(status, self._minor, "the login failed")
         answer = self._taken()
@@ -223,22 +228,22 @@ class SecurityContext:
         if not same.value:
             raise GsiError("the other end of the data connection has another identity")
 
-    def wrap(self, data: bytes) -> bytes:
-        """Protect the integrity of a message to be sent; raises `GsiError`."""
-        given = self._given
-        given.length, given.value = len(data), data
-        status = self._gsi._quick.gss_wrap(self._by_minor, self._context, 0, 0, self._by_given, None, self._by_answer)
+    def wrap(self, data: bytes, *, encrypted: bool = False) -> bytes:
+        """Protect the integrity of a message to be sent, or encrypt it; raises `GsiError`."""
+        self._given.length, self._given.value = len(data), data
+        status = self._gsi._quick.gss_wrap(
+            self._by_minor, self._context, int(encrypted), 0, self._by_given, None, self._by_answer
+        )
         if status & _ERROR_MASK:
-            self._gsi._check(status, self._minor, "a command cannot be wrapped")
+            self._gsi._check(status, self._minor, "a message cannot be wrapped")
         return self._taken()
 
     def unwrap(self, data: bytes) -> bytes:
         """Verify and unwrap a received message; raises `GsiError`."""
-        given = self._given
-        given.length, given.value = len(data), data
+        self._given.length, self._given.value = len(data), data
         status = self._gsi._quick.gss_unwrap(self._by_minor, self._context, self._by_given, self._by_answer, None, None)
         if status & _ERROR_MASK:
-            self._gsi._check(status, self._minor, "a reply cannot be unwrapped")
+            self._gsi._check(status, self._minor, "a message cannot be unwrapped")
         return self._taken()
 
     def close(self) -> None:
@@ -249,10 +254,8 @@ class SecurityContext:
             self._gsi._slow.gss_release_name(byref(self._minor), byref(self._name))
 
     def _taken(self) -> bytes:
-        answer = self._answer
-        length = answer.length
-        if not length:
+        if not self._answer.length:
             return b""
-        data = ctypes.string_at(answer.value, length)
+        data = ctypes.string_at(self._answer.value, self._answer.length)
         self._gsi._quick.gss_release_buffer(self._by_minor, self._by_answer)
         return data

@@ -13,10 +13,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.helpers.gridftp import protection
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port
 from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel
 from pdm.workqueue.helpers.gridftp.data import DataConnection, StreamSink
 from pdm.workqueue.helpers.gridftp.event_loop import BrokenError, Channel, SilenceError, Waker, steps
+from pdm.workqueue.helpers.gridftp.protection import requires_encryption
 from pdm.workqueue.helpers.gridftp.replies import ListingEntry, Reply, WrappedEntries, read_listing, refusal
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts
 
@@ -273,18 +275,33 @@ class ControlSession:
         Returns:
             The reply with the address.
         """
-        replies: list[Reply] = []
         set_mode = () if channel.data_port.mode == mode else (b"MODE " + mode,)
         # In ASCII mode every LF of a name would become CR LF.
-        for command in (b"TYPE I", *set_mode, channel.data_port.passive_command):
-            channel.send(command, replies.append)
-        self.run((channel,), timeouts)
+        replies = self.prepared(channel, (b"TYPE I", *set_mode, channel.data_port.passive_command), timeouts)
         refused = next((reply for reply in replies if not reply.good), None)
         if refused is not None:
             raise refusal(refused)
         channel.data_port.mode = mode
         channel.data_port.keep(None)
         return replies[-1]
+
+    def prepared(self, channel: ControlChannel, commands: Sequence[bytes], timeouts: Timeouts) -> list[Reply]:
+        """The replies to commands that prepare a data connection; once more if the server wants it encrypted."""
+
+        def sent(*commands: bytes) -> list[Reply]:
+            replies: list[Reply] = []
+            for command in commands:
+                channel.send(command, replies.append)
+            self.run((channel,), timeouts)
+            return replies
+
+        replies = sent(*commands)
+        if channel.data_port.encrypts or not any(map(requires_encryption, replies)):
+            return replies
+        if not all(reply.good for reply in sent(*protection.COMMANDS)):
+            return replies
+        channel.data_port.encrypts = True
+        return sent(*commands)
 
     def received(self, channel: ControlChannel, command: bytes, timeouts: Timeouts) -> Generator[bytes, None, None]:
         """What the server sends over a data connection in stream mode, in reply to a command."""

@@ -16,6 +16,8 @@ from pdm.workqueue.store import events
 from pdm.workqueue.wire.events import EVENT_STREAM, EventQuery, EventView
 from pdm.workqueue.wire.requests import LARGEST_ID
 
+#: What a stream of all jobs gives out, unless it is asked for something else.
+_WITHOUT_PROGRESS = frozenset(EventKind) - {EventKind.PROGRESS}
 _MEDIA_TYPES = (JSON.decode("ascii"), EVENT_STREAM)
 
 
@@ -38,7 +40,7 @@ async def list_events(
     """
     kinds = _kinds(query)
     if kinds is None and media_type == EVENT_STREAM:
-        kinds = frozenset(EventKind) - {EventKind.PROGRESS}
+        kinds = _WITHOUT_PROGRESS
     return await _given(api, caller, EventFilter(owner=caller.scope, kinds=kinds), query, media_type, last_event_id)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from attrs import frozen
@@ -73,7 +73,8 @@ CHECKSUM_MODES: Mapping[str, bool] = MappingProxyType({"b": True, "s": True, "t"
 _MODE_WORDS = frozenset({"both", "source", "target", "none", *CHECKSUM_MODES})
 
 
-class FtsTransfer(NamedTuple):
+# Not tracked by the garbage collector, like `FileUrl`.
+class FtsTransfer(msgspec.Struct, frozen=True, gc=False):
     """A file to copy from one of its sources; ``checksum`` is the algorithm and the value, either may be empty."""
 
     file_index: int
@@ -306,11 +307,8 @@ def _transfers_of(index: int, file: object, servers: ServersOfUrls) -> list[FtsT
     place = f"files[{index}]"
     if not isinstance(file, dict):
         raise InvalidInputError(f"{place}: an object is expected")
-    for key, value in file.items():
-        if key in _REFUSED_OF_FILES and value:
-            raise InvalidInputError(f"{place}.{key}: {_REFUSED_OF_FILES[key]}")
-        if key not in _OF_FILES and key not in _REFUSED_OF_FILES and _is_set(value):
-            raise InvalidInputError(f"{place}: unknown key {key[:_SHOWN]!r}: it would have no effect, leave it out")
+    if not _OF_FILES.issuperset(file):
+        _refuse_keys(file, place)
     sources = _urls(file, "sources", place, servers)
     destinations = _urls(file, "destinations", place, servers)
     if len(sources) > 1 and len(destinations) > 1:
@@ -336,6 +334,14 @@ def _transfers_of(index: int, file: object, servers: ServersOfUrls) -> list[FtsT
         FtsTransfer(index, sources, destination, size, (algorithm.upper(), value), details)
         for destination in destinations
     ]
+
+
+def _refuse_keys(file: Mapping[str, Any], place: str) -> None:
+    for key, value in file.items():
+        if key in _REFUSED_OF_FILES and value:
+            raise InvalidInputError(f"{place}.{key}: {_REFUSED_OF_FILES[key]}")
+        if key not in _OF_FILES and key not in _REFUSED_OF_FILES and _is_set(value):
+            raise InvalidInputError(f"{place}: unknown key {key[:_SHOWN]!r}: it would have no effect, leave it out")
 
 
 def _size(value: object, place: str) -> int:
@@ -367,6 +373,6 @@ def _urls(file: Mapping[str, Any], key: str, place: str, servers: ServersOfUrls)
         if found[-1].path.endswith("/"):
             # For an item of a job it would be a directory to copy into.
             raise InvalidInputError(f"{place}.{key}: a URL of a file does not end with a slash ({url[:_SHOWN]})")
-    if len({(each.server, each.path) for each in found}) < len(found):
+    if len(found) > 1 and len({(each.server, each.path) for each in found}) < len(found):
         raise InvalidInputError(f"{place}.{key}: a URL is given twice")
     return found

@@ -26,11 +26,12 @@ from pdm.workqueue.http.fts.calls import DelegationTimeoutError, FtsAnswer, FtsC
 from pdm.workqueue.http.problems import (
     ApiError,
     DelegationNeededError,
+    ErrorFormat,
     InvalidInputError,
     MethodNotAllowedError,
     NotFoundError,
 )
-from pdm.workqueue.http.request import ApiRequest, write_response, write_stream
+from pdm.workqueue.http.request import ApiRequest, write_problem, write_response, write_stream
 from pdm.workqueue.store.outages import begin_request
 from pdm.workqueue.telemetry.logging import log_context
 
@@ -108,7 +109,7 @@ class FtsApi:
             except CancelledError:
                 raise
             except Exception as error:
-                self._write_error(request, *problem_of(_fts_error(error)))
+                write_problem(request, *problem_of(_fts_error(error)))
             finally:
                 transactions.is_over = True
 
@@ -158,11 +159,14 @@ class FtsApi:
             encoded = content if isinstance(content, bytes) else msgspec.json.encode(content)
             write_response(request, answer.status, encoded, answer.media_type.encode("ascii"))
 
-    def _write_error(self, request: ApiRequest, error: ApiError, incident: str | None) -> None:
-        for name, value in error.headers.items():
-            request.setHeader(name, value)
-        status = f"{error.status} {_NAMES.get(error.status) or HTTPStatus(error.status).phrase}"
-        write_response(request, error.status, msgspec.json.encode({"status": status, "message": error.detail}))
+
+def _error_body(error: ApiError, _request_id: str, _incident: str | None) -> bytes:
+    status = f"{error.status} {_NAMES.get(error.status) or HTTPStatus(error.status).phrase}"
+    return msgspec.json.encode({"status": status, "message": error.detail})
+
+
+#: Errors as FTS3 writes them.
+FTS_ERRORS = ErrorFormat("application/json", _error_body)
 
 
 def _fts_error(error: Exception) -> Exception:

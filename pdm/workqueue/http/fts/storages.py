@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.paths import StorageUrl, decoded
@@ -28,16 +29,14 @@ _LONGEST_NAME = 64
 _NOT_OF_NAMES = re.compile(r"[^a-z0-9.-]+")
 
 
-@frozen
-class LocatedFile:
+class LocatedFile(NamedTuple):
     """A file at a site: ``path`` is as the site knows it."""
 
     site: Site
     path: str
 
 
-@frozen
-class _Candidate:
+class _Candidate(NamedTuple):
     """A site and the path, as text, below which its endpoint is; without a slash at its end."""
 
     site: Site
@@ -68,6 +67,8 @@ class SitesOfUrls:
                     server = ServerOfUrl(protocol, url.scheme, url.host.lower(), port)
                     candidate = _Candidate(site, decoded(url.encoded_path).rstrip("/"))
                     self._candidates.setdefault(_server_key(server), []).append(candidate)
+        #: Those that jobs of a protocol write to, by server and protocol.
+        self._writable: dict[tuple[ServerOfUrl, JobProtocol], list[_Candidate]] = {}
         for candidates in self._candidates.values():
             candidates.sort(
                 key=lambda each: (
@@ -80,25 +81,33 @@ class SitesOfUrls:
 
     def of_source(self, url: FileUrl) -> LocatedFile | None:
         """The site at which a URL is read; None if there is none."""
-        return next(self._matching(url), None)
+        return _located(self._candidates.get(_server_key(url.server), ()), url.path)
 
     def of_destination(self, url: FileUrl, by: JobProtocol, relays_to: Collection[JobProtocol]) -> LocatedFile | None:
-        """The site at which a URL is written by jobs of a protocol, which can write to others as well.
+        """The site at which a URL is written by jobs of a protocol, which can write to others as well, always the same.
 
         A site that these jobs would reach by another protocol than that of the URL is none.
         """
-        for found in self._matching(url):
-            reached = destination_protocol(found.site.endpoints, by, relays_to)
-            if reached is url.server.protocol or (reached is None and len(found.site.endpoints) == 1):
-                return found
-        return None
+        server = url.server
+        writable = self._writable.get((server, by))
+        if writable is None:
+            writable = self._writable[server, by] = [
+                each
+                for each in self._candidates.get(_server_key(server), ())
+                if (reached := destination_protocol(each.site.endpoints, by, relays_to)) is server.protocol
+                or (reached is None and len(each.site.endpoints) == 1)
+            ]
+        return _located(writable, url.path)
 
-    def _matching(self, url: FileUrl) -> Iterator[LocatedFile]:
-        for candidate in self._candidates.get(_server_key(url.server), ()):
-            if not candidate.root:
-                yield LocatedFile(candidate.site, url.path)
-            elif url.path.startswith(candidate.root + "/"):
-                yield LocatedFile(candidate.site, url.path[len(candidate.root) :])
+
+def _located(candidates: Iterable[_Candidate], path: str) -> LocatedFile | None:
+    """The path at the first site that has it; None if none has."""
+    for site, root in candidates:
+        if not root:
+            return LocatedFile(site, path)
+        if path.startswith(root + "/"):
+            return LocatedFile(site, path[len(root) :])
+    return None
 
 
 async def sites_of_user(api: ApiContext, caller: Caller) -> SitesOfUrls:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from attrs import define, field
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol, JobType
-from pdm.workqueue.domain.fts import common_storage, deterministic_id, job_priority, storage_element
+from pdm.workqueue.domain.fts import common_storage, deterministic_id, job_priority, storage_elements
 from pdm.workqueue.domain.jobs import JobRecord, NewJob
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
@@ -19,9 +19,9 @@ from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.credential_checks import CredentialNeeds
 from pdm.workqueue.http.decoding import credential_needs, job_from_request, stored_sites
 from pdm.workqueue.http.fts.bans import check_bans, drain_sites_of_bans
-from pdm.workqueue.http.fts.documents import FtsSubmission, FtsTransfer
-from pdm.workqueue.http.fts.storages import LocatedFile, SitesOfUrls, make_sites, sites_of_user
-from pdm.workqueue.http.fts.urls import FileUrl, ServerOfUrl
+from pdm.workqueue.http.fts.documents import FtsSubmission
+from pdm.workqueue.http.fts.storages import SitesOfUrls, make_sites, sites_of_user
+from pdm.workqueue.http.fts.urls import ServerOfUrl
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError
 from pdm.workqueue.store import fts
 from pdm.workqueue.store.fts import DuplicateFtsJobError, NewFtsFile, NewFtsJob, NewFtsPart
@@ -29,11 +29,12 @@ from pdm.workqueue.telemetry.logging import log_submitted
 from pdm.workqueue.wire.requests import SubmitJob
 
 
-class _Pair(NamedTuple):
-    """A file that is copied from one source, or tried to."""
+class _MissingSitesError(Exception):
+    """Some servers of a submission have no site."""
 
-    transfer: FtsTransfer
-    source: FileUrl
+    def __init__(self, servers: Sequence[ServerOfUrl]) -> None:
+        super().__init__(servers)
+        self.servers = servers
 
 
 class _Route(NamedTuple):
@@ -49,6 +50,7 @@ class _Route(NamedTuple):
 class _Part:
     """The files of one job, as items of a COPY."""
 
+    route: _Route
     items: list[dict[str, Any]] = field(factory=list)
     files: list[NewFtsFile] = field(factory=list)
 
@@ -72,14 +74,19 @@ async def submit(api: ApiContext, caller: Caller, vo_name: str, submission: FtsS
 async def _submit(api: ApiContext, caller: Caller, vo_name: str, submission: FtsSubmission) -> str:
     sid = submission.sid
     fts_id = str(uuid.uuid1()) if sid is None else deterministic_id(vo_name, sid)
-    bans = await check_bans(api, _storages(submission))
+    bans = await check_bans(api, await api.in_thread(_storages, submission))
     found = await sites_of_user(api, caller)
-    missing = await api.in_thread(_missing_servers, api, found, submission)
-    if missing:
-        await make_sites(api, caller, missing)
+    try:
+        new = await api.in_thread(_new_job, api, caller, vo_name, fts_id, submission, found)
+    except _MissingSitesError as missing:
+        await make_sites(api, caller, missing.servers)
         found = await sites_of_user(api, caller)
         await drain_sites_of_bans(api, bans)
-    new = await api.in_thread(_new_job, api, caller, vo_name, fts_id, submission, found)
+        try:
+            new = await api.in_thread(_new_job, api, caller, vo_name, fts_id, submission, found)
+        except _MissingSitesError:
+            # Removed by a request at the same time.
+            raise ConflictError("a site of the job was removed meanwhile: submit again") from None
     needs = {
         part.job.log_uid: CredentialNeeds(needed, api.lifetimes)
         for part in new.parts
@@ -103,85 +110,85 @@ async def _submit(api: ApiContext, caller: Caller, vo_name: str, submission: Fts
 
 
 def _storages(submission: FtsSubmission) -> set[str]:
-    urls = [url for each in submission.transfers for url in (*each.sources, each.destination)]
-    return {storage_element(url.text) for url in {url.server: url for url in urls}.values()}
-
-
-def _pairs(submission: FtsSubmission) -> list[_Pair]:
-    return [_Pair(transfer, source) for transfer in submission.transfers for source in transfer.sources]
-
-
-def _site_paths(api: ApiContext, found: SitesOfUrls, pair: _Pair) -> tuple[LocatedFile | None, LocatedFile | None]:
-    protocol = pair.source.server.protocol
-    source = found.of_source(pair.source)
-    return source, found.of_destination(pair.transfer.destination, protocol, api.relays_to(protocol))
-
-
-def _missing_servers(api: ApiContext, found: SitesOfUrls, submission: FtsSubmission) -> list[ServerOfUrl]:
-    missing: dict[str, ServerOfUrl] = {}
-    for pair in _pairs(submission):
-        ends = (pair.source, pair.transfer.destination)
-        for url, place in zip(ends, _site_paths(api, found, pair), strict=True):
-            if place is None:
-                missing.setdefault(url.server.url, url.server)
-    return list(missing.values())
+    return storage_elements(url.text for each in submission.transfers for url in (*each.sources, each.destination))
 
 
 def _new_job(
     api: ApiContext, caller: Caller, vo_name: str, fts_id: str, submission: FtsSubmission, found: SitesOfUrls
 ) -> NewFtsJob:
-    """Validate a submission as the jobs that carry it out. May take seconds: to be called in a thread."""
-    parts: dict[object, tuple[_Route, _Part]] = {}
-    places: dict[tuple[int, str], int] = {}
-    for number, pair in enumerate(_pairs(submission)):
-        source, destination = _site_paths(api, found, pair)
-        if source is None or destination is None:
-            # Removed by a request at the same time.
-            raise ConflictError("a site of the job was removed meanwhile: submit again")
-        # Files of other routes are in other jobs, which do not know of each other.
-        index, place = pair.transfer.file_index, (destination.site.id, posixpath.normpath(destination.path))
-        if (other := places.setdefault(place, index)) != index:
-            raise InvalidInputError(f"files[{other}] and files[{index}] have the same destination")
-        algorithm, value = pair.transfer.checksum if submission.compares else ("", "")
-        if submission.compares:
-            algorithm = algorithm or ChecksumAlgorithm.ADLER32
-        route = _Route(source.site.id, destination.site.id, pair.source.server.protocol, algorithm)
-        # Each source of a file has a job of its own.
-        _, part = parts.setdefault(number if submission.has_alternatives else route, (route, _Part()))
-        item: dict[str, Any] = {"src": source.path, "dst": destination.path}
-        if pair.transfer.size:
-            item["size"] = pair.transfer.size
-        if value:
-            item["checksum"] = f"{algorithm}:{value}"
-        part.items.append(item)
-        part.files.append(
-            NewFtsFile(
-                pair.transfer.file_index, pair.source.text, pair.transfer.destination.text, dict(pair.transfer.details)
-            )
-        )
-    surls = [pair.source.text for pair in _pairs(submission)]
-    details = {
-        **submission.details,
-        "source_se": common_storage(surls),
-        "dest_se": common_storage([transfer.destination.text for transfer in submission.transfers]),
-        "job_type": "R" if submission.has_alternatives else "N",
-    }
+    """Validate a submission as the jobs that carry it out. May take seconds: to be called in a thread.
+
+    Raises:
+        _MissingSitesError: servers have no site.
+        InvalidInputError: it is invalid.
+    """
+    parts = _parts(api, found, submission)
     make = partial(_job_of_part, api, caller, fts_id, submission)
+    alternatives = submission.has_alternatives
     return NewFtsJob(
         fts_id=fts_id,
         user_id=caller.user_id,
         vo_name=vo_name,
-        details=details,
+        details={
+            **submission.details,
+            "source_se": common_storage(file.source_surl for part in parts for file in part.files),
+            "dest_se": common_storage(file.dest_surl for part in parts for file in part.files),
+            "job_type": "R" if alternatives else "N",
+        },
         parts=[
-            NewFtsPart(make(route, part), part.files, is_alternative=submission.has_alternatives and position > 0)
-            for position, (route, part) in enumerate(parts.values())
+            NewFtsPart(make(part), part.files, is_alternative=alternatives and position > 0)
+            for position, part in enumerate(parts)
         ],
     )
 
 
-def _job_of_part(
-    api: ApiContext, caller: Caller, fts_id: str, submission: FtsSubmission, route: _Route, part: _Part
-) -> NewJob:
+def _parts(api: ApiContext, found: SitesOfUrls, submission: FtsSubmission) -> list[_Part]:
+    """The files by route; each source of a file that has several is a part of its own."""
+    parts: list[_Part] = []
+    by_route: dict[_Route, _Part] = {}
+    places: dict[tuple[int, str], int] = {}
+    missing: dict[str, ServerOfUrl] = {}
+    duplicate: tuple[int, int] | None = None
+    alternatives, compares = submission.has_alternatives, submission.compares
+    for transfer in submission.transfers:
+        index, end = transfer.file_index, transfer.destination
+        algorithm, value = transfer.checksum if compares else ("", "")
+        if compares and not algorithm:
+            algorithm = ChecksumAlgorithm.ADLER32
+        for url in transfer.sources:
+            protocol = url.server.protocol
+            source, destination = found.of_source(url), found.of_destination(end, protocol, api.relays_to(protocol))
+            if source is None:
+                missing.setdefault(url.server.url, url.server)
+            if destination is None:
+                missing.setdefault(end.server.url, end.server)
+            if source is None or destination is None:
+                continue
+            # Files of other routes are in other jobs, which do not know of each other.
+            other = places.setdefault((destination.site.id, posixpath.normpath(destination.path)), index)
+            if other != index and duplicate is None:
+                duplicate = (other, index)
+            route = _Route(source.site.id, destination.site.id, protocol, algorithm)
+            part = None if alternatives else by_route.get(route)
+            if part is None:
+                part = by_route[route] = _Part(route)
+                parts.append(part)
+            item: dict[str, Any] = {"src": source.path, "dst": destination.path}
+            if transfer.size:
+                item["size"] = transfer.size
+            if value:
+                item["checksum"] = f"{algorithm}:{value}"
+            part.items.append(item)
+            part.files.append(NewFtsFile(index, url.text, end.text, transfer.details))
+    if missing:
+        raise _MissingSitesError(list(missing.values()))
+    if duplicate is not None:
+        raise InvalidInputError(f"files[{duplicate[0]}] and files[{duplicate[1]}] have the same destination")
+    return parts
+
+
+def _job_of_part(api: ApiContext, caller: Caller, fts_id: str, submission: FtsSubmission, part: _Part) -> NewJob:
+    route = part.route
     options: Mapping[str, Any] = {
         "items": part.items,
         "overwrite": "always" if submission.overwrite else None,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.domain.paths import InvalidPathError, StorageUrl, checked, decoded, host_and_port
+from pdm.workqueue.domain.paths import InvalidPathError, checked, decoded, host_and_port
 
 _LONGEST_URL = 1100
 #: Characters of a URL in an error.
@@ -31,7 +33,8 @@ class ServerOfUrl(NamedTuple):
         return f"{self.scheme}://{host}:{self.port}" + (f"/{self.bucket}" if self.bucket else "")
 
 
-class FileUrl(NamedTuple):
+# As the garbage collector does not track them, a hundred thousand cost it nothing.
+class FileUrl(msgspec.Struct, frozen=True, gc=False):
     """A URL of a file, as it came, and its parts; the path is text."""
 
     text: str
@@ -48,23 +51,23 @@ class ServersOfUrls:
 
     def __init__(self, *, buckets_in_paths: bool) -> None:
         self._buckets_in_paths = buckets_in_paths
-        self._known: dict[str, ServerOfUrl] = {}
+        #: By scheme and authority.
+        self._known: dict[tuple[str, str], ServerOfUrl] = {}
 
-    def of(self, url: StorageUrl, shown: str) -> ServerOfUrl:
-        """The server of a URL, of which an error shows a part.
+    def of(self, scheme: str, authority: str, path: str, shown: str) -> ServerOfUrl:
+        """The server of the parts of a URL; ``path`` has no slash at its begin, ``shown`` is for an error.
 
         Raises:
             ValueError: it is none.
         """
-        key = f"{url.scheme}://{url.authority}"
-        server = self._known.get(key)
+        server = self._known.get((scheme, authority))
         if server is None:
-            server = self._known[key] = _server(url, shown)
+            server = self._known[scheme, authority] = _server(scheme, authority, shown)
         if server.protocol is not JobProtocol.S3:
             return server
         if not self._buckets_in_paths:
             return server._replace(scheme="s3sv")
-        bucket = url.encoded_path[1:].partition("/")[0]
+        bucket = path.partition("/")[0]
         if not bucket:
             raise ValueError(f"Missing path ({shown})")
         return server._replace(bucket=bucket)
@@ -80,14 +83,15 @@ def read_url(text: str, servers: ServersOfUrls) -> FileUrl:
     shown = text[:_SHOWN]
     if len(text) > _LONGEST_URL:
         raise ValueError(f"a URL is longer than {_LONGEST_URL} characters ({shown})")
-    url = StorageUrl(text)
-    if "://" not in text or not url.scheme:
+    scheme, separator, rest = text.partition("://")
+    if not separator or not scheme:
         raise ValueError(f"Missing scheme ({shown})")
-    server = servers.of(url, shown)
+    authority, _, encoded_path = rest.partition("/")
+    server = servers.of(scheme, authority, encoded_path, shown)
     if "?" in text or "#" in text:
         raise ValueError(f"a query or fragment is not carried on ({shown}); write a ? or # of a name as %3F or %23")
     try:
-        path = "/" + decoded(url.encoded_path).lstrip("/")
+        path = "/" + decoded(encoded_path).lstrip("/")
         if path == "/":
             raise ValueError(f"Missing path ({shown})")
         if path.startswith("/~/"):
@@ -97,17 +101,17 @@ def read_url(text: str, servers: ServersOfUrls) -> FileUrl:
         raise ValueError(f"{error} ({shown})") from error
 
 
-def _server(url: StorageUrl, shown: str) -> ServerOfUrl:
-    scheme = url.scheme.lower()
+def _server(scheme: str, authority: str, shown: str) -> ServerOfUrl:
+    scheme = scheme.lower()
     if scheme == "file":
         raise ValueError(f"Can not transfer local files ({shown})")
     protocol = JobProtocol.of_scheme(scheme)
     if protocol is None:
         known = ", ".join(each for member in JobProtocol for each in member.info.schemes if each != "file")
         raise ValueError(f"the scheme {scheme[:20]} is not spoken here ({shown}); known are {known}")
-    if "@" in url.authority:
+    if "@" in authority:
         raise ValueError(f"a URL without user and password is expected ({shown})")
-    host, port = host_and_port(url.address)
+    host, port = host_and_port(authority)
     if not host:
         raise ValueError(f"Missing host ({shown})")
     if port and not (port.isascii() and port.isdecimal() and len(port) < 6 and 1 <= int(port) <= 65535):
