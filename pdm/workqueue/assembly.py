@@ -56,7 +56,7 @@ from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.movers import MOVERS, OfferedMovers
 from pdm.workqueue.movers.mover import Mover
-from pdm.workqueue.node_assembly import connect_lease, node_parts, node_shares, subscribe, worker_identity
+from pdm.workqueue.node_assembly import connect_lease, node_parts, node_shares, sick_node, subscribe, worker_identity
 from pdm.workqueue.policies import (
     breaker_policy,
     database_timeouts,
@@ -267,6 +267,7 @@ class Assembly:
             is_drained=lambda: self.nodes.drain.is_ordered,
         )
         self.shares = node_shares(self, reactor=reactor, clock=clock)
+        self.sick_node = sick_node(self, reactor=reactor)
         self.giving_back = GivingBack(reactor=reactor, executor=self.executor, claimer=self.claimer)
         connect_lease(self)
         self.timed = timed_parts(
@@ -355,6 +356,7 @@ class Assembly:
         services.add("peers", stop=self.nodes.peers.stop)
         services.add("drain", start=self.nodes.drain.start, stop=self.nodes.drain.stop)
         services.add("shares of limits", start=self.shares.start, stop=self.shares.stop)
+        services.add("sick node", start=self.sick_node.start, stop=self.sick_node.stop)
         services.add("giving back", start=self.giving_back.start, stop=self.giving_back.stop)
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)

@@ -22,6 +22,7 @@ from pdm.workqueue.execution.cluster import ClusterLogs, ClusterProgress
 from pdm.workqueue.execution.draining import Drain
 from pdm.workqueue.execution.node_shares import NodeShares
 from pdm.workqueue.execution.peers import Peers
+from pdm.workqueue.execution.sick_node import SickNode
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.http.endpoints import ROOT
 from pdm.workqueue.store.leases import WorkerIdentity
@@ -111,6 +112,18 @@ def node_parts(parts: Assembly, *, reactor: Any, settings: Settings, clock: Call
     )
     parts.signals.subscribe(SignalKind.NODES, nodes.nodes_changed)
     return nodes
+
+
+def sick_node(parts: Assembly, *, reactor: Any) -> SickNode:
+    """What this daemon says to the other nodes when it is sick."""
+    return SickNode(
+        reactor=reactor,
+        database=parts.database,
+        incarnation=parts.lease.worker.incarnation,
+        lease=parts.lease,
+        service_health=parts.service_health,
+        executor=parts.executor,
+    )
 
 
 def node_shares(parts: Assembly, *, reactor: Any, clock: Callable[[], datetime]) -> NodeShares:
