@@ -7,7 +7,7 @@ many in one transaction: all that have arrived during the previous one.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -124,6 +124,10 @@ class Settler:
     def attempts(self) -> set[ClaimToken]:
         """Attempts whose verdicts are not in the database yet."""
         return set(self._tokens)
+
+    def add_up(self, jobs: Collection[int]) -> None:
+        """Add to the counters of jobs what another daemon has counted apart, which may be gone."""
+        self._adding_up.later(jobs, soon=True)
 
     async def drained(self) -> None:
         """Wait until every submitted verdict is settled, and counted in the row of its job."""
