@@ -253,6 +253,8 @@ class Executor:
         if mover is None:
             running.refuse(missing_mover(batch.job.protocol))
             return
+        if behind is not None:
+            behind.verdicts.is_followed = True
         self._running[running] = ""
         self.context.settler.counts.begun(batch, self.context.clock())
         # Counted at once, for the next claim.
