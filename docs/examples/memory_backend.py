@@ -6,7 +6,8 @@ import errno
 from collections.abc import Iterator
 
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.storage import EntryIterator, FileStat, Pieces, StorageBackend, StorageError
+from pdm.workqueue.helpers.storage import EntryIterator, FileStat, StorageError
+from pdm.workqueue.helpers.storage_backend import Pieces, StorageBackend
 
 #: URL → the bytes of a file, or None for a directory. All threads of the helper share it.
 _CONTENT: dict[str, bytes | None] = {}

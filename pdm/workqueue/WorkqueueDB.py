@@ -124,7 +124,7 @@ class UntrustedText(sa.types.TypeDecorator[str]):
         if value is None:
             return None
         bounded = value[:MAX_TEXT_LENGTH].replace("\0", "\N{SYMBOL FOR NULL}")
-        return bounded.encode("utf-8", "replace").decode("utf-8")
+        return bounded if bounded.isascii() else bounded.encode("utf-8", "replace").decode("utf-8")
 
 
 def enum_column(enumeration: type[enum.Enum], name: str) -> sa.Enum:
@@ -207,7 +207,7 @@ class Job(Base):
         cancel_reason: ``{"code": ..., "message": ...}`` if the service has cancelled it, not its user.
         purged_at: when it became one of `PurgedJobRow`; its rows are being deleted, and nothing reads them any more.
         hold: ``{"by": ..., "subject": ..., "message": ..., "since": ...}`` while a person holds it; null otherwise.
-        held_until: when it is resumed by itself, the year 9999 for never; null while nobody holds it.
+        held_until: when it is resumed by itself, the year 9999 for never; null while it is not held by a person.
         max_active: how many of its elements but the listing may run at once; null for no limit of its own.
     """
 

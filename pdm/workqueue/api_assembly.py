@@ -1,4 +1,4 @@
-"""Second part of the composition root: what the handlers of the REST API and the pages use of the daemon's parts."""
+"""Second part of the composition root: the ports of the daemon, and what request handlers use of its parts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attrs import frozen
+
 from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.signatures import service_name, sign_detached
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.execution.endpoint_checks import SiteCheck
+from pdm.workqueue.execution.readiness import Readiness
+from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.https_port import HttpsPort
+from pdm.workqueue.http.metrics import ServiceMetrics
 from pdm.workqueue.movers import OfferedMovers
 from pdm.workqueue.telemetry.background import run_in_thread
+from pdm.workqueue.web import page_routes
+from pdm.workqueue.web.getting_in import AccessPage
+from pdm.workqueue.WorkqueueService import WorkqueueService
 
 if TYPE_CHECKING:
     from pdm.workqueue.assembly import Assembly
@@ -66,11 +75,60 @@ def api_context(
         relays_to=offered.relays_to,
         credentials_changed=executor.credentials_changed,
         job_retried=executor.changes.continue_change,
-        deadline_added=parts.deadlines.timer.wake,
+        deadline_added=parts.timed.deadlines.timer.wake,
         held=parts.job_held,
-        schedules_changed=parts.scheduler.timer.wake,
+        schedules_changed=parts.timed.scheduler.timer.wake,
         resume=executor.changes.resume,
         full=lambda job, listing: [*parts.nodes.wait_reasons(), *executor.reached_limits(job, listing)],
         faults=lambda: parts.service_health.faults,
         may_claim=lambda: parts.service_health.may_claim,
+    )
+
+
+@frozen(kw_only=True)
+class ServerParts:
+    """What serves requests.
+
+    Attributes:
+        api_port: of the REST API and the pages.
+        fts_port: of the REST API of FTS3.
+        admin_port: of health and metrics.
+    """
+
+    api_port: HttpsPort
+    fts_port: HttpsPort
+    admin_port: AdminPort
+    readiness: Readiness
+
+
+def server_parts(parts: Assembly, *, reactor: Any, settings: Settings, clock: Callable[[], datetime]) -> ServerParts:
+    """The ports of the daemon and what answers there."""
+    server, fts, tls = settings.server, settings.fts, parts.tls
+    api = WorkqueueService(parts.context, parts.users, make_pages=page_routes, write_access_page=AccessPage().write)
+    api_port = HttpsPort(
+        reactor=reactor, what="the REST API", host=server.host, port=server.port, make_site=api.site, wrap=tls.wrap
+    )
+    readiness = Readiness(executor=parts.executor, lease=parts.lease)
+    metrics = ServiceMetrics(
+        api=parts.context,
+        executor=parts.executor,
+        lease=parts.lease,
+        lag=parts.lag,
+        tls=tls,
+        api_site=lambda: api_port.site,
+    )
+    return ServerParts(
+        api_port=api_port,
+        fts_port=HttpsPort(
+            reactor=reactor,
+            what="the REST API of FTS3",
+            host=fts.host,
+            port=fts.port or None,
+            make_site=api.fts_site,
+            wrap=tls.wrap,
+        ),
+        admin_port=AdminPort(
+            reactor=reactor, settings=settings.admin, readiness=readiness, metrics=metrics, started_at=clock()
+        ),
+        readiness=readiness,
     )

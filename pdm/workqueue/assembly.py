@@ -1,7 +1,7 @@
 """Composition root: build the parts of the service from its settings, connect them, and order their start and stop.
 
-No other module constructs them, except those of webhooks and mail (`policies.notifications`) and the context of request
-handlers (`api_assembly`). Tests build this assembly too, and replace some of its edges.
+No other module constructs them, except its further parts: `api_assembly`, `node_assembly`, `timed_assembly`, and
+`policies` for webhooks and mail. Tests build this assembly too, and replace some of its edges.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from functools import partial
 from typing import Any
 
 from attrs import evolve
-from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand
-from pdm.workqueue.api_assembly import api_context
+from pdm.workqueue.api_assembly import api_context, server_parts
 from pdm.workqueue.certificates.files import CredentialFiles, CredentialFilesError, TrustDirectories
 from pdm.workqueue.certificates.pem import CertificateFilesError
 from pdm.workqueue.certificates.vault import Vault, VaultError
@@ -32,8 +31,6 @@ from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.filters import load_pattern_libraries
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
-from pdm.workqueue.execution.batch import Ending
-from pdm.workqueue.execution.chains import Chains, Deadlines, HoldEnds
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.endpoint_checks import EndpointProbes, SiteCheck
@@ -43,31 +40,23 @@ from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.giving_back import GivingBack
 from pdm.workqueue.execution.lease import ClockWrongError, Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import missing_software
-from pdm.workqueue.execution.node_shares import NodeShares
 from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.progress_board import ProgressBoard
-from pdm.workqueue.execution.readiness import Readiness
-from pdm.workqueue.execution.retention import Retention
-from pdm.workqueue.execution.scheduler import Scheduler
 from pdm.workqueue.execution.service_health import ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.execution.transfer_services import SERVICES_AT_ONCE, TransferServices
 from pdm.workqueue.http.access import AccessList
-from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.endpoints.schedules import planned_run
-from pdm.workqueue.http.fts.port import FtsPort
-from pdm.workqueue.http.metrics import ServiceMetrics
 from pdm.workqueue.http.receipts import whole_receipt
-from pdm.workqueue.http.request import ApiSite
 from pdm.workqueue.http.waiting import progress_event
 from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance, worker_name
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.movers import MOVERS, OfferedMovers
 from pdm.workqueue.movers.mover import Mover
-from pdm.workqueue.node_assembly import node_parts, subscribe, worker_identity
+from pdm.workqueue.node_assembly import connect_lease, node_parts, node_shares, sick_node, subscribe, worker_identity
 from pdm.workqueue.policies import (
     breaker_policy,
     database_timeouts,
@@ -76,7 +65,6 @@ from pdm.workqueue.policies import (
     helper_command,
     notifications,
     oidc_logins,
-    retention_policy,
     retry_policy,
     server_tls,
     service_limits,
@@ -87,14 +75,10 @@ from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnusableError
-from pdm.workqueue.tape_assembly import wait_poller
 from pdm.workqueue.telemetry.background import Periodic, run_in_thread, start_background
 from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag, utc_now
-from pdm.workqueue.web import page_routes
-from pdm.workqueue.web.getting_in import AccessPage
-from pdm.workqueue.WorkqueueService import WorkqueueService
+from pdm.workqueue.timed_assembly import timed_parts
 
-_BACKLOG = 1024
 PREREQUISITES = "pdm.workqueue.helpers.prerequisites"
 #: What `start` steps raise when the operator can correct it; each has a text of one line.
 EXPECTED_ERRORS = (
@@ -141,9 +125,6 @@ class Assembly:
         self._settings = settings
         self._missing_software = find_missing
         self._lock_fd: int | None = None
-        self._port: Any = None
-        self._site: ApiSite | None = None
-        self.url = ""
         queue, agents = settings.queue, settings.agents
         incarnation = secrets.token_hex(16)
 
@@ -184,7 +165,7 @@ class Assembly:
         self.site_directory = SiteDirectory(
             reactor=reactor, database=self.database, sites=self.sites, health=health, on_change=self._wake
         )
-        self._settler = Settler(
+        self.settler = Settler(
             reactor=reactor,
             database=self.database,
             worker=incarnation,
@@ -202,20 +183,7 @@ class Assembly:
             idle_s=agents.idle_s,
             unused=credentials.remove_unused,
         )
-        self.nodes = node_parts(
-            reactor=reactor,
-            settings=settings,
-            database=self.database,
-            clock=clock,
-            tls=self.tls,
-            worker=self.lease.worker,
-            board=self.board,
-            logs=self.logs,
-            signals=self.signals,
-            requeue_not_begun=self._requeue_not_begun,
-            requeue_all=self._requeue_all,
-            on_resume=self._work_added,
-        )
+        self.nodes = node_parts(self, reactor=reactor, settings=settings, clock=clock)
         running = self.nodes.progress.running
         self.feed = EventFeed(reactor=reactor, database=self.database, clock=clock, running=running)
         health.on_state = self.feed.site_changed
@@ -241,7 +209,7 @@ class Assembly:
             policy=retry_policy(settings),
             logs=self.logs,
             board=self.board,
-            settler=self._settler,
+            settler=self.settler,
             cancel_grace_s=agents.cancel_grace_s,
             service_health=self.service_health,
             health=health,
@@ -281,15 +249,6 @@ class Assembly:
             restricted=self.site_directory.restricted,
             find_missing=self._find_missing,
         )
-        self.waits = wait_poller(
-            reactor=reactor,
-            settings=settings,
-            database=self.database,
-            clock=clock,
-            preparation=preparation,
-            incarnation=incarnation,
-            on_work=self._work_added,
-        )
         site_check = make_site_check(preparation=preparation, pool=self.pool)
         self.probes = EndpointProbes(
             reactor=reactor, clock=clock, sites=self.sites, health=health, check=site_check.check_endpoint
@@ -307,41 +266,21 @@ class Assembly:
             weights=settings.users.weights,
             is_drained=lambda: self.nodes.drain.is_ordered,
         )
-        self.shares = NodeShares(
-            reactor=reactor,
-            clock=clock,
-            database=self.database,
-            incarnation=incarnation,
-            lease=self.lease,
-            streams=self.streams,
-            executor=self.executor,
-            health=health,
-            service_health=self.service_health,
-            claimer=self.claimer,
-            signals=self.signals,
-        )
+        self.shares = node_shares(self, reactor=reactor, clock=clock)
+        self.sick_node = sick_node(self, reactor=reactor)
         self.giving_back = GivingBack(reactor=reactor, executor=self.executor, claimer=self.claimer)
-        self.lease.connect(
-            known=lambda: self.executor.attempts() | self._settler.attempts(),
-            claims_over=self.claimer.claims_over,
-            on_lost=partial(self.executor.end_all, Ending.LOST),
-            on_cancelled=self.executor.cancel,
-            on_work=self._wake,
-        )
-        self.lease.on_renewed.append(self.pool.hold_lease)
-
-        cancel = self.executor.cancel
-        self.chains = Chains(
-            reactor=reactor, database=self.database, clock=clock, on_cancelled=cancel, on_work=self._work_added
-        )
-        self.deadlines = Deadlines(reactor=reactor, database=self.database, clock=clock, on_cancelled=cancel)
-        self.hold_ends = HoldEnds(reactor=reactor, database=self.database, clock=clock, on_work=self._work_added)
-        self.scheduler = Scheduler(
+        connect_lease(self)
+        self.timed = timed_parts(
             reactor=reactor,
+            settings=settings,
             database=self.database,
             clock=clock,
-            plan=lambda schedule, owner: planned_run(self.context, schedule, owner, self.users),
-            on_job=self._job_added,
+            preparation=preparation,
+            incarnation=incarnation,
+            planned_run=lambda schedule, owner: planned_run(self.context, schedule, owner, self.users),
+            on_cancelled=self.executor.cancel,
+            on_work=self._work_added,
+            receipt_of=lambda job_id: whole_receipt(self.context, job_id),
         )
         self.notifications = notifications(
             reactor=reactor,
@@ -376,47 +315,17 @@ class Assembly:
             trust_directory=trust_directory,
         )
         self.feed.progress_of = partial(progress_event, self.context)
-        write_page = AccessPage().write
-        self.api = WorkqueueService(self.context, self.users, make_pages=page_routes, write_access_page=write_page)
-        self.fts_port = FtsPort(reactor=reactor, settings=settings.fts, make_site=self.api.fts_site, wrap=self.tls.wrap)
         self.lag = ReactorLag(reactor)
-        self.readiness = Readiness(executor=self.executor, lease=self.lease)
-        metrics = ServiceMetrics(
-            api=self.context,
-            executor=self.executor,
-            lease=self.lease,
-            lag=self.lag,
-            tls=self.tls,
-            api_site=lambda: self._site,
-        )
-        self.admin_port = AdminPort(
-            reactor=reactor,
-            settings=settings.admin,
-            readiness=self.readiness,
-            metrics=metrics,
-            started_at=clock(),
-        )
+        self.server = server_parts(self, reactor=reactor, settings=settings, clock=clock)
         self._clock_watch = ClockWatch(
             reactor,
             listeners=(
                 health.clock_was_set,
                 self.claimer.clock_was_set,
-                self.deadlines.timer.wake,
-                self.hold_ends.timer.wake,
-                self.scheduler.timer.wake,
-                self.waits.timer.wake,
+                self.timed.clock_was_set,
             ),
         )
         self._tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
-        self.retention = Retention(
-            reactor=reactor,
-            database=self.database,
-            clock=clock,
-            policy=retention_policy(settings),
-            incarnation=incarnation,
-            logs=settings.logs.folder,
-            receipt_of=partial(whole_receipt, self.context),
-        )
         subscribe(self.signals, self)
         self._add_to(services)
 
@@ -425,7 +334,7 @@ class Assembly:
         sweep = partial(run_in_thread, self._credential_files.sweep)
         services.add("instance lock", start=self._lock, interruptible=True)
         # Answers while the others start and stop: it says so.
-        services.add("admin port", start=self.admin_port.start, stop=self.admin_port.stop)
+        services.add("admin port", start=self.server.admin_port.start, stop=self.server.admin_port.stop)
         open_database = partial(self.database.start, self._settings.database.start_timeout_s)
         services.add("database", start=open_database, stop=self.database.stop, interruptible=True)
         # Before all that acts on the signals of other nodes: none is missed.
@@ -441,29 +350,26 @@ class Assembly:
         services.add("endpoint probes", start=self.probes.start, stop=self.probes.stop)
         services.add("agents", start=self.pool.start, stop=self.pool.stop)
         services.add("service health", start=self.service_health.start, stop=self.service_health.stop)
-        services.add("settler", stop=self._settler.drained)
+        services.add("settler", stop=self.settler.drained)
         services.add("executor", start=self.executor.start, stop=self.executor.stop)
-        services.add("chains", start=self.chains.start, stop=self.chains.stop)
-        services.add("deadlines", start=self.deadlines.timer.start, stop=self.deadlines.timer.stop)
-        services.add("holds", start=self.hold_ends.timer.start, stop=self.hold_ends.timer.stop)
-        services.add("waits for tape", start=self.waits.timer.start, stop=self.waits.stop)
-        services.add("schedules", start=self.scheduler.timer.start, stop=self.scheduler.timer.stop)
+        self.timed.add_to(services)
         services.add("peers", stop=self.nodes.peers.stop)
         services.add("drain", start=self.nodes.drain.start, stop=self.nodes.drain.stop)
         services.add("shares of limits", start=self.shares.start, stop=self.shares.stop)
+        services.add("sick node", start=self.sick_node.start, stop=self.sick_node.stop)
         services.add("giving back", start=self.giving_back.start, stop=self.giving_back.stop)
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
         services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)
-        services.add("retention", start=self.retention.start, stop=self.retention.stop)
+        services.add("retention", start=self.timed.retention.start, stop=self.timed.retention.stop)
         # The daemon starts it when all is ready: the duration of the start is no latency.
         services.add("reactor lag", stop=self.lag.stop)
         services.add("events", start=self.feed.start, stop=self.feed.stop)
         services.add("logins", start=self.logins.start, stop=self.logins.stop)
         services.add("notifications", start=self.notifications.start, stop=self.notifications.stop)
-        services.add("FTS door", start=self.fts_port.start, stop=self.fts_port.stop)
-        services.add("listener", start=self._listen, stop=self._close)
-        services.add("readiness", start=self.readiness.started, stop=self.readiness.stop)
+        services.add("FTS door", start=self.server.fts_port.start, stop=self.server.fts_port.stop)
+        services.add("listener", start=self.server.api_port.start, stop=self.server.api_port.stop)
+        services.add("readiness", start=self.server.readiness.started, stop=self.server.readiness.stop)
 
     # -- start and stop
 
@@ -479,19 +385,6 @@ class Assembly:
         self._log.error("results cannot be written to the database; the stop does not wait for it any longer")
         self.database.give_up()
 
-    def _listen(self) -> None:
-        server = self._settings.server
-        self._site = self.api.site(self._reactor)
-        factory = self.tls.wrap(self._site)
-        self._port = self._reactor.listenTCP(server.port, factory, _BACKLOG, server.host)
-        address: Any = self._port.getHost()
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        self.url = f"https://{host}:{address.port}"
-
-    async def _close(self) -> None:
-        if self._port is not None:
-            await maybeDeferred(self._port.stopListening)
-
     # -- callbacks of the parts
 
     def _begun(self, job: JobRecord, tokens: Collection[ClaimToken]) -> Collection[ClaimToken]:
@@ -501,37 +394,25 @@ class Assembly:
     def _wake(self) -> None:
         self.claimer.wake()
 
-    def _job_added(self, job: JobRecord) -> None:
-        if job.deadline is not None:
-            self.deadlines.timer.wake()
-        self.claimer.work_added()
-
     def job_held(self, job: JobRecord) -> None:
         """A request to this daemon has held a job."""
         self.executor.held(job.id)
         if job.hold is not None and job.hold.until is not None:
-            self.hold_ends.timer.wake()
+            self.timed.hold_ends.timer.wake()
 
     def _capacity_freed(self) -> None:
         self.claimer.capacity_freed()
 
-    def _work_added(self) -> None:
-        self.claimer.work_added()
-
     async def _add_element(self, *args: Any, **kwargs: Any) -> Any:
         return await self.claimer.add_element(*args, **kwargs)
+
+    def _work_added(self) -> None:
+        self.claimer.work_added()
 
     def _settled(self, has_leftovers: bool, has_waiting: bool) -> None:
         self.claimer.settled(has_waiting=has_waiting)
         if has_leftovers:
             self.executor.clean_up_soon()
-
-    def _requeue_not_begun(self) -> None:
-        self.executor.requeue_not_begun()
-
-    async def _requeue_all(self) -> None:
-        await self.claimer.claims_over()
-        await self.executor.end_all(Ending.DRAINED)
 
     def _check_credential_files(self) -> None:
         self._credential_files.check()

@@ -233,7 +233,7 @@ class Daemon(OrderedServices):
         self.assembly.lag.start()
         _log.info(
             "ready {url}: version {version}, node {node}, {count} sites",
-            url=self.assembly.url,
+            url=self.assembly.server.api_port.url,
             version=__version__,
             node=self._node,
             count=len(self.assembly.sites.all()),
@@ -241,13 +241,13 @@ class Daemon(OrderedServices):
         self._manager.ready(self._status)
         # Not sys.stdout: twistd has made that a part of its log.
         if sys.__stdout__ is not None:
-            sys.__stdout__.write(f"pdmworkqueue ready {self.assembly.url}\n")
+            sys.__stdout__.write(f"pdmworkqueue ready {self.assembly.server.api_port.url}\n")
             sys.__stdout__.flush()
 
     def _status(self) -> str:
         faults = self.assembly.service_health.faults
         reasons = "; ".join(f"{fault.part.value} do not work: {fault.reason}" for fault in faults)
-        return f"serves {self.assembly.url}" + (f"; {reasons}" if reasons else "")
+        return f"serves {self.assembly.server.api_port.url}" + (f"; {reasons}" if reasons else "")
 
     def _failed(self, failure: Failure) -> None:
         if self._stopping:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -13,18 +14,17 @@ from attrs import frozen
 from pdm.workqueue import __version__
 from pdm.workqueue.certificates.nodes import NodeTls
 from pdm.workqueue.certificates.pem import CertificateFilesError
-from pdm.workqueue.certificates.tls_server import ServerTls
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.execution.batch_verdicts import Ending
 from pdm.workqueue.execution.cluster import ClusterLogs, ClusterProgress
 from pdm.workqueue.execution.draining import Drain
+from pdm.workqueue.execution.node_shares import NodeShares
 from pdm.workqueue.execution.peers import Peers
-from pdm.workqueue.execution.progress_board import ProgressBoard
+from pdm.workqueue.execution.sick_node import SickNode
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.http.endpoints import ROOT
-from pdm.workqueue.logstore.store import LogStore
-from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.leases import WorkerIdentity
 
 if TYPE_CHECKING:
@@ -70,37 +70,36 @@ class NodeParts:
         self.drain.look_soon()
 
 
-def node_parts(
-    *,
-    reactor: Any,
-    settings: Settings,
-    database: Database,
-    clock: Callable[[], datetime],
-    tls: ServerTls,
-    worker: WorkerIdentity,
-    board: ProgressBoard,
-    logs: LogStore,
-    signals: SignalListener,
-    requeue_not_begun: Callable[[], None],
-    requeue_all: Callable[[], Awaitable[None]],
-    on_resume: Callable[[], None],
-) -> NodeParts:
+def node_parts(parts: Assembly, *, reactor: Any, settings: Settings, clock: Callable[[], datetime]) -> NodeParts:
     """What this daemon needs of other nodes: their progress and logs, and their signals.
 
     Raises:
         ConfigError: the authorities of nodes cannot be used.
     """
+    worker, database = parts.lease.worker, parts.database
     try:
-        node_tls = NodeTls(tls, settings.node.peers_trust, settings.tls.signing_policy)
+        node_tls = NodeTls(parts.tls, settings.node.peers_trust, settings.tls.signing_policy)
     except CertificateFilesError as error:
         raise ConfigError(f"{settings.source}: {error}") from error
+
+    # These are called when the executor and the claimer exist.
+    def requeue_not_begun() -> None:
+        parts.executor.requeue_not_begun()
+
+    async def requeue_all() -> None:
+        await parts.claimer.claims_over()
+        await parts.executor.end_all(Ending.DRAINED)
+
+    def resumed() -> None:
+        parts.claimer.work_added()
+
     peers = Peers(reactor=reactor, database=database, incarnation=worker.incarnation, policy=node_tls.policy, root=ROOT)
     most = settings.logs.head_bytes + settings.logs.tail_bytes
-    parts = NodeParts(
+    nodes = NodeParts(
         tls=node_tls,
         peers=peers,
-        progress=ClusterProgress(board=board, peers=peers),
-        logs=ClusterLogs(store=logs, peers=peers, worker=worker.name, most=most),
+        progress=ClusterProgress(board=parts.board, peers=peers),
+        logs=ClusterLogs(store=parts.logs, peers=peers, worker=worker.name, most=most),
         drain=Drain(
             reactor=reactor,
             database=database,
@@ -108,11 +107,52 @@ def node_parts(
             incarnation=worker.incarnation,
             requeue_not_begun=requeue_not_begun,
             requeue_all=requeue_all,
-            on_resume=on_resume,
+            on_resume=resumed,
         ),
     )
-    signals.subscribe(SignalKind.NODES, parts.nodes_changed)
-    return parts
+    parts.signals.subscribe(SignalKind.NODES, nodes.nodes_changed)
+    return nodes
+
+
+def sick_node(parts: Assembly, *, reactor: Any) -> SickNode:
+    """What this daemon says to the other nodes when it is sick."""
+    return SickNode(
+        reactor=reactor,
+        database=parts.database,
+        incarnation=parts.lease.worker.incarnation,
+        lease=parts.lease,
+        service_health=parts.service_health,
+        executor=parts.executor,
+    )
+
+
+def node_shares(parts: Assembly, *, reactor: Any, clock: Callable[[], datetime]) -> NodeShares:
+    """This daemon's shares of limits that all nodes have together."""
+    return NodeShares(
+        reactor=reactor,
+        clock=clock,
+        database=parts.database,
+        incarnation=parts.lease.worker.incarnation,
+        lease=parts.lease,
+        streams=parts.streams,
+        executor=parts.executor,
+        health=parts.site_directory.health,
+        service_health=parts.service_health,
+        claimer=parts.claimer,
+        signals=parts.signals,
+    )
+
+
+def connect_lease(parts: Assembly) -> None:
+    """Have the lease compare the claims of this daemon with the database, and the parts act on what it finds."""
+    parts.lease.connect(
+        known=lambda: parts.executor.attempts() | parts.settler.attempts(),
+        claims_over=parts.claimer.claims_over,
+        on_lost=partial(parts.executor.end_all, Ending.LOST),
+        on_cancelled=parts.executor.cancel,
+        on_work=parts.claimer.wake,
+    )
+    parts.lease.on_renewed.append(parts.pool.hold_lease)
 
 
 def subscribe(signals: SignalListener, parts: Assembly) -> None:

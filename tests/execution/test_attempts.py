@@ -19,7 +19,8 @@ from pdm.workqueue.domain.lifecycle import RetryPolicy
 from pdm.workqueue.domain.sites import Actor
 from pdm.workqueue.execution import executor as executor_module
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
-from pdm.workqueue.execution.batch import Ending, RunningBatch
+from pdm.workqueue.execution.batch import RunningBatch
+from pdm.workqueue.execution.batch_verdicts import Ending
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
 from pdm.workqueue.execution.progress_board import ProgressBoard
 from pdm.workqueue.execution.streams import StreamLimits, Streams

@@ -37,9 +37,13 @@ class Reported:
         self.own: NodeReport | None = None
         self.others: Sequence[NodeReport] = ()
         self.written = 0
+        self.round_trip_s = 0.001
 
     async def read(self, _name: str, function: Callable[..., Any], *_: Any) -> Any:
         return Reports(self.own, self.others) if function is node_reports.reports else []
+
+    async def run_for_lease(self, _name: str, _function: object) -> float:
+        return self.round_trip_s
 
     async def run(
         self, _name: str, _function: object, _by: str, report: NodeReport, busy: Any, limit_of: Any, **_: Any
@@ -73,7 +77,6 @@ class Node:
             pool=SimpleNamespace(wake_waiting=lambda: None),
             context=SimpleNamespace(board=SimpleNamespace(clock=self.clock.seconds)),
             requeue_waiting=self.given_back.append,
-            requeue_not_begun=lambda: self.given_back.append(0.0),
         )
         node = self
 
@@ -197,10 +200,27 @@ def test_a_node_rests_whose_attempts_fail_where_others_work(node: Node) -> None:
     assert not node.faults
     node.hear(other(worked=50), seconds=2)
     assert len(node.faults) == 1
-    assert node.given_back[-1] == 0.0
 
 
 def test_all_nodes_fail_alike_and_none_rests(node: Node) -> None:
     node.service.tally.add(node.clock.seconds(), failed=20)
     node.hear(other(worked=1, failed=20), seconds=5)
     assert not node.faults
+
+
+def test_a_node_with_a_slow_connection_claims_nothing_while_others_have_fast_ones(node: Node) -> None:
+    node.database.round_trip_s = 0.5
+    node.hear(other(slow=True))
+    assert node.faults == []
+    # Of no use: it claims nothing itself.
+    node.hear(other(slow=True), other(claims=False))
+    assert node.faults == []
+    assert node.database.own is not None and node.database.own.slow
+    node.hear(other(slow=True), other())
+    assert set(node.faults) == {"a round trip takes 0.50 s, and other nodes have faster ones"}
+    node.database.round_trip_s = 0.15
+    node.hear(other(), seconds=10)
+    assert node.database.own.slow, "neither slow nor fast"
+    node.database.round_trip_s = 0.01
+    node.hear(other(), seconds=10)
+    assert not node.database.own.slow

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel
+from pdm.workqueue.helpers.gridftp.control import ControlChannel
 from pdm.workqueue.helpers.gridftp.event_loop import BrokenError, SilenceError, Waker, run_until_answered
 from pdm.workqueue.helpers.gridftp.replies import Reply
+from pdm.workqueue.helpers.gridftp.reply_reader import ChannelError
 from pdm.workqueue.helpers.storage import StoppedError
 
 
@@ -37,7 +38,7 @@ class Server:
         self.channel = ControlChannel(None, "server:2811")
         inside: Any = self.channel
         inside._socket = ours
-        inside._context = PlainContext()
+        inside._reader.context = PlainContext()
 
     def say(self, *pieces: tuple[str, bytes]) -> None:
         """Send wrapped pieces, each with the code of its wrapping."""

@@ -14,7 +14,7 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.gridftp_groups import GroupedGridFtpBackend
 from pdm.workqueue.helpers.gridftp import download, upload
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool
-from pdm.workqueue.helpers.gridftp.data_address import passive_address, port_command
+from pdm.workqueue.helpers.gridftp.data_port import passive_address, port_command
 from pdm.workqueue.helpers.gridftp.gsi import Gsi
 from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.storage import StorageError, Timeouts

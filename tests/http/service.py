@@ -285,7 +285,7 @@ class Service:
 
     @property
     def port(self) -> int:
-        return int(self.assembly.url.rpartition(":")[2])
+        return int(self.assembly.server.api_port.url.rpartition(":")[2])
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self.skip[0]

@@ -45,7 +45,7 @@ async def admin_port(service: Service) -> AsyncIterator[AdminPort]:
     """The admin port of a service, with nothing kept from before."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    of_daemon = service.assembly.admin_port
+    of_daemon = service.assembly.server.admin_port
     made = attrs.evolve(
         of_daemon,
         settings=AdminSettings(port=port),

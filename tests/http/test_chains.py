@@ -135,7 +135,7 @@ async def test_another_users_job_is_none(service: Service) -> None:
 
 
 async def _overdue(service: Service, user: str, job_id: int) -> dict[str, Any]:
-    service.assembly.deadlines.timer.wake()
+    service.assembly.timed.deadlines.timer.wake()
     return await until(service, user, job_id, lambda job: job["status"] == "CANCELLED")
 
 
@@ -148,7 +148,7 @@ async def test_a_job_that_has_not_ended_at_its_deadline_is_cancelled(own_service
     assert job["extra_opts"] == {"deadline": text}
     assert job["deadline"][:16] == f"{deadline:%Y-%m-%dT%H:%M}"
     own_service.skip[0] = timedelta(hours=11, minutes=59)
-    own_service.assembly.deadlines.timer.wake()
+    own_service.assembly.timed.deadlines.timer.wake()
     await deferLater(reactor, 0.1)
     assert (await own_service.job(job["id"])).status is JobStatus.SUBMITTED
     own_service.skip[0] = timedelta(hours=12, seconds=1)

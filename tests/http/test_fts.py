@@ -41,7 +41,7 @@ def service(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
 
 
 async def ask(service: Service, user: str, method: str, path: str, body: Any = None, **more: Any) -> Answer:
-    port = int(service.assembly.fts_port.url.rpartition(":")[2])
+    port = int(service.assembly.server.fts_port.url.rpartition(":")[2])
     return await service.call(user, method, path, body, root="", port=port, **more)
 
 
@@ -137,12 +137,12 @@ async def test_several_sources_are_tried_in_turn(service: Service) -> None:
     (token,) = await service.claim(numbers[0])
     gone = AttemptFailure(FailureScope.SOURCE, FailureCode.NOT_FOUND, "no such file")
     await service.settle(token, JobStatus.FAILED, gone)
-    await service.assembly.chains.sweep()
+    await service.assembly.timed.chains.sweep()
     (token,) = await service.claim(numbers[1])
     assert await service.claim(numbers[2]) == []
     assert await states() == ("ACTIVE", ["FAILED", "ACTIVE", "NOT_USED"])
     await service.settle(token)
-    await service.assembly.chains.sweep()
+    await service.assembly.timed.chains.sweep()
     assert await states() == ("FINISHED", ["FAILED", "FINISHED", "NOT_USED"])
 
 
@@ -426,7 +426,7 @@ async def test_bans(service: Service) -> None:
 @pytest_twisted.ensureDeferred
 async def test_what_is_refused_before_it_is_read_has_an_error_of_fts(service: Service) -> None:
     """Too long, of nobody, of a page of another site, and no HTTP at all."""
-    port = int(service.assembly.fts_port.url.rpartition(":")[2])
+    port = int(service.assembly.server.fts_port.url.rpartition(":")[2])
     head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     close = b"Content-Length: 2\r\nConnection: close\r\n"
     cases = (

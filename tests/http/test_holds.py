@@ -128,7 +128,7 @@ async def test_a_hold_ends_by_itself(service: Service) -> None:
     before = service.skip[0]
     service.skip[0] += timedelta(seconds=91)
     try:
-        service.assembly.hold_ends.timer.wake()
+        service.assembly.timed.hold_ends.timer.wake()
         for _ in range(500):
             job = (await service.call("patient", "GET", f"/jobs/{number}")).json
             if job["status"] != "HELD":

@@ -103,7 +103,7 @@ class Pair:
 
     async def part(self) -> None:
         """Let south not listen any more, and north keep nothing of it."""
-        await self.south.assembly._close()
+        await self.south.assembly.server.api_port.stop()
         peers = self.north.assembly.nodes.peers
         await peers.stop()
         peers._answers.clear()

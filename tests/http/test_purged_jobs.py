@@ -29,7 +29,7 @@ _KEPT = timedelta(days=30)
 
 async def _purge(service: Service, **kept: Any) -> None:
     """Purge all jobs of the service that have ended."""
-    retention = service.assembly.retention
+    retention = service.assembly.timed.retention
     retention.policy = RetentionPolicy(jobs=_KEPT, **kept)
     await service.database.run("age", _age, service.now() - _KEPT - timedelta(minutes=1))
     assert await retention.run()

@@ -31,7 +31,7 @@ async def added(service: Service, user: str, recurrence: str = "every 1h", **job
 async def passed(service: Service, user: str, number: int, hours: float, runs: int) -> list[dict[str, Any]]:
     """Move the clock, and wait for a number of runs; returns these, the newest first."""
     service.skip[0] += timedelta(hours=hours)
-    service.assembly.scheduler.timer.wake()
+    service.assembly.timed.scheduler.timer.wake()
     found: list[dict[str, Any]] = []
     for _ in range(200):
         found = (await service.call(user, "GET", f"/schedules/{number}")).json["runs"]

@@ -12,11 +12,13 @@ from pdm.workqueue.wire.agent_requests import CancelRequest, MkdirRequest, PathI
 from tests.helpers.driver import HelperProcess
 from tests.protocols.places import judged
 from tests.protocols.stands import LIMITS, STANDS, Ground, Stand
+from tests.support.variants import usual
 
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.fixture(scope="module", params=STANDS)
+# The relay and the tools do it by the same code; GRIDFTP has connections of its own.
+@pytest.fixture(scope="module", params=usual(STANDS, ["file", "https", "gridftp"]))
 def stand(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     with STANDS[request.param](request, tmp_path_factory.mktemp(request.param)) as made:
         yield made

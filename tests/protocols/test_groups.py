@@ -18,8 +18,8 @@ from tests.support.variants import usual
 
 OLD = 1_700_000_000
 PROTOCOLS = ("ssh", "https", "xroot", "gridftp")
-#: Those of the default run, and the other one.
-_CASES = ["ssh", "https", pytest.param("xroot", marks=pytest.mark.full)]
+#: Protocols whose files go in groups.
+_GROUPED = ("ssh", "https", "xroot")
 _ROUTES = [
     pair
     if pair[0] == pair[1] or pair in (("ssh", "https"), ("https", "xroot"))
@@ -111,7 +111,7 @@ def test_one_that_cannot_be_copied_is_no_harm_to_the_others(
     assert places.left() == []
 
 
-@pytest.mark.parametrize("protocol", _CASES)
+@pytest.mark.parametrize("protocol", usual(_GROUPED, ["ssh", "https"]))
 def test_what_is_there_is_replaced_where_that_is_asked_for(relay: HelperProcess, places: Places, protocol: str) -> None:
     sources = make_sources(places)
     for source in sources[:10]:
@@ -147,7 +147,7 @@ def test_files_that_are_the_same_are_found_together(
     assert tree(places.b) == tree(places.a)
 
 
-@pytest.mark.parametrize("protocol", _CASES)
+@pytest.mark.parametrize("protocol", usual(_GROUPED, ["ssh"]))
 def test_a_group_that_is_cancelled_leaves_nothing(own: HelperProcess, places: Places, protocol: str) -> None:
     sources = make_sources(places, count=200)
     request = CopyRequest(
@@ -170,7 +170,7 @@ def test_a_group_that_is_cancelled_leaves_nothing(own: HelperProcess, places: Pl
         assert not arrived.exists() or arrived.read_bytes() == source.read_bytes()
 
 
-@pytest.mark.parametrize("protocol", _CASES)
+@pytest.mark.parametrize("protocol", usual(_GROUPED, ["https"]))
 def test_a_server_that_dies_under_a_group_leaves_each_file_whole_or_absent(
     own: HelperProcess, places: Places, protocol: str
 ) -> None:

@@ -56,7 +56,7 @@ def wire_name(name: str) -> str:
 
 
 @protocols
-@pytest.mark.parametrize("verify", ["checksum", "size"])
+@pytest.mark.parametrize("verify", ["checksum", pytest.param("size", marks=pytest.mark.full)])
 def test_copies_with_every_name_are_proven(protocol: str, verify: str, relay: HelperProcess, places: Places) -> None:
     contents = [
         b"",

@@ -17,7 +17,7 @@ from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import credentials as helpers_credentials
 from pdm.workqueue.helpers.backends import s3, s3_uploads
-from pdm.workqueue.helpers.backends.http_client import known_server
+from pdm.workqueue.helpers.backends.http_servers import known_server
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
 from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, FailedEvent, UnnamedEvent
 from pdm.workqueue.wire.agent_requests import (

@@ -15,7 +15,7 @@ from pdm.testgrid.identities import GridCredentials, make_credentials
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import credentials as helpers_credentials
 from pdm.workqueue.helpers.backends import http_connection
-from pdm.workqueue.helpers.backends.http_client import known_server
+from pdm.workqueue.helpers.backends.http_servers import known_server
 from pdm.workqueue.helpers.backends.s3_groups import GroupedS3Backend
 from pdm.workqueue.helpers.storage import Timeouts
 from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, LogEvent

@@ -12,7 +12,7 @@ import pytest
 from pdm.testgrid.identities import GridCredentials, make_credentials, make_host
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import credentials as helpers_credentials
-from pdm.workqueue.helpers.backends.http_client import known_server
+from pdm.workqueue.helpers.backends.http_servers import known_server
 from pdm.workqueue.helpers.backends.s3_groups import GroupedS3Backend
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
 from pdm.workqueue.http.fts.urls import ServersOfUrls, read_url

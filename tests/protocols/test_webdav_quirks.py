@@ -22,8 +22,9 @@ from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends import http_connection
-from pdm.workqueue.helpers.backends.http_client import HttpClient, known_server
+from pdm.workqueue.helpers.backends.http_client import HttpClient
 from pdm.workqueue.helpers.backends.http_connection import HttpConnection
+from pdm.workqueue.helpers.backends.http_servers import known_server
 from pdm.workqueue.helpers.storage import Timeouts
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire.agent_events import AgentEvent, DoneEvent, FailedEvent, LogEvent

@@ -9,7 +9,7 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import ClaimToken, Counters, JobRecord
 from pdm.workqueue.domain.lifecycle import MOST_CRASHES
-from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, results
+from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, leftover_files, results
 from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, identity, name_of, token_of
 from tests.support.records import verdict
 
@@ -111,7 +111,7 @@ def test_what_a_dead_daemon_ran_of_a_cancelled_job_is_cancelled(store: Store) ->
     store.run(leases.release_worker, name_of(), store.now)
     assert store.job(job.id).status is JobStatus.CANCELLED
     # The copy that was cut off may have left its temporary file.
-    assert [element.id for element, _ in store.run(results.leftovers, 10)] == [1]
+    assert [element.id for element, _ in store.run(leftover_files.leftovers, 10)] == [1]
 
 
 def test_renewal_returns_cancelled_jobs_that_run_here(store: Store) -> None:

@@ -29,7 +29,7 @@ def register(store: Store, *names: str) -> None:
 
 def publish(store: Store, name: str, report: NodeReport, *, is_first: bool = False) -> node_reports.Reports:
     busy = report.share.wanted.keys()
-    return store.run(node_reports.publish, name, report, busy, lambda key: 2, sick=None, is_first=is_first)
+    return store.run(node_reports.publish, name, report, busy, lambda key: 2, is_first=is_first)
 
 
 def expire(store: Store, name: str) -> None:
@@ -83,6 +83,6 @@ def test_a_report_is_read_as_it_was_written(store: Store) -> None:
     publish(store, "a", report, is_first=True)
     (node,) = store.run(nodes.live_nodes)
     assert decode_report(node.report) == report
-    assert decode_report(None) == NodeReport(share=NodeShare(most=0))
+    assert decode_report(None) == NodeReport(share=NodeShare(most=0), claims=False)
     publish(store, "a", evolve(report, idle=False))
     assert store.run(node_reports.reports, "a").own == evolve(report, idle=False)

@@ -25,7 +25,7 @@ from pdm.workqueue.store import engines, outages, transaction_threads, users
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.engines import DatabaseTimeouts
 from pdm.workqueue.store.errors import DatabaseUnavailableError
-from pdm.workqueue.store.outages import DatabaseUse, RequestTransactions, begin_request
+from pdm.workqueue.store.outages import DatabaseUse, RequestTransactions, begin_request, expect_rows
 from tests.store.stores import START
 from tests.support.postgresql_proxy import PostgresqlProxy, postgresql_proxy
 
@@ -284,6 +284,29 @@ async def test_a_request_does_not_wait_and_its_transaction_is_not_cut_off(
     await patient
     assert await database.read("names", names) == ["/CN=patient", "/CN=runs"]
     assert [each.has_written for each in seen] == [True, False]
+
+
+async def _large_request(database: Database, name: str) -> None:
+    begin_request(0.5)
+    expect_rows(1_000_000)
+    await register(database, name)
+
+
+@on_postgresql
+@pytest_twisted.ensureDeferred
+async def test_a_request_that_writes_many_rows_waits_longer_than_a_later_one(
+    url: str, open_database: Open, lines: list[str]
+) -> None:
+    database = await open_database(url, DatabaseTimeouts(lock_s=20.0), threads=1)
+    other = sa.create_engine(url, poolclass=sa.NullPool)
+    with other.connect() as connection, connection.begin():
+        connection.exec_driver_sql("LOCK TABLE users IN EXCLUSIVE MODE")
+        large = Deferred.fromCoroutine(_large_request(database, "large"))
+        with pytest.raises(DatabaseUnavailableError):
+            await Deferred.fromCoroutine(_request(database, "small", 0.5, []))
+        assert not large.called
+    await large
+    assert await database.read("names", names) == ["/CN=large"]
 
 
 @pytest.fixture

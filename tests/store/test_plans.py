@@ -26,6 +26,7 @@ from pdm.workqueue.store import (
     job_changes,
     jobs,
     leases,
+    leftover_files,
     node_work,
     planned_elements,
     queue,
@@ -274,7 +275,7 @@ def test_pages(busy: Store, explained: Explained) -> None:
     assert len(failed) == 2
     busy.run(jobs.fetch_element, large.id, 7)
     busy.run(jobs.attempts, large.id, 7)
-    assert len(busy.run(results.leftovers, 10)) == 2
+    assert len(busy.run(leftover_files.leftovers, 10)) == 2
     explained.assert_indexed()
 
 

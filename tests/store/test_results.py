@@ -11,7 +11,17 @@ from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, Counters, LogSpan, NewElement
-from pdm.workqueue.store import claim_queries, credentials, held_elements, job_changes, jobs, leases, results
+from pdm.workqueue.store import (
+    attempt_states,
+    claim_queries,
+    credentials,
+    held_elements,
+    job_changes,
+    jobs,
+    leases,
+    leftover_files,
+    results,
+)
 from pdm.workqueue.store.credentials import EncryptedCredential
 from pdm.workqueue.store.records import attempt_row, attempts, elements, workers
 from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, name_of, token_of
@@ -89,7 +99,7 @@ def test_an_attempt_that_succeeds_has_no_row_of_its_own(store: Store) -> None:
         (JobStatus.DONE, 0, True),
         (JobStatus.DONE, 0, False),
     ]
-    assert [element.id for element, _ in store.run(results.leftovers, 10)] == [second.element_id]
+    assert [element.id for element, _ in store.run(leftover_files.leftovers, 10)] == [second.element_id]
     kept = [store.run(jobs.attempts, job.id, number) for number in (1, 2, 3)]
     assert [[(one.attempt, one.status, one.failure, one.log) for one in those] for those in kept] == [
         [(1, JobStatus.DONE, None, LogSpan(0, 9))],
@@ -390,19 +400,19 @@ def test_leftovers_are_found_until_they_are_cleared(store: Store) -> None:
             verdict(token_of(batch, 2), JobStatus.FAILED, failure=MISSING),
         ]
     )
-    ((element, owner),) = store.run(results.leftovers, 10)
+    ((element, owner),) = store.run(leftover_files.leftovers, 10)
     assert (element, owner) == (store.element(job.id, 1), store.job(job.id))
-    store.run(results.clear_leftovers, [ClaimToken(job.id, 1, 7)])
-    assert len(store.run(results.leftovers, 10)) == 1
-    store.run(results.clear_leftovers, [ClaimToken(job.id, 1, 1)])
-    assert store.run(results.leftovers, 10) == []
+    store.run(leftover_files.clear_leftovers, [ClaimToken(job.id, 1, 7)])
+    assert len(store.run(leftover_files.leftovers, 10)) == 1
+    store.run(leftover_files.clear_leftovers, [ClaimToken(job.id, 1, 1)])
+    assert store.run(leftover_files.leftovers, 10) == []
     # A next attempt that fails does not make the first one's file go away; one that succeeds has removed it.
     (again,) = store.claim()
     store.settle(ended(JobStatus.FAILED, again, failure=MISSING))
-    assert [element.id for element, _ in store.run(results.leftovers, 10)] == [2]
+    assert [element.id for element, _ in store.run(leftover_files.leftovers, 10)] == [2]
     store.run(job_changes.retry, job.id, store.now)
     store.settle(done(*store.claim()))
-    assert store.run(results.leftovers, 10) == []
+    assert store.run(leftover_files.leftovers, 10) == []
 
 
 def test_leftovers_of_several_elements_are_cleared_at_once_and_read_page_by_page(store: Store) -> None:
@@ -410,12 +420,12 @@ def test_leftovers_of_several_elements_are_cleared_at_once_and_read_page_by_page
     user = store.user()
     job = store.copy_job(user, [1, 1, 1])
     store.settle(ended(JobStatus.FAILED, *store.claim(), failure=MISSING, leftover=True))
-    first = store.run(results.leftovers, 2)
+    first = store.run(leftover_files.leftovers, 2)
     assert [element.id for element, _ in first] == [1, 2]
-    assert [element.id for element, _ in store.run(results.leftovers, 2, (job.id, 2))] == [3]
-    assert store.run(results.leftovers, 2, (job.id, 3)) == []
-    store.run(results.clear_leftovers, [ClaimToken(job.id, element.id, 1) for element, _ in first])
-    assert [element.id for element, _ in store.run(results.leftovers, 10)] == [3]
+    assert [element.id for element, _ in store.run(leftover_files.leftovers, 2, (job.id, 2))] == [3]
+    assert store.run(leftover_files.leftovers, 2, (job.id, 3)) == []
+    store.run(leftover_files.clear_leftovers, [ClaimToken(job.id, element.id, 1) for element, _ in first])
+    assert [element.id for element, _ in store.run(leftover_files.leftovers, 10)] == [3]
 
 
 def test_only_the_running_listing_extends_its_job(store: Store) -> None:
@@ -450,9 +460,9 @@ def test_what_a_rename_found_outlives_its_daemon_and_needs_a_claim(store: Store)
     (batch,) = store.claim()
     found = {"source": ["file", 7, 12.5], "destination": None}
     assert batch.elements[0].found_before is None
-    assert not store.run(results.record_initial_state, "w", ClaimToken(job.id, 0, 2), found)
-    assert not store.run(results.record_initial_state, "another", token_of(batch), found)
-    assert store.run(results.record_initial_state, "w", token_of(batch), found)
+    assert not store.run(attempt_states.record_initial_state, "w", ClaimToken(job.id, 0, 2), found)
+    assert not store.run(attempt_states.record_initial_state, "another", token_of(batch), found)
+    assert store.run(attempt_states.record_initial_state, "w", token_of(batch), found)
     store.run(leases.release_worker, name_of(), store.now)
     store.worker("v")
     (again,) = store.claim("v")

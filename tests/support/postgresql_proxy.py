@@ -1,4 +1,4 @@
-"""A TCP proxy for a PostgreSQL server that loses responses, or stops forwarding, on demand."""
+"""A TCP proxy for a PostgreSQL server that loses responses, delays requests, or stops forwarding, on demand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class PostgresqlProxy:
         url: of the database behind it.
         cut_commits: number of further COMMITs whose response is lost: the server commits, the connection is closed.
         only_after: a COMMIT counts only if its connection has sent these bytes since the last one.
+        delay_s: seconds that each piece of a client takes on its way.
         frozen: nothing is forwarded in either direction; the connections stay open.
         lost: number of lost responses.
         port: where it listens, on loopback.
@@ -35,6 +37,7 @@ class PostgresqlProxy:
         self.cut_commits = 0
         self.only_after = b""
         self.lost = 0
+        self.delay_s = 0.0
         self._moving = threading.Event()
         self._moving.set()
         self._closed = False
@@ -95,6 +98,7 @@ class PostgresqlProxy:
                     if source is server:
                         client.sendall(data)
                         continue
+                    time.sleep(self.delay_s)
                     server.sendall(data)
                     for text in statements.said(data):
                         if text.upper() != b"COMMIT":

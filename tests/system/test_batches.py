@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pdm.testgrid.service import TestService
-from pdm.workqueue.execution.batch import Ending
+from pdm.workqueue.execution.batch_verdicts import Ending
 from tests.support.attempt_logs import moved_elements
 from tests.support.cluster import until
 

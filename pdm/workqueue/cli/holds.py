@@ -78,7 +78,7 @@ def _active(ctx: click.Context, param: click.Parameter, value: str | None) -> in
 @click.option("--max-active", metavar="N|none", callback=_active, help="Run at most N elements at once.")
 @format_option
 def set_(job_ids: Sequence[int], priority: int | None, max_active: int | UnsetType | None, form: str) -> None:
-    """Change jobs that have not ended; what runs goes on."""
+    """Change jobs that have not ended; what runs continues."""
     if priority is None and max_active is UNSET:
         raise click.UsageError("Nothing to change: give --priority or --max-active.")
     change_each_job(

@@ -106,7 +106,7 @@ def read_settings(path: Path, overrides: Mapping[str, str] | None = None) -> Set
     return _located(Settings(source=source, **sections))
 
 
-#: Bounds of ``[events] keep``, in seconds.
+#: Least and greatest value of ``[events] keep``, in seconds.
 _EVENTS_KEPT_S = (3600, 3650 * 86400)
 
 

@@ -86,5 +86,5 @@ class EventFilter:
 
 
 def is_milestone(before: int, after: int) -> bool:
-    """Whether a count that goes from one value to another is told: at 1, 10, 100, 1000 ..."""
+    """Whether an event is written when a count goes from one value to another: at 1, 10, 100, 1000 ..."""
     return after > before and (before == 0 or len(str(after)) > len(str(before)))

@@ -29,11 +29,15 @@ class NodeReport:
 
     Attributes:
         idle: whether it could run more, and nothing is due.
+        slow: whether its connection to the database is slow, as it measures it.
+        claims: whether it is neither drained nor sick; read from its row, not published.
         worked, failed: attempts of the last minute that succeeded, and those that failed by a fault of the node itself.
     """
 
     share: NodeShare
     idle: bool = False
+    slow: bool = False
+    claims: bool = True
     worked: int = 0
     failed: int = 0
     broken: frozenset[BrokenEndpoint] = field(factory=frozenset)
@@ -47,6 +51,7 @@ class NodeReport:
             "held": {key_text(key): count for key, count in share.held.items()},
             "wanted": {key_text(key): count for key, count in share.wanted.items()},
             "idle": self.idle,
+            "slow": self.slow,
             "worked": self.worked,
             "failed": self.failed,
             "broken": [
@@ -55,10 +60,10 @@ class NodeReport:
         }
 
 
-def decode_report(report: Mapping[str, Any] | None) -> NodeReport:
+def decode_report(report: Mapping[str, Any] | None, *, claims: bool = True) -> NodeReport:
     """The report of a node; of one that has published none yet, that it has no share."""
     if not report:
-        return NodeReport(share=NodeShare(most=0))
+        return NodeReport(share=NodeShare(most=0), claims=False)
     share = NodeShare(
         most=report["most"],
         parts=report["parts"],
@@ -69,7 +74,16 @@ def decode_report(report: Mapping[str, Any] | None) -> NodeReport:
         BrokenEndpoint(site_id, JobProtocol[protocol], url, user_id)
         for site_id, protocol, url, user_id in report["broken"]
     )
-    return NodeReport(share=share, idle=report["idle"], worked=report["worked"], failed=report["failed"], broken=broken)
+    return NodeReport(
+        share=share,
+        idle=report["idle"],
+        # A node of an earlier version does not say.
+        slow=report.get("slow", False),
+        claims=claims,
+        worked=report["worked"],
+        failed=report["failed"],
+        broken=broken,
+    )
 
 
 #: Attempts are counted for one to two such spans.

@@ -1,7 +1,7 @@
 """Bearer tokens of the WLCG (v1.0) and SciTokens (v2.0) profiles: whether one fits a site and what is to be done there.
 
 Only what the claims say is compared; the storage verifies the signature. A token without claims (opaque, or a
-macaroon) is for the storage to judge, and so is one that names no capability of a storage (`wlcg.groups`).
+macaroon) is checked by the storage, and so is one that names no capability of a storage (`wlcg.groups`).
 """
 
 from __future__ import annotations

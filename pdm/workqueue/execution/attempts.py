@@ -30,7 +30,7 @@ from pdm.workqueue.execution.service_health import ServiceHealth
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.logstore.writer import ClosedLog
-from pdm.workqueue.store import results
+from pdm.workqueue.store import attempt_states, results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
@@ -102,12 +102,14 @@ class Settler:
     async def note_begun(self, token: ClaimToken, found: Mapping[str, Any]) -> bool:
         """Store the state that an attempt has found before it changes anything; False if the claim is lost."""
         return await self._database.run(
-            "store the initial state", results.record_initial_state, self._worker, token, found
+            "store the initial state", attempt_states.record_initial_state, self._worker, token, found
         )
 
     async def note_handed(self, tokens: Sequence[ClaimToken], handed: str) -> bool:
         """Store to which job of another service elements are handed over; False if a claim is lost."""
-        return await self._database.run("store a hand-over", results.record_hand_over, self._worker, tokens, handed)
+        return await self._database.run(
+            "store a hand-over", attempt_states.record_hand_over, self._worker, tokens, handed
+        )
 
     @property
     def backlog(self) -> int:

@@ -353,7 +353,7 @@ class Claimer:
                 batch_elements=self.batch_elements,
                 batch_bytes=self.batch_bytes,
                 types=types,
-                batch_sizes=dict(self.executor.batch_sizes),
+                batch_sizes=dict(self.executor.batch_sizes.by_kind),
                 sharers=2 * self.executor.streams.total_of_all,
                 quota=StreamQuota(left, quota.otherwise),
                 exclusions=self.executor.exclusions(now),

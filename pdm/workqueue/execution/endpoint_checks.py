@@ -265,6 +265,7 @@ class EndpointProbes:
     def start(self) -> None:
         self.health.probe = self.probe
         self.health.on_pause = self._paused
+        self.health.end_pause = self._end_pause
 
     async def stop(self) -> None:
         """Start no further probe, and wait for running ones."""
@@ -288,12 +289,16 @@ class EndpointProbes:
         """Probe an endpoint when its pause ends."""
         self._at((until - self.clock()).total_seconds(), endpoint)
 
-    def _at(self, seconds: float, endpoint: SiteEndpoint) -> None:
-        if self._stopping:
-            return
+    def _end_pause(self, endpoint: SiteEndpoint) -> None:
+        """Have the next probe not wait for the end of the pause."""
         timer = self._timers.pop(endpoint, None)
         if timer is not None:
             timer.cancel()
+
+    def _at(self, seconds: float, endpoint: SiteEndpoint) -> None:
+        if self._stopping:
+            return
+        self._end_pause(endpoint)
         self._timers[endpoint] = self.reactor.callLater(max(seconds, 0.0), self._due, endpoint)
 
     def _due(self, endpoint: SiteEndpoint) -> None:

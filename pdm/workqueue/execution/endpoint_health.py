@@ -85,6 +85,8 @@ class SiteHealth:
     probe: Callable[[SiteEndpoint, int], None] | None = None
     #: Called when an endpoint is paused, with the end of the pause.
     on_pause: Callable[[SiteEndpoint, datetime], None] = lambda endpoint, until: None
+    #: Called with a paused endpoint that another daemon reaches: the pause need not end before its probe.
+    end_pause: Callable[[SiteEndpoint], None] = lambda endpoint: None
     _breakers: dict[SiteEndpoint, Breaker] = field(factory=dict)
     _reasons: dict[SiteEndpoint, str] = field(factory=dict)
     _busy: Counter[SiteEndpoint] = field(factory=Counter)
@@ -363,6 +365,8 @@ class SiteHealth:
         is_paused = breaker is not None and breaker.open_until is not None
         if self.probe is not None and is_paused is not is_broken:
             self._users.setdefault(endpoint, user_id)
+            if not is_broken:
+                self.end_pause(endpoint)
             self.probe(endpoint, user_id)
 
     def waits_for_probe(self, endpoint: SiteEndpoint, now: datetime) -> bool:

@@ -1,4 +1,4 @@
-"""Runs claimed batches: finds the sites, the credential and an agent; periodic maintenance."""
+"""Runs claimed batches: finds the sites, the credential and an agent."""
 
 from __future__ import annotations
 
@@ -19,24 +19,20 @@ from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord
 from pdm.workqueue.domain.limits import (
-    BATCH_TIME_S,
-    FIRST_BATCH_SIZE,
-    TOOLS_BATCH_TIME_S,
     ClaimExclusions,
     StreamSlot,
-    WorkKind,
-    next_batch_size,
-    work_kind,
 )
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.attempts import AttemptContext
-from pdm.workqueue.execution.batch import Ending, RunningBatch
+from pdm.workqueue.execution.batch import RunningBatch
+from pdm.workqueue.execution.batch_sizes import BatchSizes
+from pdm.workqueue.execution.batch_verdicts import Ending
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.execution.job_changes import JobChanges
 from pdm.workqueue.execution.job_listings import JobListings
 from pdm.workqueue.execution.listing import ListingIntake
-from pdm.workqueue.execution.maintenance import LeftoverFiles, Prerequisites
+from pdm.workqueue.execution.maintenance import Maintenance
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, missing_mover
 from pdm.workqueue.execution.service_health import ServicePart, check_resources
 from pdm.workqueue.execution.site_directory import blocked_sites, job_moved_by_tools, job_mover, protocols_reaching
@@ -51,7 +47,6 @@ from pdm.workqueue.telemetry.background import Background, Periodic, following, 
 from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire.agent_requests import ListRequest
 
-_JANITOR_PERIOD_S = 20.0
 #: Seconds until a credential that was removed through another daemon is noticed.
 _CREDENTIALS_PERIOD_S = 2.0
 #: Verdicts that may wait for the database; nothing is claimed above that.
@@ -85,7 +80,6 @@ class Executor:
         on_work: called when elements in the database became due.
         add_element: runs a transaction that adds an element to a job: `Claimer.add_element`.
         scratch: directory for temporary files.
-        batch_sizes: kind of work → elements that take as long as a batch shall.
         restricted: ids of drained sites, or of banned users.
     """
 
@@ -102,7 +96,10 @@ class Executor:
     on_work: Callable[[], None]
     add_element: Callable[..., Awaitable[bool]]
     scratch: Path
-    batch_sizes: dict[WorkKind, int] = field(factory=dict)
+    batch_sizes: BatchSizes = field(
+        init=False,
+        default=Factory(lambda self: BatchSizes(sites=self.sites, most=self.limits.batch_elements), takes_self=True),
+    )
     restricted: Callable[[RestrictionKind], Collection[int]] = lambda kind: ()
     find_missing: Callable[[], Awaitable[Mapping[str, str]]] = _nothing_missing
     #: Batch → fingerprint of its credential; empty for none, or until it is known.
@@ -113,16 +110,8 @@ class Executor:
     _just_cancelled: set[int] = field(factory=set)
     #: And jobs that were held.
     _just_held: set[int] = field(factory=set)
-    _janitor: Periodic | None = None
     _credentials_watch: Periodic | None = None
     _background: Background = field(factory=Background)
-    _leftovers: LeftoverFiles = field(
-        init=False,
-        default=Factory(
-            lambda self: LeftoverFiles(database=self.database, pool=self.pool, preparation=self.preparation),
-            takes_self=True,
-        ),
-    )
     _listings: JobListings = field(
         init=False,
         default=Factory(
@@ -149,11 +138,18 @@ class Executor:
             takes_self=True,
         ),
     )
-    _prerequisites: Prerequisites = field(
+    _maintenance: Maintenance = field(
         init=False,
         default=Factory(
-            lambda self: Prerequisites(
-                database=self.database, sites=self.sites, find_missing=self.find_missing, resume=self.changes.resume_at
+            lambda self: Maintenance(
+                reactor=self.context.reactor,
+                database=self.database,
+                sites=self.sites,
+                pool=self.pool,
+                preparation=self.preparation,
+                changes=self.changes,
+                find_missing=self.find_missing,
+                give_back_held=self._give_back_held,
             ),
             takes_self=True,
         ),
@@ -164,10 +160,7 @@ class Executor:
     # -- life
 
     def start(self) -> None:
-        self._janitor = Periodic(self.context.reactor, "maintenance", _JANITOR_PERIOD_S, self._maintain)
-        self._janitor.start()
-        self._background.start("warn of missing software", self._prerequisites.warn())
-        self._background.start("maintenance", self._maintain())
+        self._maintenance.start()
         self._credentials_watch = Periodic(
             self.context.reactor, "check credentials in use", _CREDENTIALS_PERIOD_S, self._check_credentials
         )
@@ -176,11 +169,10 @@ class Executor:
     async def stop(self) -> None:
         """End all batches; elements that are not done go back to the queue."""
         self._stopping = self.changes.is_stopping = True
-        self._leftovers.stop()
+        self._maintenance.leftovers.stop()
         # First: the tasks below may themselves wait for an agent.
         await self.end_all(Ending.STOPPED)
-        if self._janitor is not None:
-            await self._janitor.stop()
+        await self._maintenance.stop()
         if self._credentials_watch is not None:
             await self._credentials_watch.stop()
         # These tasks use the database, which is closed next.
@@ -236,7 +228,10 @@ class Executor:
 
     def attempts(self) -> set[ClaimToken]:
         """Attempts that run here."""
-        return {token for running in self._running for token in running.attempts_open()}
+        return {token for running in self._running for token in running.verdicts.attempts_open()}
+
+    def _running_of(self, job_id: int) -> list[RunningBatch]:
+        return [running for running in self._running if job_id in running.batch.jobs]
 
     def begin(self, batch: Batch, behind: RunningBatch | None = None) -> None:
         """Run a claimed batch in the background.
@@ -283,11 +278,8 @@ class Executor:
 
     def cancel_elements(self, job_id: int, numbers: Collection[int]) -> bool:
         """End some elements of a job; they are CANCELLED once that is done. Returns whether any of them run here."""
-        found = False
-        for running in list(self._running):
-            if job_id in running.batch.jobs:
-                found |= running.cancel(job_id, numbers)
-        return found
+        found = [running.cancel(job_id, numbers) for running in self._running_of(job_id)]
+        return any(found)
 
     def cancelled_elsewhere(self, job_id: int) -> None:
         """End what runs of a job that another daemon has cancelled."""
@@ -301,16 +293,14 @@ class Executor:
 
     def _end_job(self, job_id: int) -> None:
         self._just_cancelled.add(job_id)
-        for running in list(self._running):
-            if job_id in running.batch.jobs:
-                running.cancel(job_id)
+        for running in self._running_of(job_id):
+            running.cancel(job_id)
 
     def held(self, job_id: int) -> None:
         """Return what has not begun of a job that is held in the database; what runs ends by itself."""
         self._just_held.add(job_id)
-        for running in list(self._running):
-            if job_id in running.batch.jobs:
-                running.withdraw(job_id)
+        for running in self._running_of(job_id):
+            running.withdraw(job_id)
 
     def held_elsewhere(self, job_id: int | None) -> None:
         """Return what has not begun of a job, None for any, that another daemon has held."""
@@ -343,10 +333,6 @@ class Executor:
         """The batches that have a stream."""
         return [(running, slot) for running, (slot, _) in self._slots.items() if slot.has_stream]
 
-    def batch_time_s(self, running: RunningBatch) -> float:
-        """Seconds that a batch of its kind should take."""
-        return TOOLS_BATCH_TIME_S if job_moved_by_tools(running.batch.job, self.sites) else BATCH_TIME_S
-
     async def token_stored(self, user_id: int, site_id: int, resumed: held_elements.Resumed) -> None:
         """A login has a new token: resume the rest of what is HELD for it, and let running batches use it."""
         await self._check_credentials()
@@ -368,7 +354,7 @@ class Executor:
             self._running[running] = kind.credential
             self.context.health.begin(endpoints)
             request = prepared.permitted_request
-            running.exclude({**prepared.built.refused, **prepared.unfit}, prepared.built.postponed)
+            running.verdicts.exclude({**prepared.built.refused, **prepared.unfit}, prepared.built.postponed)
             if request is not None:
                 is_wanted = running.is_wanted
                 # One that waits for an FTS3 keeps no other batch from its agent.
@@ -382,7 +368,7 @@ class Executor:
             else:
                 running.run(agent, request, intake, prepared.endpoints)
             await following(running.finished)
-            self._note_seconds(running)
+            self.batch_sizes.ended(running)
         except NotPossibleError as error:
             running.refuse(error.failure)
         except LeaseOverError:
@@ -390,7 +376,8 @@ class Executor:
             running.drop()
         except AgentMissingError as error:
             self._log.error("no helper can be started: {why}", why=str(error))
-            self._refuse(running, _dependency_missing("the service cannot run its helpers: a program is missing"))
+            message = "the service cannot run its helpers: a program is missing"
+            self._refuse(running, AttemptFailure(FailureScope.SERVICE, FailureCode.DEPENDENCY_MISSING, message))
         except AgentStartError as error:
             if running.ending is None and kind is not None and not self._stopping:
                 self._report_helpers(kind, error)
@@ -404,14 +391,14 @@ class Executor:
         finally:
             self._running.pop(running, None)
             self._slots.pop(running, None)
-            self.context.service_health.tally.add(self.context.board.clock(), worked=running.elements)
+            self.context.service_health.tally.add(self.context.board.clock(), worked=running.verdicts.elements)
             if intake is not None:
                 intake.close()
             self.context.health.end(endpoints)
             if slot is not None:
                 slot.leave()
                 if running.seconds and running.batch.is_of_its_kind and running.service is None:
-                    self.streams.ended(running.batch, running.run_so_far)
+                    self.streams.ended(running.batch, running.verdicts.run_so_far(running.seconds))
             if agent is not None and kind is not None:
                 self.pool.release(agent, kind)
             if kind is not None:
@@ -419,17 +406,6 @@ class Executor:
             # Waiting batches may need another kind of agent, and this agent may be dead.
             self.pool.wake_waiting()
             self.on_capacity()
-
-    def _note_seconds(self, running: RunningBatch) -> None:
-        """Adapt the size of the next batch of this kind to the duration of this one."""
-        kind, elements = work_kind(running.batch.job), running.batch.elements
-        if running.service is not None:
-            return
-        if running.seconds and running.is_whole and running.batch.is_of_its_kind:
-            size = self.batch_sizes.get(kind, FIRST_BATCH_SIZE)
-            self.batch_sizes[kind] = next_batch_size(
-                size, len(elements), running.seconds, self.limits.batch_elements, self.batch_time_s(running)
-            )
 
     def credentials_changed(self) -> None:
         """A user has removed or replaced a credential."""
@@ -460,24 +436,6 @@ class Executor:
         else:
             running.refuse(failure)
 
-    # -- maintenance
-
-    async def _maintain(self) -> None:
-        for what, work in (
-            ("continue changes of jobs", self.changes.continue_all),
-            ("resume held jobs", self.changes.resume_held),
-            ("give back held jobs", self._give_back_held),
-            ("resume jobs held for missing software", self._prerequisites.resume_held),
-            ("remove leftover files", self._leftovers.remove),
-        ):
-            # Independently: a task that always fails does not prevent the others.
-            await start_background(what, work())
-
     def clean_up_soon(self) -> None:
         """Leftover files may exist, for example of cancelled elements."""
-        if not self._stopping:
-            self._background.start("remove leftover files", self._leftovers.remove())
-
-
-def _dependency_missing(message: str) -> AttemptFailure:
-    return AttemptFailure(FailureScope.SERVICE, FailureCode.DEPENDENCY_MISSING, message)
+        self._background.start("remove leftover files", self._maintenance.leftovers.remove())

@@ -12,7 +12,6 @@ import math
 from attrs import define, field
 from twisted.internet.interfaces import IReactorTime
 
-from pdm.workqueue.domain.limits import FIRST_BATCH_SIZE, work_kind
 from pdm.workqueue.execution.batch import RunningBatch
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.executor import Executor
@@ -47,30 +46,27 @@ class GivingBack:
         idle = idle_here + streams.idle_elsewhere
         if not idle:
             return
-        now, is_idle_elsewhere = self.reactor.seconds(), idle > idle_here
+        is_idle_elsewhere = idle > idle_here
         slow = [
             running
             for running, slot in self.executor.on_streams()
-            if self._is_slow(running, now) and streams.has_room(slot, elsewhere=is_idle_elsewhere)
+            if self._is_slow(running) and streams.has_room(slot, elsewhere=is_idle_elsewhere)
         ]
         # All streams, those of these batches and the idle ones, get equal parts.
         kept_part = len(slow) / (len(slow) + idle)
         for running in slow:
-            self._give_back(running, kept_part, now)
+            self._give_back(running, kept_part)
 
-    def _is_slow(self, running: RunningBatch, now: float) -> bool:
+    def _is_slow(self, running: RunningBatch) -> bool:
         """Whether what has not begun takes longer than a whole batch should."""
-        begun, seconds = running.pace(now)
+        begun, seconds = running.pace()
         if seconds < _LEAST_S:
             return False
-        return seconds * len(running.not_begun()) > self.executor.batch_time_s(running) * max(begun, 1)
+        return seconds * len(running.not_begun()) > self.executor.batch_sizes.time_s(running.batch.job) * max(begun, 1)
 
-    def _give_back(self, running: RunningBatch, kept_part: float, now: float) -> None:
+    def _give_back(self, running: RunningBatch, kept_part: float) -> None:
         waiting = running.not_begun()
-        begun, seconds = running.pace(now)
+        begun, seconds = running.pace()
         keeps = max(math.ceil(len(waiting) * kept_part), int(begun / seconds * _LEAST_S))
         running.give_back(waiting[keeps:])
-        # Other batches of this kind shall not become as long.
-        kind = work_kind(running.batch.job)
-        in_time = max(int(begun / seconds * self.executor.batch_time_s(running)), 1)
-        self.executor.batch_sizes[kind] = min(self.executor.batch_sizes.get(kind, FIRST_BATCH_SIZE), in_time)
+        self.executor.batch_sizes.shorten(running)

@@ -1,15 +1,17 @@
 """Background maintenance of queue and storage.
 
-Removes leftover files of copies, and resumes jobs that were HELD for missing software.
+Removes leftover files of copies, resumes jobs that were HELD for missing software, continues changes of large jobs.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from typing import Any
 
 from attrs import define, field
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentPool, ask
@@ -17,14 +19,15 @@ from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartE
 from pdm.workqueue.domain.enums import JobProtocol, JobType, MoverKind
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
+from pdm.workqueue.execution.job_changes import JobChanges
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
 from pdm.workqueue.execution.site_directory import reached_by_protocol
 from pdm.workqueue.movers import BUILT_IN, MOVERS
 from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools
-from pdm.workqueue.store import held_elements, results
+from pdm.workqueue.store import held_elements, leftover_files
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.held_elements import HeldRoute
-from pdm.workqueue.telemetry.background import ReportedError
+from pdm.workqueue.telemetry.background import Background, Periodic, ReportedError, start_background
 from pdm.workqueue.wire.agent_requests import CopyRequest, DiscardRequest, PathItem
 
 #: Elements of one round; the next round continues after them, so that files which cannot be removed do not block
@@ -35,6 +38,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 20.0, 3600.0
 #: Jobs whose failures are remembered; the oldest are dropped, and tried again early.
 _MOST_FAILURES = 10_000
 _SLACK_S = 5.0
+_PERIOD_S = 20.0
 _PREREQUISITES_TIMEOUT_S = 60.0
 
 
@@ -69,7 +73,9 @@ class LeftoverFiles:
             return
         self._busy = True
         try:
-            left = await self.database.read("find leftover files", results.leftovers, _ELEMENTS_AT_ONCE, self._after)
+            left = await self.database.read(
+                "find leftover files", leftover_files.leftovers, _ELEMENTS_AT_ONCE, self._after
+            )
             last = left[-1][0] if len(left) == _ELEMENTS_AT_ONCE else None
             self._after = (0, -1) if last is None else (last.job_id, last.id)
             for job, elements in _by_job(left):
@@ -103,7 +109,7 @@ class LeftoverFiles:
         if batch.job.checked_site is not None:
             # A check writes nothing.
             unwritten = [batch.token(element) for element in batch.elements]
-            await self.database.run("clear leftover files", results.clear_leftovers, unwritten)
+            await self.database.run("clear leftover files", leftover_files.clear_leftovers, unwritten)
             return
         prepared = await self.preparation.prepare(batch, self.preparation.services.service_of_batch(batch))
         request = prepared.built.request
@@ -123,7 +129,7 @@ class LeftoverFiles:
             self.preparation.release_credential(prepared.kind)
         tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in removed]
         if tokens:
-            await self.database.run("clear leftover files", results.clear_leftovers, tokens)
+            await self.database.run("clear leftover files", leftover_files.clear_leftovers, tokens)
             self._log.info("job {job}: {count} unfinished files removed", job=batch.job.id, count=len(tokens))
         if why:
             raise _NotRemovedError(why)
@@ -210,6 +216,57 @@ class Prerequisites:
     def _is_moved_by_tools(self, route: HeldRoute) -> bool:
         sites = [self.sites.by_id(number) for number in (route.source, route.destination) if number is not None]
         return moved_by_tools(route.protocol, None, [site for site in sites if site is not None])
+
+
+@define(eq=False, kw_only=True)
+class Maintenance:
+    """Does everything of this module at the start, and then every `_PERIOD_S` seconds.
+
+    Attributes:
+        changes: of jobs, some of which need several transactions.
+        find_missing: as in `Prerequisites`.
+        give_back_held: returns what has not begun of jobs that are held.
+    """
+
+    reactor: IReactorTime
+    database: Database
+    sites: SiteRegistry
+    pool: AgentPool
+    preparation: Preparation
+    changes: JobChanges
+    find_missing: Callable[[], Awaitable[Mapping[str, str]]]
+    give_back_held: Callable[[], Coroutine[Any, Any, None]]
+    leftovers: LeftoverFiles = field(init=False)
+    _prerequisites: Prerequisites = field(init=False)
+    _timer: Periodic = field(init=False)
+    _background: Background = field(factory=Background)
+
+    def __attrs_post_init__(self) -> None:
+        self.leftovers = LeftoverFiles(database=self.database, pool=self.pool, preparation=self.preparation)
+        self._prerequisites = Prerequisites(
+            database=self.database, sites=self.sites, find_missing=self.find_missing, resume=self.changes.resume_at
+        )
+        self._timer = Periodic(self.reactor, "maintenance", _PERIOD_S, self._work)
+
+    def start(self) -> None:
+        self._timer.start()
+        self._background.start("warn of missing software", self._prerequisites.warn())
+        self._background.start("maintenance", self._work())
+
+    async def stop(self) -> None:
+        await self._timer.stop()
+        await self._background.over()
+
+    async def _work(self) -> None:
+        for what, work in (
+            ("continue changes of jobs", self.changes.continue_all),
+            ("resume held jobs", self.changes.resume_held),
+            ("give back held jobs", self.give_back_held),
+            ("resume jobs held for missing software", self._prerequisites.resume_held),
+            ("remove leftover files", self.leftovers.remove),
+        ):
+            # Independently: a task that always fails does not prevent the others.
+            await start_background(what, work())
 
 
 def unusable(sites: Iterable[Site], found: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 A node reads all reports when one is announced, and regularly. It publishes its own when that changes: not for a batch,
 but when the number of nodes changes, when it wants more of a limit than its share, or others do, when it becomes idle
-or busy for a while, sick or healthy, and when an endpoint breaks. See `pdm.workqueue.domain.shares`.
+or busy for a while, when its connection becomes slow, and when an endpoint breaks. See `pdm.workqueue.domain.shares`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
-from pdm.workqueue.execution.service_health import ServiceHealth, ServicePart
+from pdm.workqueue.execution.round_trips import RoundTrips
+from pdm.workqueue.execution.service_health import PartFaultyError, ServiceHealth, ServicePart
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.store import claim_queries, node_reports
@@ -54,7 +55,7 @@ _FIRST_REST_S, _LONGEST_REST_S = 30.0, 600.0
 _WAITED_S = 0.5
 
 
-class NodeRestsError(Exception):
+class NodeRestsError(PartFaultyError):
     """This node claims nothing for a while."""
 
 
@@ -73,6 +74,7 @@ class NodeShares:
     service_health: ServiceHealth
     claimer: Claimer
     signals: SignalListener
+    round_trips: RoundTrips = field(init=False)
     _timer: DueTimer = field(init=False)
     _own: NodeShare = field(init=False)
     #: How many streams a key should have of which more run.
@@ -92,7 +94,6 @@ class NodeShares:
     #: When the reports were read last, and whether they must be read now.
     _read_at: float = 0.0
     _must_read: bool = True
-    _sick: str | None = None
     _counted_at: float = 0.0
     _rest_s: float = _FIRST_REST_S
     _rests_until: float = 0.0
@@ -100,6 +101,12 @@ class NodeShares:
 
     def __attrs_post_init__(self) -> None:
         self._own = NodeShare(most=self.streams.total)
+        self.round_trips = RoundTrips(
+            reactor=self.reactor,
+            database=self.database,
+            service_health=self.service_health,
+            others=lambda: self._others,
+        )
         self._timer = DueTimer(self.reactor, "share limits with other nodes", _ALONE_S, self._attend)
 
     def start(self) -> None:
@@ -110,8 +117,10 @@ class NodeShares:
                 self.signals.subscribe(kind, lambda _job: self._wake())
             self.lease.on_renewed.append(self._renewed)
             self._timer.start()
+            self.round_trips.start()
 
     async def stop(self) -> None:
+        await self.round_trips.stop()
         await self._timer.stop()
 
     def _wake(self) -> None:
@@ -190,9 +199,9 @@ class NodeShares:
         return _TOGETHER_S if self._others else _ALONE_S
 
     def _has_changed(self) -> bool:
-        """Whether this node has become idle or busy, sick or healthy."""
+        """Whether this node has become idle or busy, or its connection slow or fast."""
         said = self._published
-        return said is None or self._says_idle() != said.idle or (self._sick is None) != self.service_health.may_claim
+        return said is None or self._says_idle() != said.idle or self.round_trips.is_slow != said.slow
 
     async def _exchange(self) -> None:
         if not self.lease.is_held:
@@ -206,10 +215,8 @@ class NodeShares:
         await self._search(found.others)
         before = self._own
         report, busy = self._next_report(found)
-        sick = self._sick_reason()
         expected = increased(report.share, [other.share for other in found.others], busy, self.streams.limit_of_all)
-        is_new = evolve(report, share=expected) != found.own or sick != self._sick
-        if is_new or self._published is None:
+        if evolve(report, share=expected) != found.own or self._published is None:
             published = await self.database.run(
                 "publish the report of this node",
                 node_reports.publish,
@@ -217,18 +224,15 @@ class NodeShares:
                 report,
                 busy,
                 self.streams.limit_of_all,
-                sick=sick,
                 is_first=self._published is None,
             )
             if generation != self.lease.generation or published.own is None:
                 self._reset(self.lease.generation)
                 self._wake()
                 return
-            self._published, self._others, self._sick = published.own, published.others, sick
+            self._published, self._others = published.own, published.others
             self._own = published.own.share
-        if sick is not None:
-            self.executor.requeue_not_begun()
-        elif self.idle_elsewhere:
+        if self.idle_elsewhere:
             self.executor.requeue_waiting(_WAITED_S)
         if self._own != before:
             self.executor.pool.wake_waiting()
@@ -257,7 +261,14 @@ class NodeShares:
         self._own = own
         worked, failed = self._counts() if others else (0, 0)
         share = evolve(own, wanted=wanted)
-        report = NodeReport(share=share, idle=self._says_idle(), worked=worked, failed=failed, broken=self._broken())
+        report = NodeReport(
+            share=share,
+            idle=self._says_idle(),
+            slow=self.round_trips.is_slow,
+            worked=worked,
+            failed=failed,
+            broken=self._broken(),
+        )
         return report, demand.keys() | usage.claimed
 
     def _says_idle(self) -> bool:
@@ -269,11 +280,6 @@ class NodeShares:
         if idle == said:
             return said
         return idle if now - self._idle_since >= (_IDLE_AFTER_S if idle else _BUSY_AFTER_S) else said
-
-    def _sick_reason(self) -> str | None:
-        if self.service_health.may_claim:
-            return None
-        return ", ".join(f"{fault.part.value}: {fault.reason}"[:300] for fault in self.service_health.faults)
 
     def _counts(self) -> tuple[int, int]:
         """Attempts that worked and failed, as of some seconds ago: a report is not written for each."""

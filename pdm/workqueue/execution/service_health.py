@@ -49,6 +49,7 @@ class ServicePart(enum.StrEnum):
     """Parts of the service; the values are shown by ``GET /health``."""
 
     DATABASE = "database"
+    CONNECTIONS = "connections to the database"
     TRANSACTIONS = "single database transactions"
     CREDENTIAL_FILES = "credential files"
     HELPERS = "helpers"
@@ -56,10 +57,17 @@ class ServicePart(enum.StrEnum):
 
 
 #: Required parts; attempts can run without their logs.
-_REQUIRED = frozenset({ServicePart.DATABASE, ServicePart.CREDENTIAL_FILES, ServicePart.HELPERS})
+_REQUIRED = frozenset(
+    {ServicePart.DATABASE, ServicePart.CONNECTIONS, ServicePart.CREDENTIAL_FILES, ServicePart.HELPERS}
+)
 
 #: Parts whose faults the database logs itself.
 _LOGGED_ELSEWHERE = frozenset({ServicePart.DATABASE, ServicePart.TRANSACTIONS})
+
+
+class PartFaultyError(Exception):
+    """A part still does not work; the text says why."""
+
 
 #: Raises if a part still does not work.
 PartCheck = Callable[[], Awaitable[object]]
@@ -171,7 +179,7 @@ class ServiceHealth:
             try:
                 await fault.check()
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
+                reason = str(error) if isinstance(error, PartFaultyError) else f"{type(error).__name__}: {error}"
                 self._faults[fault.part] = PartFault(fault.part, fault.since, reason, fault.check)
                 continue
             if self._faults.get(fault.part) is fault:

@@ -179,7 +179,7 @@ class ActiveBatch:
             self._show_life(sorted(running))
 
     def withdraw(self, keys: Iterable[int]) -> None:
-        """Cancel those of some items that have not started, once items can be ended alone; what runs goes on."""
+        """Cancel those of some items that have not started, once items can be ended alone; what runs continues."""
         with self._stopping:
             self._withdrawn.update(keys)
             if self._ends_items:

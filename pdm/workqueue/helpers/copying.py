@@ -79,7 +79,7 @@ class PendingCopy(NamedTuple):
     item: FileCopy
     directory: TargetDirectory
     version: FileVersion
-    reporter: _ProgressReporter
+    reporter: ProgressReporter
     doubted: bool
     is_new: bool
 
@@ -173,7 +173,7 @@ class FileCopier:
         self, item: FileCopy, directory: TargetDirectory, version: FileVersion, asked_at: float, *, is_new: bool
     ) -> PendingCopy:
         """A copy whose checks have found this ``version`` of its source, which was asked for at ``asked_at``."""
-        reporter = _ProgressReporter(self._batch, item.key)
+        reporter = ProgressReporter(self._batch, item.key)
         return PendingCopy(item, directory, version, reporter, doubted=version.may_hide_writes(asked_at), is_new=is_new)
 
     def complete(self, storage: Storage, pending: PendingCopy, source_sum: str | None) -> None:
@@ -389,7 +389,7 @@ def _exists_error(destination: str, size: int | None) -> StorageError:
     )
 
 
-class _ProgressReporter:
+class ProgressReporter:
     """Reports the progress of a transfer to the daemon."""
 
     def __init__(self, batch: ActiveBatch, key: int) -> None:

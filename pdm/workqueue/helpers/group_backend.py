@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.storage import FileVersion, Storage, StorageBackend
+from pdm.workqueue.helpers.storage import FileVersion, Storage
+from pdm.workqueue.helpers.storage_backend import StorageBackend
 
 
 class FileContent(NamedTuple):

@@ -28,12 +28,11 @@ from pdm.workqueue.helpers.storage import (
     FileStat,
     FileVersion,
     ProgressCallback,
-    StorageBackend,
     StorageError,
     Timeouts,
     at_source,
-    stream_copy,
 )
+from pdm.workqueue.helpers.storage_backend import StorageBackend, stream_copy
 from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.wire.agent_requests import CopyRequest, ListRequest
 

@@ -1,4 +1,4 @@
-"""Remove, rename, create and discard items.
+"""Remove, rename, create, discard and check items.
 
 `carry_out_items` selects the function for a request, for every helper that works on a storage.
 """
@@ -9,10 +9,10 @@ import errno
 import time
 from collections.abc import Callable, Sequence
 
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers import checking, copying
+from pdm.workqueue.helpers import copying
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.directories import ensure_directory
 from pdm.workqueue.helpers.group_backend import GroupStorage
@@ -30,6 +30,7 @@ from pdm.workqueue.helpers.storage import (
 )
 from pdm.workqueue.helpers.threads import WorkerThreads, may_begin
 from pdm.workqueue.wire.agent_requests import (
+    CheckItem,
     CheckRequest,
     CopyRequest,
     DiscardRequest,
@@ -293,6 +294,41 @@ def _check_destination_free(destination: StorageUrl, kind: FileKind, in_the_way:
         )
 
 
+def check_items(batch: ActiveBatch, request: CheckRequest, workers: WorkerThreads, count: int) -> None:
+    """Compare files with their known sizes and checksums in ``count`` threads; nothing is written."""
+
+    def work(storage: Storage, item: CheckItem) -> None:
+        scoped(request.at, _compare, storage, item, request.checksum)
+        batch.log(item.key, f"{item.size} bytes, {item.checksum or 'no checksum given'}: as it must be")
+        batch.done(item.key, item.size, 0, item.checksum, already_there=True)
+
+    workers.share(batch, request.items, count, work)
+
+
+def _compare(storage: Storage, item: CheckItem, algorithm: ChecksumAlgorithm) -> None:
+    """Raise `StorageError` if a file is not what it must be."""
+    url = StorageUrl(item.url)
+    size = _size(storage, url)
+    if size != item.size:
+        raise StorageError(f"it has {size} bytes, and had {item.size}", code=FailureCode.DIFFERS)
+    if item.checksum is None:
+        return
+    found = f"{algorithm}:{storage.checksum(url, algorithm)}"
+    if found != item.checksum:
+        raise StorageError(f"it has {found}, and had {item.checksum}", code=FailureCode.DIFFERS)
+
+
+def _size(storage: Storage, url: StorageUrl) -> int:
+    """Bytes of a file, links followed."""
+    there = storage.existing(url)
+    kind = there.target_kind if there.kind == "link" else there.kind
+    if kind == "directory":
+        raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
+    if kind == "other":
+        raise StorageError(f"{url} is no file", code=FailureCode.SPECIAL_FILE)
+    return there.size if there.kind == "file" else storage.size(url)
+
+
 def carry_out_items(
     batch: ActiveBatch, request: ItemRequest, workers: WorkerThreads, items_per_worker: int, *, ways: int = 1
 ) -> None:
@@ -310,7 +346,7 @@ def carry_out_items(
         case CopyRequest():
             copying.copy(batch, request, request.items, workers, count)
         case CheckRequest():
-            checking.check_items(batch, request, workers, count)
+            check_items(batch, request, workers, count)
         case RemoveRequest():
             remove_items(batch, request.items, workers, count)
         case RenameRequest():

@@ -24,6 +24,7 @@ from pdm.workqueue import __version__
 from pdm.workqueue.config.settings import AdminSettings
 from pdm.workqueue.execution.readiness import Readiness
 from pdm.workqueue.http.connections import ConnectionLimits
+from pdm.workqueue.http.https_port import listening_url
 from pdm.workqueue.http.metrics import ServiceMetrics
 from pdm.workqueue.http.problems import ApiError, InternalFaultError, MethodNotAllowedError, NotFoundError
 from pdm.workqueue.http.request import JSON, ApiRequest, ApiSite, write_problem, write_response
@@ -87,9 +88,7 @@ class AdminPort:
             log_reads=False,
         )
         self._port = self.reactor.listenTCP(self.settings.port, site, interface=self.settings.host)
-        address = self._port.getHost()
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        self.url = f"http://{host}:{address.port}"
+        self.url = listening_url("http", self._port)
         _log.info("health and metrics at {url}", url=self.url)
 
     async def stop(self) -> None:

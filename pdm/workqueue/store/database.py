@@ -404,7 +404,7 @@ class Database:
         now = time.monotonic()
         for call, awaited in list(self._awaited.items()):
             if awaited.give_up_at > now:
-                return
+                continue
             is_withdrawn = awaited.pool.withdraw(call)
             may_be_done = not is_withdrawn and awaited.pool is self._writer
             error = DatabaseUnavailableError(

@@ -39,7 +39,8 @@ class DuplicateFtsJobError(Exception):
     """The user has submitted a job with this id before."""
 
 
-class NewFtsFile(NamedTuple):
+# The garbage collector does not track them: a job has up to a hundred thousand.
+class NewFtsFile(msgspec.Struct, frozen=True, gc=False):
     """What a client says of the file of an element; see `FtsFileRow`."""
 
     file_index: int
@@ -242,7 +243,7 @@ def page(session: Session, wanted: FtsFilter, limit: int) -> list[FtsJob]:
 
 
 _FILES = (
-    sa.select(*ELEMENT_COLUMNS, *(fts_files.c[name] for name in NewFtsFile._fields))
+    sa.select(*ELEMENT_COLUMNS, *(fts_files.c[name] for name in NewFtsFile.__struct_fields__))
     .join(fts_files, sa.and_(fts_files.c.job_id == elements.c.job_id, fts_files.c.element_id == elements.c.id))
     .where(elements.c.job_id == bindparam("of_job"), elements.c.id > bindparam("after"))
     .order_by(elements.c.id)

@@ -97,7 +97,7 @@ def added_up(columns: Sequence[sa.ColumnElement[Any]]) -> sa.Update:
     """The statement that adds such rows to the counters of ``numbers``, jobs that this transaction has locked.
 
     It returns ``columns`` of the jobs that it has changed. Without ``to_the_end`` it leaves out jobs of which nothing
-    would be open any more: who locks a job need not derive its status, and nobody would look at it again.
+    would be open any more: who locks a job need not derive its status, and nothing would derive it later.
     """
     return _ADDED_UP.returning(*columns)
 

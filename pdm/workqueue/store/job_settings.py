@@ -22,7 +22,7 @@ _CHANGE = sa.update(jobs).where(jobs.c.id == bindparam("number"))
 
 
 def change(session: Session, job_id: int, changes: JobEdit, now: datetime) -> JobRecord:
-    """Change a job from its next claim on; what runs goes on. A job that has ended is not changed.
+    """Change a job from its next claim on; what runs continues. A job that has ended is not changed.
 
     Raises:
         LookupError: there is no such job.

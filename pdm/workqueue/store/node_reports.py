@@ -37,8 +37,12 @@ def reports(session: Session, incarnation: str) -> Reports:
     """All reports. Daemons of a version without nodes publish none, and keep the limits for themselves."""
     found = [node for node in nodes.live_nodes(session) if node.version is not None]
     own = next((node.report for node in found if node.incarnation == incarnation), None)
-    others = [decode_report(node.report) for node in found if node.incarnation != incarnation]
+    others = [_report_of(node) for node in found if node.incarnation != incarnation]
     return Reports(decode_report(own) if own else None, others)
+
+
+def _report_of(node: nodes.NodeRecord) -> NodeReport:
+    return decode_report(node.report, claims=node.sick is None and node.drain is None)
 
 
 class PublishingElsewhereError(Exception):
@@ -52,13 +56,12 @@ def publish(
     busy: Collection[LimitKey],
     limit_of: LimitOf,
     *,
-    sick: str | None,
     is_first: bool,
 ) -> Reports:
     """Publish a report, with as much of the limits as others leave of what the node wants.
 
-    ``busy``: keys of which the node has claimed something. ``sick``: why it claims nothing. ``is_first``: whether the
-    node has no share yet. Otherwise its former report must still be there: others drop it once its lease has ended.
+    ``busy``: keys of which the node has claimed something. ``is_first``: whether the node has no share yet.
+    Otherwise its former report must still be there: others drop it once its lease has ended.
 
     Returns:
         What is published now; without an own report, the node has no share.
@@ -70,7 +73,7 @@ def publish(
         raise PublishingElsewhereError
     live = nodes.live_nodes(session)
     own = next((node for node in live if node.incarnation == incarnation), None)
-    others = [decode_report(node.report) for node in live if node.version is not None and node is not own]
+    others = [_report_of(node) for node in live if node.version is not None and node is not own]
     if own is None or (own.report is None and not is_first):
         return Reports(None, others)
     # A node whose lease ended may be suspended, and come back: it must notice that others have its share.
@@ -78,9 +81,6 @@ def publish(
     share = increased(report.share, [other.share for other in others], busy, limit_of)
     published = evolve(report, share=share)
     nodes.write_report(session, incarnation, published.encode())
-    if own.sick != sick:
-        nodes.set_sick(session, incarnation, sick)
-        signals.note(session, SignalKind.NODES)
     signals.note(session, SignalKind.REPORT)
     return Reports(published, others)
 

@@ -6,6 +6,7 @@ worker's name is.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -15,6 +16,8 @@ import sqlalchemy as sa
 from attrs import frozen
 from sqlalchemy.orm import Session
 
+from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.store import signals
 from pdm.workqueue.store.leases import lease_clock
 from pdm.workqueue.store.locks import is_shared
 from pdm.workqueue.store.records import IS_INCARNATION, columns_of, matched, workers
@@ -120,6 +123,8 @@ def set_drain(session: Session, number: int, message: str | None, until: datetim
 def set_sick(session: Session, incarnation: str, reason: str | None) -> bool:
     """Store why a node claims nothing, or that it is healthy (None); False if the incarnation has been replaced."""
     sick = sa.update(workers).where(IS_INCARNATION).values(sick=reason)
+    for kind in (SignalKind.NODES, SignalKind.REPORT):
+        signals.note(session, kind)
     return matched(session, sick, {"of_incarnation": incarnation}) > 0
 
 
@@ -135,6 +140,18 @@ def seconds_to_next_end(session: Session, worker: str) -> float | None:
     """
     left_s = session.scalar(_NEXT_END_S, {"of_incarnation": worker})
     return None if left_s is None else float(left_s)
+
+
+def round_trip_s(session: Session) -> float:
+    """Seconds that the smallest statement takes, there and back."""
+    # The first one begins the transaction.
+    for _ in range(2):
+        began = time.perf_counter()
+        session.execute(_NOTHING)
+    return time.perf_counter() - began
+
+
+_NOTHING: sa.Select[tuple[int]] = sa.select(sa.literal(1))
 
 
 def clock_error_s(session: Session, clock: Callable[[], datetime]) -> float:

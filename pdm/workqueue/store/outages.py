@@ -188,6 +188,9 @@ class RequestTransactions:
     is_over: bool = False
 
 
+#: Seconds that one more row may take, on a busy machine.
+_ROW_S = 0.00015
+
 _request: ContextVar[RequestTransactions | None] = ContextVar("transactions of a request", default=None)
 
 
@@ -195,6 +198,13 @@ def request_transactions() -> RequestTransactions | None:
     """The transactions of the request that this is called for; None for work in the background."""
     found = _request.get()
     return None if found is None or found.is_over else found
+
+
+def expect_rows(count: int) -> None:
+    """Let the transactions of this request take longer, because it writes so many rows."""
+    found = request_transactions()
+    if found is not None:
+        found.longest_s += count * _ROW_S
 
 
 def begin_request(longest_s: float) -> RequestTransactions:

@@ -1,9 +1,9 @@
-"""Results of claimed elements, many in one transaction; elements added by a running listing; leftover files."""
+"""Results of claimed elements, many in one transaction; elements added by a running listing."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
-from pdm.workqueue.domain.jobs import AttemptRecord, ClaimToken, ElementRecord, JobRecord, NewElement, Verdict
+from pdm.workqueue.domain.jobs import AttemptRecord, ClaimToken, JobRecord, NewElement, Verdict
 from pdm.workqueue.domain.lifecycle import settled_status
 from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.domain.waits import HOLDS, WaitKind
@@ -27,28 +27,21 @@ from pdm.workqueue.store.jobs import fetch_attempt
 from pdm.workqueue.store.locks import LockedJob, is_shared, lock_job, lock_jobs, save_jobs
 from pdm.workqueue.store.planned_elements import add_source_removals, is_moved
 from pdm.workqueue.store.records import (
-    ELEMENT_COLUMNS,
-    FINAL,
     INSERT_ATTEMPTS,
     IS_INCARNATION,
-    JOB_COLUMNS,
     UPDATE_ELEMENT,
     WORKER_ID,
     attempt_row,
     columns_of,
-    element_record,
     elements,
     failure_columns,
     insert_elements,
-    job_record,
-    jobs,
-    matched,
     workers,
 )
 from pdm.workqueue.store.row_statements import RowStatement
 from pdm.workqueue.store.signals import note
 from pdm.workqueue.store.waits import hold_new, join
-from pdm.workqueue.WorkqueueDB import AT_ONCE, CLOCK_SKEW, HAS_LEFTOVER, MAX_BYTES
+from pdm.workqueue.WorkqueueDB import AT_ONCE, CLOCK_SKEW, MAX_BYTES
 
 
 @frozen
@@ -416,105 +409,3 @@ def known_paths(session: Session, job_id: int) -> set[bytes]:
 def path_hash(type_: JobType, path: str) -> bytes:
     """Short identifier of an element's type and path; 96 bits make collisions negligible."""
     return hashlib.blake2b(f"{type_.name}:{path}".encode("utf-8", "surrogatepass"), digest_size=12).digest()
-
-
-def leftovers(session: Session, limit: int, after: tuple[int, int] = (0, -1)) -> list[tuple[ElementRecord, JobRecord]]:
-    """Final elements that may have left temporary files, with their jobs; the oldest jobs first.
-
-    ``after``: job and number of the element where the last call ended.
-    """
-    rows: list[sa.Row[Any]] = list(session.execute(leftovers_statement(limit, after)))
-    by_number = {
-        row.id: job_record(row)
-        for row in session.execute(sa.select(*JOB_COLUMNS).where(jobs.c.id.in_({row.job_id for row in rows})))
-    }
-    return [(element_record(row), by_number[row.job_id]) for row in rows]
-
-
-def leftovers_statement(limit: int, after: tuple[int, int]) -> sa.Select[Any]:
-    """The query of `leftovers`."""
-    return (
-        sa.select(*ELEMENT_COLUMNS)
-        .where(
-            sa.text(HAS_LEFTOVER),
-            elements.c.status.in_(FINAL),
-            sa.tuple_(elements.c.job_id, elements.c.id) > sa.tuple_(*after),
-        )
-        .order_by(elements.c.job_id, elements.c.id)
-        .limit(limit)
-    )
-
-
-# No IN: SQLAlchemy cannot expand lists in an executemany.
-_CLEAR_LEFTOVER = sa.update(elements).where(
-    elements.c.job_id == sa.bindparam("of_job"),
-    elements.c.id == sa.bindparam("number"),
-    elements.c.attempts == sa.bindparam("attempt"),
-    sa.or_(*(elements.c.status == status for status in FINAL)),
-)
-
-
-def clear_leftovers(session: Session, tokens: Iterable[ClaimToken]) -> None:
-    """Record that nothing is left; elements that were retried since are skipped."""
-    gone = [
-        {"of_job": token.job_id, "number": token.element_id, "attempt": token.attempt, "residue": False}
-        for token in tokens
-    ]
-    if gone:
-        session.execute(_CLEAR_LEFTOVER, gone)
-
-
-def record_initial_state(session: Session, worker: str, token: ClaimToken, found: Mapping[str, Any]) -> bool:
-    """Store the state of the storage that an attempt has found, before it changes anything.
-
-    ``worker``: incarnation that has the claim. ``found``: state of source and destination.
-
-    Returns:
-        False if the claim is lost: then nothing may be changed.
-    """
-    statement = (
-        sa.update(elements)
-        .where(
-            elements.c.job_id == token.job_id,
-            elements.c.id == token.element_id,
-            elements.c.attempts == token.attempt,
-            elements.c.status == JobStatus.RUNNING,
-            elements.c.worker_id == WORKER_ID.scalar_subquery(),
-        )
-        .values(begun=dict(found))
-    )
-    return bool(matched(session, statement, {"of_incarnation": worker}))
-
-
-_HAND_OVER = sa.update(elements).where(
-    elements.c.job_id == sa.bindparam("of_job"),
-    elements.c.id.in_(sa.bindparam("numbers", expanding=True)),
-    elements.c.attempts == sa.bindparam("attempt"),
-    elements.c.status == JobStatus.RUNNING,
-    elements.c.worker_id == sa.bindparam("of_worker"),
-)
-#: Elements of one statement.
-_HANDED_AT_ONCE = 500
-
-
-def record_hand_over(session: Session, worker: str, tokens: Sequence[ClaimToken], handed: str) -> bool:
-    """Store the job of another service to which attempts hand their elements over, before they do.
-
-    ``worker``: incarnation that has the claims.
-
-    Returns:
-        False if a claim is lost: then nothing may be handed over.
-    """
-    number = session.scalar(WORKER_ID, {"of_incarnation": worker})
-    if number is None:
-        return False
-    statement = _HAND_OVER.values(begun={"handed": handed})
-    alike: dict[tuple[int, int], list[int]] = {}
-    for token in sorted(tokens):
-        alike.setdefault((token.job_id, token.attempt), []).append(token.element_id)
-    rows = [
-        {"of_job": job_id, "attempt": attempt, "numbers": numbers[at : at + _HANDED_AT_ONCE], "of_worker": number}
-        for (job_id, attempt), numbers in alike.items()
-        for at in range(0, len(numbers), _HANDED_AT_ONCE)
-    ]
-    return sum(matched(session, statement, row) for row in rows) == len(tokens)

@@ -37,7 +37,7 @@ _IS_PLAIN = sa.and_(
 )
 _NEXT_OWNER = sa.select(sa.func.min(sites.c.owner_id)).where(_IS_PLAIN, sites.c.owner_id > bindparam("after"))
 _OF_OWNER = sa.select(sites.c.id).where(_IS_PLAIN, sites.c.owner_id == bindparam("owner"))
-#: By the index of the jobs of a user: nobody else can use the sites.
+#: By the index of the jobs of a user: other users cannot use the sites.
 _ENDS = (jobs.c.src_siteid, jobs.c.dst_siteid)
 _OF_JOBS = sa.union(*(sa.select(column).where(jobs.c.user_id == bindparam("owner")) for column in _ENDS))
 _OF_SCHEDULES = sa.select(schedules.c.submission).where(schedules.c.user_id == bindparam("owner"))

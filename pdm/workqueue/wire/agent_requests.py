@@ -280,7 +280,7 @@ class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
     With ``keys``, only these items end. An agent that cannot end some alone ends the whole batch: items that are
     cancelled without a request return to the queue. A batch that waits behind another is ended at once.
     ``keep``: what was handed over to another service is left there, for the next attempts. ``waiting_only``: of the
-    items with ``keys`` only those end that have not started; an agent that cannot end some alone goes on with all.
+    items with ``keys`` only those end that have not started; an agent that cannot end some alone continues with all.
     """
 
     id: int

@@ -11,11 +11,12 @@ from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.gridftp import gsi
-from pdm.workqueue.helpers.gridftp.checksum_command import computes_checksums
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool
-from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage, path_of
+from pdm.workqueue.helpers.gridftp.file_commands import computes_checksums
+from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage, command_path
 from pdm.workqueue.helpers.gridftp.upload import Uploads
-from pdm.workqueue.helpers.storage import Pieces, ProgressCallback, StorageBackend, StorageError
+from pdm.workqueue.helpers.storage import ProgressCallback, StorageError
+from pdm.workqueue.helpers.storage_backend import Pieces, StorageBackend
 
 _LIBRARIES = ("libglobus_common.so.0", gsi.LIBRARY)
 _guard = threading.Lock()
@@ -62,10 +63,10 @@ class GridFtpBackend(GridFtpStorage, StorageBackend):
         return computes_checksums(algorithm, self._session.channel(url, self.timeouts))
 
     def read(self, url: StorageUrl) -> Pieces:
-        return self._downloads.content(url, path_of(url), self.timeouts, self._log)
+        return self._downloads.content(url, command_path(url), self.timeouts, self._log)
 
     def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
-        self._uploads.write(url, path_of(url), pieces, self.timeouts)
+        self._uploads.write(url, command_path(url), pieces, self.timeouts)
 
     def transfer(
         self,

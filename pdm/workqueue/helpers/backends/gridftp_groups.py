@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.gridftp import GridFtpBackend
-from pdm.workqueue.helpers.gridftp.checksum_command import checksum_command, checksum_in, computes_checksums
 from pdm.workqueue.helpers.gridftp.control import ControlChannel
 from pdm.workqueue.helpers.gridftp.download import NoBlockModeError
+from pdm.workqueue.helpers.gridftp.file_commands import checksum_command, checksum_in, computes_checksums
 from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply, file_stat_in
-from pdm.workqueue.helpers.gridftp.storage import path_of
+from pdm.workqueue.helpers.gridftp.storage import command_path
 from pdm.workqueue.helpers.group_backend import FileContent, GroupBackend
 from pdm.workqueue.helpers.storage import FileStat, FileVersion, StorageError
 
@@ -116,7 +116,7 @@ class GroupedGridFtpBackend(GridFtpBackend, GroupBackend):
         complete: list[bytes] = []
         data = bytearray()
         try:
-            for number, piece in self._downloads.blocks(channel, [path_of(url) for url in urls], 1, self.timeouts):
+            for number, piece in self._downloads.blocks(channel, [command_path(url) for url in urls], 1, self.timeouts):
                 if piece is None:
                     complete.append(bytes(data))
                     data.clear()
@@ -142,7 +142,7 @@ class GroupedGridFtpBackend(GridFtpBackend, GroupBackend):
 def _path(url: StorageUrl) -> bytes | None:
     """The path of a URL; None if no command can hold it."""
     try:
-        return path_of(url)
+        return command_path(url)
     except StorageError:
         return None
 

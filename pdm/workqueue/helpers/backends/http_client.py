@@ -1,24 +1,19 @@
 """HTTPS client of storage backends: persistent connections, credentials, redirects, errors as `StorageError`.
 
-``X509_CERT_DIR`` has the trusted authorities, ``PDM_TRUST`` those of single servers, ``X509_USER_PROXY`` the client's
-certificate with its key, ``PDM_CREDENTIALS`` the files with bearer tokens, each for one server only. The target of a
-redirect gets neither certificate nor token: with the user's proxy it could act in the user's name anywhere. Redirects
-of dCache, EOS and XRootD have an authorization in the URL.
+The target of a redirect gets none of the user's credentials (`http_servers`); redirects of dCache, EOS and XRootD have
+an authorization in the URL.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import re
 import ssl
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
-from pathlib import Path
-from typing import NamedTuple
 
 import h11
 
@@ -28,7 +23,8 @@ from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.backends.http_connection import HttpConnection
 from pdm.workqueue.helpers.backends.http_errors import error_from_response
 from pdm.workqueue.helpers.backends.http_plain import ResponseHead
-from pdm.workqueue.helpers.credentials import check_server, credential_at, trust_at
+from pdm.workqueue.helpers.backends.http_servers import Server, TlsContexts, authorization, known_server
+from pdm.workqueue.helpers.credentials import check_server, trust_at
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, truncated
 
 _MAX_ERROR_TEXT = 4000
@@ -50,24 +46,9 @@ UNREACHABLE = frozenset({FailureCode.CONNECTION, FailureCode.STALLED, FailureCod
 _CREDENTIAL_CODES = frozenset({FailureCode.CREDENTIAL_EXPIRED, FailureCode.CREDENTIAL_REFUSED})
 _AUTHORITY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 _ASCII = re.compile(r"[\x21-\x7e]+")
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,16384}", re.ASCII)
 
 Headers = Mapping[str, str | bytes]
 Body = bytes | Iterator[bytes]
-
-
-class Server(NamedTuple):
-    """The server of a connection.
-
-    Attributes:
-        authority: host, and port.
-        is_known: whether the user has named it; other servers get no credentials.
-        trust: directory of the authorities that are trusted for it.
-    """
-
-    authority: str
-    is_known: bool
-    trust: str | None
 
 
 class HttpResponse:
@@ -133,7 +114,7 @@ class HttpClient:
         self.interrupted = False
         self._idle: dict[Server, list[HttpConnection]] = {}
         self._busy: set[HttpConnection] = set()
-        self._contexts: dict[tuple[str | None, bool], ssl.SSLContext] = {}
+        self._contexts = TlsContexts()
         #: Authority → its ``Server`` header.
         self._products: dict[str, str] = {}
         #: Servers that ignore or refuse ``Expect``: bodies are sent without it.
@@ -191,7 +172,7 @@ class HttpClient:
         with contextlib.suppress(StorageError):
             text = response.read()[:_MAX_ERROR_TEXT].decode("utf-8", "backslashreplace").strip()
             # Some servers send back what they were sent.
-            for value in map(str, (*headers.values(), *self.credentials(first).values())):
+            for value in map(str, (*headers.values(), *authorization(first).values())):
                 text = text.replace(value.partition(" ")[2], "***") if value.startswith("Bearer ") else text
             response.finish()
         # Without the query, which may hold a token: a reader of the message could download the file with it.
@@ -263,7 +244,7 @@ class HttpClient:
     ) -> HttpResponse:
         with self.translated_errors(server, connection):
             if server.is_known:
-                headers = {**self.credentials(server.authority), **headers}
+                headers = {**authorization(server.authority), **headers}
             expect = not isinstance(body, bytes) and server not in self._without_expect
             head = connection.request(method, url.encoded_path, headers, body, expect=expect)
         if connection.ignores_expect:
@@ -292,7 +273,9 @@ class HttpClient:
 
     def _probe(self, server: Server) -> StorageError | None:
         """Send a request without effect; returns its error, or None if the server responds in time."""
-        connection = HttpConnection(server.authority, self._tls(server), lambda: min(self._timeout_s(), _PROBE_S))
+        connection = HttpConnection(
+            server.authority, self._contexts.of(server), lambda: min(self._timeout_s(), _PROBE_S)
+        )
         try:
             connection.connect()
             connection.request("OPTIONS", "/", {})
@@ -320,7 +303,7 @@ class HttpClient:
                 break
             connection.close()
         else:
-            connection = HttpConnection(server.authority, self._tls(server), self._timeout_s)
+            connection = HttpConnection(server.authority, self._contexts.of(server), self._timeout_s)
         self._busy.add(connection)
         connection.may_forget = self._products.get(server.authority, "").startswith("xrootd")
         if not connection.is_connected:
@@ -384,48 +367,6 @@ class HttpClient:
                 return StorageError(text, code=FailureCode.CREDENTIAL_EXPIRED, scope=FailureScope.SERVICE)
             return StorageError(text, code=FailureCode.CREDENTIAL_REFUSED)
         return StorageError(text, code=FailureCode.CONNECTION, lost=True)
-
-    # -- credentials
-
-    @staticmethod
-    def credentials(authority: str) -> dict[str, str]:
-        """The header with the user's token for a server, if there is one."""
-        credential = credential_at(("https", "davs"), authority)
-        if credential is None:
-            return {}
-        try:
-            token = Path(credential.file).read_text(encoding="ascii").strip()
-        except (OSError, ValueError) as error:
-            text = f"the token cannot be read: {type(error).__name__}"
-            raise StorageError(text, code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE) from error
-        if not _TOKEN.fullmatch(token):
-            raise StorageError(
-                "it is not a bearer token", code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE
-            )
-        return {"Authorization": f"Bearer {token}"}
-
-    def _tls(self, server: Server) -> ssl.SSLContext:
-        """The TLS context: the server's trusted authorities, and the user's proxy if the user has named the server."""
-        key = server.trust, server.is_known
-        if key not in self._contexts:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            # Apache requests a certificate after it has read the path (SSLVerifyClient in a Location or Directory).
-            context.post_handshake_auth = True
-            try:
-                context.load_verify_locations(capath=server.trust or None)
-                if server.is_known and (proxy := os.environ.get("X509_USER_PROXY")):
-                    context.load_cert_chain(proxy)
-            except (OSError, TypeError) as error:
-                text = f"the credential or the authorities cannot be read: {error}"
-                raise StorageError(text, code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE) from error
-            self._contexts[key] = context
-        return self._contexts[key]
-
-
-def known_server(url: StorageUrl) -> Server:
-    """The server of a URL, as one that the user has named."""
-    authority = url.authority
-    return Server(authority, True, trust_at(authority))
 
 
 def _redirected(url: StorageUrl, location: str) -> StorageUrl:

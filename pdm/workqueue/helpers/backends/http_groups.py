@@ -10,15 +10,9 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.backends.http_client import (
-    REDIRECTS,
-    Headers,
-    HttpClient,
-    HttpResponse,
-    Server,
-    known_server,
-)
+from pdm.workqueue.helpers.backends.http_client import REDIRECTS, Headers, HttpClient, HttpResponse
 from pdm.workqueue.helpers.backends.http_connection import REMIND_S, HttpConnection
+from pdm.workqueue.helpers.backends.http_servers import Server, known_server
 from pdm.workqueue.helpers.storage import StorageError
 
 #: Requests under way at once, each on a connection of its own, for each worker thread of the helper.

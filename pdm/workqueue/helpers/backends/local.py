@@ -25,13 +25,12 @@ from pdm.workqueue.helpers.storage import (
     FileKind,
     FileStat,
     FileVersion,
-    Pieces,
     ProgressCallback,
     StoppedError,
     Storage,
-    StorageBackend,
     StorageError,
 )
+from pdm.workqueue.helpers.storage_backend import Pieces, StorageBackend
 
 _CHUNK = 1024 * 1024
 #: Bytes of one copy_file_range call: a cancel waits for it.

@@ -22,7 +22,7 @@ from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_connection import exactly
-from pdm.workqueue.helpers.backends.s3_client import S3Client, S3Place, may_copy, place_of, presigned
+from pdm.workqueue.helpers.backends.s3_client import S3Client, S3Place, may_copy, presigned, s3_place
 from pdm.workqueue.helpers.backends.s3_copies import (
     LARGEST_COPY,
     DirectoryRename,
@@ -54,15 +54,14 @@ from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileStat,
     FileVersion,
-    Pieces,
     ProgressCallback,
     StoppedError,
-    StorageBackend,
     StorageError,
     Timeouts,
     at_destination,
     at_source,
 )
+from pdm.workqueue.helpers.storage_backend import Pieces, StorageBackend
 
 _PAGE = 1000
 _NO_NAMES = (b"", b".", b"..")
@@ -106,7 +105,7 @@ class S3Backend(StorageBackend):
         staged = self._staged.get(url)
         if staged is not None:
             return FileStat("file", staged.size)
-        place = place_of(url)
+        place = s3_place(url)
         if place.key and (found := self._object_stat(place)) is not None:
             return found
         # Where there is no bucket, this is an error: no directory can be made instead.
@@ -156,7 +155,7 @@ class S3Backend(StorageBackend):
             self.check()
 
     def entries(self, url: StorageUrl) -> EntryIterator:
-        place = place_of(url)
+        place = s3_place(url)
         prefix = prefix_of(place)
         self.unnamed = 0
         is_there = not place.key
@@ -187,10 +186,10 @@ class S3Backend(StorageBackend):
             raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
 
     def make_directory(self, url: StorageUrl) -> None:
-        place = place_of(url)
+        place = s3_place(url)
         if self.stat(url) is not None:
             raise StorageError(f"{url} exists", errno=errno.EEXIST)
-        above = place_of(url.parent)
+        above = s3_place(url.parent)
         if above.key and not self._has_keys(above):
             is_object = self._object_stat(above) is not None
             text = f"{url.parent} {'is not a directory' if is_object else 'does not exist'}"
@@ -220,7 +219,7 @@ class S3Backend(StorageBackend):
         return known
 
     def remove(self, url: StorageUrl, *, directory: bool) -> None:
-        place = place_of(url)
+        place = s3_place(url)
         self._expected.pop(url, None)
         staged = self._staged.pop(url, None)
         if staged is not None:
@@ -257,7 +256,7 @@ class S3Backend(StorageBackend):
         return self.existing(url).size if staged is None else staged.size
 
     def version(self, url: StorageUrl) -> FileVersion:
-        place = place_of(url)
+        place = s3_place(url)
         try:
             response, _ = self._client.call("HEAD", place)
         except StorageError as error:
@@ -273,7 +272,7 @@ class S3Backend(StorageBackend):
             if known is None:
                 raise StorageError(f"{url}: its checksum is not known yet", code=FailureCode.NO_CHECKSUM)
             return known
-        response, _ = self._client.call("HEAD", place_of(url), None, {"x-amz-checksum-mode": "ENABLED"})
+        response, _ = self._client.call("HEAD", s3_place(url), None, {"x-amz-checksum-mode": "ENABLED"})
         shown = checksum_in(response, algorithm)
         if shown is not None:
             return shown
@@ -283,16 +282,16 @@ class S3Backend(StorageBackend):
         return self._last_read[1]
 
     def read(self, url: StorageUrl) -> Pieces:
-        reader = ObjectReader(self._client, self._workers, self.check, place_of(url))
+        reader = ObjectReader(self._client, self._workers, self.check, s3_place(url))
         try:
             yield from reader.pieces()
         except StorageError as error:
-            if error.errno == errno.ENOENT and self._has_keys(place_of(url)):
+            if error.errno == errno.ENOENT and self._has_keys(s3_place(url)):
                 raise StorageError(f"{url} is a directory", errno=errno.EISDIR) from error
             raise
 
     def link_to(self, url: StorageUrl) -> str | None:
-        return presigned(place_of(url), math.ceil(self.timeouts.until - time.monotonic()))
+        return presigned(s3_place(url), math.ceil(self.timeouts.until - time.monotonic()))
 
     def expect_rename(
         self,
@@ -305,7 +304,7 @@ class S3Backend(StorageBackend):
         if not stale:
             return
         upload = self._new_upload(temporary, destination)
-        if any(upload.adopt(place_of(each)) for each in stale):
+        if any(upload.adopt(s3_place(each)) for each in stale):
             self._staged[temporary] = upload
 
     def forget_rename(self, temporary: StorageUrl) -> None:
@@ -317,7 +316,7 @@ class S3Backend(StorageBackend):
                 staged.drop()
 
     def _new_upload(self, temporary: StorageUrl, destination: StorageUrl) -> MultipartUpload:
-        return MultipartUpload(self._client, self._workers, self.check, place_of(destination), place_of(temporary))
+        return MultipartUpload(self._client, self._workers, self.check, s3_place(destination), s3_place(temporary))
 
     def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
         destination, algorithm = self._expected.get(url, (url, None))
@@ -326,7 +325,7 @@ class S3Backend(StorageBackend):
             data = b"".join(exactly(pieces, size))
             if upload is not None:
                 upload.drop()
-            self._staged[url] = KeptObject(self._client, place_of(destination), data)
+            self._staged[url] = KeptObject(self._client, s3_place(destination), data)
             return
         if not isinstance(upload, MultipartUpload):
             upload = self._staged[url] = self._new_upload(url, destination)
@@ -342,7 +341,7 @@ class S3Backend(StorageBackend):
         arrived: ProgressCallback,
     ) -> str | None:
         destination, _ = self._expected.get(temporary, (temporary, None))
-        from_place, place = place_of(source), place_of(destination)
+        from_place, place = s3_place(source), s3_place(destination)
         if not may_copy(from_place, place):
             return super().transfer(source, temporary, size, checksum, arrived)
         found = at_source(source_at, self._client, from_place)
@@ -363,7 +362,7 @@ class S3Backend(StorageBackend):
                 raise StorageError(f"{destination} exists", errno=errno.EEXIST)
             self._finish(source, destination, staged, replace=replace)
             return
-        old, new = place_of(source), place_of(destination)
+        old, new = s3_place(source), s3_place(destination)
         what, there = self.existing(source), self.stat(destination)
         if there is not None and not replace:
             raise StorageError(f"{destination} exists", errno=errno.EEXIST)
@@ -399,7 +398,7 @@ class S3Backend(StorageBackend):
         self.delete(old)
 
     def continue_rename(self, source: StorageUrl, destination: StorageUrl) -> bool:
-        self._rename_directory(place_of(source), place_of(destination), continues=True)
+        self._rename_directory(s3_place(source), s3_place(destination), continues=True)
         return True
 
     def _rename_directory(self, old: S3Place, new: S3Place, *, continues: bool) -> None:
@@ -413,7 +412,7 @@ class S3Backend(StorageBackend):
         state = staged.finish(replace=replace)
         _, algorithm = self._expected.pop(temporary, (None, None))
         del self._staged[temporary]
-        place = place_of(destination)
+        place = s3_place(destination)
         if state.is_confirmed:
             return
         if algorithm is None:

@@ -21,8 +21,9 @@ from aws_request_signer import UNSIGNED_PAYLOAD, AwsRequestSigner
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.backends.http_client import Body, Headers, HttpClient, HttpResponse, known_server
+from pdm.workqueue.helpers.backends.http_client import Body, Headers, HttpClient, HttpResponse
 from pdm.workqueue.helpers.backends.http_errors import HttpStatusError, error_from_response
+from pdm.workqueue.helpers.backends.http_servers import known_server
 from pdm.workqueue.helpers.backends.s3_documents import MAX_DOCUMENT, error_fields
 from pdm.workqueue.helpers.credentials import EndpointCredential, credential_below
 from pdm.workqueue.helpers.storage import StorageError, truncated
@@ -140,7 +141,7 @@ class S3Place(NamedTuple):
         return self.bucket.encoded_path[1:]
 
 
-def place_of(url: StorageUrl) -> S3Place:
+def s3_place(url: StorageUrl) -> S3Place:
     """What a URL names, without slashes at its end.
 
     Raises:

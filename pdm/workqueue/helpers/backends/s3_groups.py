@@ -19,7 +19,7 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import Headers
 from pdm.workqueue.helpers.backends.http_groups import GroupAnswer, GroupRequest, RequestGroup, of_one
 from pdm.workqueue.helpers.backends.s3 import S3Backend
-from pdm.workqueue.helpers.backends.s3_client import S3Place, place_of
+from pdm.workqueue.helpers.backends.s3_client import S3Place, s3_place
 from pdm.workqueue.helpers.backends.s3_documents import delete_document, deleted_keys
 from pdm.workqueue.helpers.backends.s3_objects import is_temporary, version_of
 from pdm.workqueue.helpers.backends.s3_uploads import KeptObject, confirmed, put_headers
@@ -45,10 +45,10 @@ class GroupedS3Backend(S3Backend, GroupBackend):
         self._read_versions: dict[StorageUrl, FileVersion] = {}
 
     def _signed(self, request: GroupRequest) -> Headers:
-        return self._client.signed(request.method, place_of(request.url), request.url, request.headers)
+        return self._client.signed(request.method, s3_place(request.url), request.url, request.headers)
 
     def _alone(self, request: GroupRequest) -> GroupAnswer | None:
-        place = place_of(request.url)
+        place = s3_place(request.url)
 
         def send() -> GroupAnswer:
             response = self._client.send(request.method, place, None, request.headers, request.body)
@@ -58,11 +58,11 @@ class GroupedS3Backend(S3Backend, GroupBackend):
 
     def read_group(self, files: Sequence[tuple[StorageUrl, int]]) -> list[FileContent | None]:
         there = [(url, size) for url, size in files if url not in self._staged]
-        requests = [GroupRequest("GET", place_of(url).url(), most=size) for url, size in there]
+        requests = [GroupRequest("GET", s3_place(url).url(), most=size) for url, size in there]
         found: dict[StorageUrl, FileContent] = {}
         for (url, _), answer in zip(there, self._requests.answers(requests), strict=True):
             if answer is not None and answer.response.status == HTTPStatus.OK:
-                found[url] = FileContent(answer.body, version_of(place_of(url), answer.response))
+                found[url] = FileContent(answer.body, version_of(s3_place(url), answer.response))
         self._read_versions = {url: content.version for url, content in found.items()}
         for url, _ in files:
             kept = self._staged.get(url)
@@ -76,7 +76,7 @@ class GroupedS3Backend(S3Backend, GroupBackend):
 
     def write_group(self, files: Sequence[tuple[StorageUrl, bytes]]) -> list[bool]:
         for url, data in files:
-            self._staged[url] = KeptObject(self._client, place_of(url), data)
+            self._staged[url] = KeptObject(self._client, s3_place(url), data)
         return [True] * len(files)
 
     def group_sizes(self, urls: Sequence[StorageUrl]) -> list[int | None]:
@@ -91,14 +91,14 @@ class GroupedS3Backend(S3Backend, GroupBackend):
             if len(alike) >= _FEWEST_TO_LIST:
                 free.update(self._free_in_listing(alike))
         unknown = [url for url in urls if url not in free]
-        answers = self._requests.answers([GroupRequest("HEAD", place_of(url).url()) for url in unknown])
+        answers = self._requests.answers([GroupRequest("HEAD", s3_place(url).url()) for url in unknown])
         for url, answer in zip(unknown, answers, strict=True):
             free[url] = answer is not None and answer.response.status == HTTPStatus.NOT_FOUND
         return [free[url] for url in urls]
 
     def _free_in_listing(self, urls: Sequence[StorageUrl]) -> dict[StorageUrl, bool]:
         """Whether URLs of one directory are free, by one request; empty if their part of it is too long for one."""
-        places = [place_of(url) for url in urls]
+        places = [s3_place(url) for url in urls]
         # What the first and the last one have in common, all have; the keys may differ within a letter.
         ends = min(place.key for place in places), max(place.key for place in places)
         common = bytes(
@@ -124,11 +124,11 @@ class GroupedS3Backend(S3Backend, GroupBackend):
             data = kept.data if isinstance(kept, KeptObject) else b""
             md5 = hashlib.md5(data, usedforsecurity=False)
             headers = put_headers(data, md5.digest(), replace=replace)
-            requests.append(GroupRequest("PUT", place_of(destination).url(), headers, data))
+            requests.append(GroupRequest("PUT", s3_place(destination).url(), headers, data))
             digests.append(md5.hexdigest())
         answers = self._requests.answers(requests)
         written = [
-            self._is_written(place_of(destination), digest, answer)
+            self._is_written(s3_place(destination), digest, answer)
             for (_, destination, _), digest, answer in zip(wanted, digests, answers, strict=True)
         ]
         # Of those without a confirmation the bytes are read: copied alone, they would find their own object there.
@@ -161,7 +161,7 @@ class GroupedS3Backend(S3Backend, GroupBackend):
         return True if state.is_confirmed else None
 
     def remove_at_once(self, urls: Sequence[StorageUrl]) -> list[bool]:
-        places = {url: place_of(url) for url in urls if url not in self._staged}
+        places = {url: s3_place(url) for url in urls if url not in self._staged}
         by_bucket: dict[StorageUrl, list[S3Place]] = {}
         for place in places.values():
             if place.bucket not in _buckets_without_delete and place.key and not is_temporary(place):

@@ -1,4 +1,4 @@
-"""Objects on their way to an S3 server, which nobody sees before they are complete and proven.
+"""Uploads to an S3 server: no object has its final key before it is complete and proven.
 
 A copy writes to a temporary name, proves what arrived, and renames. S3 cannot rename, but makes an object visible at
 once, by the request that has its last byte. So nothing is stored under the temporary name: a small object is kept here,
@@ -64,7 +64,7 @@ class ObjectState(NamedTuple):
 
 
 def is_md5(tag: str, response: HttpResponse | None = None) -> bool:
-    """Whether an entity tag is the MD5 of the object's bytes, as far as its form and the response show it."""
+    """Whether an entity tag is the MD5 of the object's bytes, by its form and the headers of the response."""
     if len(tag) != 2 * hashlib.md5(usedforsecurity=False).digest_size or not tag.isalnum():
         return False
     encryption = (response and response.header("x-amz-server-side-encryption")) or ""
@@ -332,7 +332,7 @@ class MultipartUpload:
             with client.patient():
                 _, document = client.call("PUT", self._place, query, ranged)
             root = expected(f"PUT {self._place.url()}", document, "CopyPartResult")
-            # Nobody knows the MD5 of this part at the source.
+            # The source has no MD5 of this part.
             return ObjectState(text_of(root, "ETag").strip('"'), is_confirmed=False)
 
         return number, retried(copy, self._check)

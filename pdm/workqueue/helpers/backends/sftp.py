@@ -32,8 +32,8 @@ from pdm.workqueue.helpers.backends.sftp_files import (
 from pdm.workqueue.helpers.backends.sftp_session import SftpSession, StatusError, string
 from pdm.workqueue.helpers.backends.ssh_command import ssh_command, ssh_environment
 from pdm.workqueue.helpers.group_backend import FileContent, GroupBackend
-from pdm.workqueue.helpers.storage import EntryIterator, FileStat, FileVersion, Pieces, StorageError
-from pdm.workqueue.helpers.wakeable_backend import WakeableBackend
+from pdm.workqueue.helpers.storage import EntryIterator, FileStat, FileVersion, StorageError
+from pdm.workqueue.helpers.storage_backend import Pieces, WakeableBackend
 
 _NO_ATTRIBUTES = struct.pack(">I", 0)
 _POSIX_RENAME, _HARD_LINK, _LIMITS = (

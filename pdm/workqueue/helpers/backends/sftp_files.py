@@ -27,7 +27,8 @@ from pdm.workqueue.helpers.backends.sftp_session import (
     StatusError,
     string,
 )
-from pdm.workqueue.helpers.storage import FileKind, FileStat, Pieces, StorageError, account_name
+from pdm.workqueue.helpers.storage import FileKind, FileStat, StorageError, account_name
+from pdm.workqueue.helpers.storage_backend import Pieces
 
 _SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 1, 2, 4, 8, 0x80000000
 #: A line of ls -l, as OpenSSH and related servers send it for a long name.

@@ -40,13 +40,12 @@ from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileStat,
     FileVersion,
-    Pieces,
     ProgressCallback,
-    StorageBackend,
     StorageError,
     Timeouts,
     link_to_directory,
 )
+from pdm.workqueue.helpers.storage_backend import Pieces, StorageBackend
 
 #: Bytes that are sent without ``Expect``: a round trip would cost more than sending them in vain.
 _SMALL = 64 * 1024

@@ -13,6 +13,7 @@ from pdm.workqueue.helpers.backends import xrootd_http
 from pdm.workqueue.helpers.backends.http_client import Headers
 from pdm.workqueue.helpers.backends.http_errors import HttpStatusError
 from pdm.workqueue.helpers.backends.http_groups import GroupAnswer, GroupRequest, NextStep, RequestGroup, of_one
+from pdm.workqueue.helpers.backends.http_servers import authorization
 from pdm.workqueue.helpers.backends.propfind import is_odd
 from pdm.workqueue.helpers.backends.webdav import WebdavBackend, is_encoded, version_of_response
 from pdm.workqueue.helpers.group_backend import FileContent, GroupBackend
@@ -46,7 +47,7 @@ class GroupedWebdavBackend(WebdavBackend, GroupBackend):
 
     def _answers(self, requests: Sequence[GroupRequest], next_step: NextStep | None = None) -> list[GroupAnswer | None]:
         if requests:
-            self._credentials = self._client.credentials(requests[0].url.authority)
+            self._credentials = authorization(requests[0].url.authority)
         return self._requests.answers(requests, next_step)
 
     def _headers_of(self, request: GroupRequest) -> Headers:

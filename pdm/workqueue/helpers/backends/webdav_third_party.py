@@ -12,16 +12,11 @@ from http import HTTPStatus
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.backends.http_client import UNREACHABLE, HttpClient, HttpResponse, known_server
+from pdm.workqueue.helpers.backends.http_client import UNREACHABLE, HttpClient, HttpResponse
 from pdm.workqueue.helpers.backends.http_errors import HttpStatusError, errno_from_text
-from pdm.workqueue.helpers.storage import (
-    ProgressCallback,
-    StorageBackend,
-    StorageError,
-    Timeouts,
-    at_destination,
-    truncated,
-)
+from pdm.workqueue.helpers.backends.http_servers import authorization, known_server
+from pdm.workqueue.helpers.storage import ProgressCallback, StorageError, Timeouts, at_destination, truncated
+from pdm.workqueue.helpers.storage_backend import StorageBackend
 
 #: Seconds without a marker after which a copying server counts as dead; most send one every five seconds.
 _MARKER_TIMEOUT_S = 12.0
@@ -161,7 +156,7 @@ class ThirdPartyCopies:
 
     def _token(self, source: StorageUrl) -> str:
         """A token with which another server may read the source."""
-        own = self._client.credentials(source.authority).get("Authorization")
+        own = authorization(source.authority).get("Authorization")
         if own is not None:
             return own
         headers = {"Content-Type": "application/macaroon-request"}

@@ -29,7 +29,6 @@ from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileKind,
     FileStat,
-    Pieces,
     ProgressCallback,
     StorageError,
     Timeouts,
@@ -37,7 +36,7 @@ from pdm.workqueue.helpers.storage import (
     at_source,
     link_to_directory,
 )
-from pdm.workqueue.helpers.wakeable_backend import WakeableBackend
+from pdm.workqueue.helpers.storage_backend import Pieces, WakeableBackend
 
 #: Smaller files are streamed even if servers could copy: a third-party copy starts a program that logs in.
 _SMALL = 4 * 1024 * 1024

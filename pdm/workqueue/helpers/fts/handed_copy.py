@@ -15,7 +15,6 @@ import errno
 import hashlib
 import threading
 import time
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from msgspec.structs import replace
@@ -25,8 +24,8 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.copying import FileCopier, FileCopy, PendingCopy
 from pdm.workqueue.helpers.fts.file_groups import FileGroups, groups
+from pdm.workqueue.helpers.fts.file_states import FileStates, error_of
 from pdm.workqueue.helpers.fts.patience import PatientClient
-from pdm.workqueue.helpers.fts.reasons import error_of
 from pdm.workqueue.helpers.fts.rest import (
     FINISHED,
     FtsClient,
@@ -47,16 +46,10 @@ MAX_WORKERS = 4
 _ITEMS_PER_WORKER = 50
 #: Files of one job.
 _MOST_FILES = 1000
-#: First pause between two polls, longer by so much for each file; grows by half each time that nothing has changed.
-_FIRST_POLL_S, _POLL_S_EACH, _GROWTH = 0.2, 0.002, 1.5
-#: The state of files that were submitted.
-_SUBMITTED = "SUBMITTED"
-#: A file must be missing in so many answers in a row.
-_MOST_MISSING = 3
-#: Changes of a file's state that count as progress: an FTS3 tries a file again a few times by itself.
-_MOST_CHANGES = 50
 #: A summary is written at least so often: an agent that is silent is killed.
 _SUMMARY_S = 60.0
+#: First pause between two polls, longer by so much for each file; grows by half each time that nothing has changed.
+_FIRST_POLL_S, _POLL_S_EACH, _GROWTH = 0.2, 0.002, 1.5
 
 
 class HandedCopy:
@@ -87,13 +80,10 @@ class HandedCopy:
         self._jobs: dict[HandedJob, dict[str, int]] = {}
         #: By key, each with the temporary name that the FTS3 has.
         self._items = {item.key: item for item in request.items}
-        #: By key: the file's last state.
-        self._files: dict[int, HandedFile] = {}
-        self._missing: Counter[int] = Counter()
-        self._changes: Counter[int] = Counter()
+        self._states = FileStates(batch, client.url, min(_SUMMARY_S, request.limits.stall_s / 2))
         #: Keys of items that continue what an earlier attempt has handed over.
         self._attached: set[int] = set()
-        self._changed_at = self._summed_at = time.monotonic()
+        self._changed_at = time.monotonic()
 
     def carry_out(self) -> None:
         """Copy all items; each has its outcome afterwards."""
@@ -169,7 +159,7 @@ class HandedCopy:
             self._items[key] = replace(item, temporary=name, stale=others)
             self._jobs.setdefault(job, {})[name] = key
             self._attached.add(key)
-            self._files[key] = file
+            self._states.begin(key, file)
             self._batch.log(key, f"continues with job {job.id} of the FTS3, file {file.file_id}: {file.file_state}")
             if key in self._pending:
                 self._doubt(key)
@@ -193,7 +183,7 @@ class HandedCopy:
         self._drop([key for key in self._attached if key not in self._pending])
 
     def _begin_group(self, storage: Storage, items: Sequence[CopyItem]) -> Sequence[CopyItem]:
-        # What is at the FTS3 already is looked at with more doubt.
+        # What is at the FTS3 already is compared byte by byte.
         begun = self._groups.begin(storage, [item for item in items if item.key not in self._attached])
         with self._guard:
             self._pending |= begun
@@ -304,7 +294,7 @@ class HandedCopy:
                 pause_s = _FIRST_POLL_S + _POLL_S_EACH * len(self._pending)
             elif time.monotonic() - self._changed_at > self._service.patience_s:
                 self._give_up_all()
-            self._summarize()
+            self._states.summarize(list(self._pending))
 
     def _poll(self) -> bool:
         """Ask for the states of all files, and prove those that have arrived; returns whether any has changed."""
@@ -320,7 +310,7 @@ class HandedCopy:
                 key = unseen.pop(file.dest_surl, None)
                 if key is None or key not in self._pending:
                     continue
-                changed |= self._note(job, key, file)
+                changed |= self._states.note(job, key, file, self._pending[key].reporter)
                 if file.is_final:
                     final.append(self._items[key])
             self._note_missing(job, unseen.values())
@@ -331,45 +321,11 @@ class HandedCopy:
             self._changed_at = time.monotonic()
         return changed
 
-    def _note(self, job: HandedJob, key: int, file: HandedFile) -> bool:
-        """Log the state of a file if it is another one; returns whether it is."""
-        self._missing.pop(key, None)
-        before = self._files.get(key)
-        self._files[key] = file
-        if before is not None and before.file_state == file.file_state:
-            return False
-        if before is None and file.file_state == _SUBMITTED:
-            # The log says so already.
-            return True
-        self._changes[key] += 1
-        if self._changes[key] > _MOST_CHANGES and not file.is_final:
-            # It goes round in circles, which is no progress.
-            return False
-        reason = f": {' '.join(file.reason.split())[:1000]}" if file.reason else ""
-        self._batch.log(key, f"FTS3 job {job.id} file {file.file_id}: {file.file_state}{reason}")
-        if file.file_state == "ACTIVE":
-            self._pending[key].reporter.restart()
-        elif file.is_final:
-            self._pending[key].reporter.end()
-        return True
-
     def _note_missing(self, job: HandedJob, keys: Iterable[int]) -> None:
         for key in [key for key in keys if key in self._pending]:
-            self._missing[key] += 1
-            if self._missing[key] >= _MOST_MISSING:
+            if self._states.is_missing(key):
                 text = f"the FTS3 at {job.url} does not know this file of job {job.id} any more"
                 self._fail([key], StorageError(text, code=FailureCode.SERVER_ERROR, scope=FailureScope.TRANSFER))
-
-    def _summarize(self) -> None:
-        """Write how many files are in each state, now and then."""
-        now = time.monotonic()
-        if now - self._summed_at > min(_SUMMARY_S, self._limits.stall_s / 2) and self._pending:
-            self._summed_at = now
-            states = Counter(file.file_state for key, file in self._files.items() if key in self._pending)
-            counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-            self._log_to(
-                list(self._pending)[:1], f"waiting for the FTS3 at {self._client.url}: {counts or 'no answer'}"
-            )
 
     # -- afterwards
 
@@ -379,7 +335,7 @@ class HandedCopy:
             files = [
                 self._pending[key]
                 for key in keys
-                if self._files[key].file_state == FINISHED and not self._batch.is_ended(key)
+                if self._states.of(key).file_state == FINISHED and not self._batch.is_ended(key)
             ]
         self._groups.prove(storage, files)
         opened = set(self._batch.open_keys())
@@ -392,7 +348,7 @@ class HandedCopy:
     def _conclude(self, storage: Storage, item: CopyItem) -> None:
         """Prove a file that the FTS3 calls FINISHED, and rename it; clean up after one that it has given up."""
         with self._guard:
-            pending, file = self._take(item.key), self._files[item.key]
+            pending, file = self._take(item.key), self._states.of(item.key)
         if self._batch.is_ended(item.key):
             self._copier.give_up(storage, pending, StoppedError())
             return

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import unquote_to_bytes
 
 from pdm.workqueue.helpers.gridftp import protection
-from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel, SilentServerError
+from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ControlChannel
 from pdm.workqueue.helpers.gridftp.event_loop import Channel
 from pdm.workqueue.helpers.gridftp.gsi import Gsi
 from pdm.workqueue.helpers.gridftp.replies import Reply
+from pdm.workqueue.helpers.gridftp.reply_reader import ChannelError, SilentServerError
 
 #: Seconds for which a server that lacks a feature is not tried again.
 _UNFIT_S = 30.0

@@ -13,16 +13,15 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.credentials import trusting
 from pdm.workqueue.helpers.gridftp.data_port import DataPort
 from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError, SecurityContext
 from pdm.workqueue.helpers.gridftp.replies import Reply
-from pdm.workqueue.helpers.storage import StorageError
+from pdm.workqueue.helpers.gridftp.reply_reader import Between, ChannelError, ReplyReader, SilentServerError
 
 #: Default timeout in seconds for the greeting, and for each step of the login.
 LOGIN_S = 30.0
@@ -31,54 +30,14 @@ _PIECE = 64 * 1024
 #: Commands without a reply that are sent at most; more wait here. Globus 13 reads all that arrives, and with some 1,300
 #: that it has not carried out it stops for ever (1,200 removals of temporary names of earlier attempts).
 _MOST_PENDING = 512
-#: A longer line is no part of a reply: entries of listings, the longest lines, are wrapped one by one.
-_LONGEST_LINE = 512 * 1024
-#: Further lines of a reply, and the rest of longer ones, are dropped.
-_MOST_LINES, _LONGEST_KEPT_LINE = 200, 64 * 1024
 _DEFAULT_PORT = 2811
-_WRAPPED = (b"631", b"632", b"633")
 _TOKEN = re.compile(rb"ADAT=([A-Za-z0-9+/=]+)")
 #: Maximum messages of a login: a TLS handshake and the delegation of a proxy take about ten.
 _MOST_LOGIN_STEPS = 100
 
 
-class ChannelError(Exception):
-    """The connection cannot be used (any more); the message has the reason.
-
-    Attributes:
-        address: ``host:port``.
-        unreachable: whether no server answered: the connection failed, or no greeting arrived.
-        refused: whether the server, or the library, has refused the login.
-    """
-
-    def __init__(self, why: str, address: str = "", *, unreachable: bool = False, refused: bool = False) -> None:
-        super().__init__(why)
-        self.address = address
-        self.unreachable = unreachable
-        self.refused = refused
-
-    def storage_error(self, scope: FailureScope | None = None) -> StorageError:
-        """The error as `StorageError`."""
-        return StorageError(
-            str(self),
-            code=FailureCode.CONNECTION if self.unreachable else None,
-            scope=scope,
-            lost=not self.refused,
-            unreachable=self.unreachable,
-        )
-
-
-class SilentServerError(ChannelError):
-    """The server accepts no connection, or sends nothing after it."""
-
-    def __init__(self, address: str, login_s: float) -> None:
-        super().__init__(f"{address} did not answer to a login for {login_s:g} s", address, unreachable=True)
-
-
 #: Called with the reply to a command.
 Answered = Callable[[Reply], None]
-#: Called with the lines between the first and the last of a reply, in the chunks that the server has sent.
-Between = Callable[[bytes], None]
 #: Called with preliminary replies: a transfer begins, and its markers.
 Marked = Callable[[Reply], None]
 
@@ -115,13 +74,8 @@ class ControlChannel:
         self.round_trip_s = float("inf")
         self.sends_markers = True
         self.data_port = DataPort()
-        self._context: SecurityContext | None = None
+        self._reader = ReplyReader(address)
         self._socket: socket.socket | None = None
-        # Received lines, and the beginning of the next.
-        self._arrived: collections.deque[bytes] = collections.deque()
-        self._rest = b""
-        # Lines of an incomplete reply.
-        self._lines: list[bytes] = []
         self._unsent = bytearray()
         # Commands that wait for replies to earlier ones.
         self._held_back: collections.deque[bytes] = collections.deque()
@@ -151,8 +105,8 @@ class ControlChannel:
             if self.gsi is None:
                 self._log_in_plainly()
             else:
-                self._context = SecurityContext(self.gsi, host)
-                self._log_in(self._context)
+                self._reader.context = SecurityContext(self.gsi, host)
+                self._log_in(self._reader.context)
             self._read_features(self.ask(b"FEAT"))
             self.data_port.connected(self._socket, authenticates=self.gsi is not None and "DCAU" in self.features)
             self._socket.setblocking(False)
@@ -216,7 +170,7 @@ class ControlChannel:
 
     def _plain_reply(self) -> Reply:
         while True:
-            for reply in self._replies():
+            for reply in self._reader.replies(self._between):
                 return reply
             self._receive()
 
@@ -280,13 +234,14 @@ class ControlChannel:
             ValueError: the command contains a line end.
             ChannelError: it cannot be sent.
         """
+        context = self._reader.context
         if b"\n" in command or b"\r" in command or b"\0" in command:
-            wrapped = self._context is not None
+            wrapped = context is not None
             if not (many_lines and wrapped) or b"\r\n" in command or b"\0" in command:
                 raise ValueError("a command is one line")
-        if self._context is not None:
+        if context is not None:
             try:
-                token = self._context.wrap(command + b"\r\n")
+                token = context.wrap(command + b"\r\n")
                 line = b"MIC %b\r\n" % binascii.b2a_base64(token, newline=False)
             except GsiError as error:
                 raise ChannelError(f"{self.address}: {error}", self.address) from error
@@ -334,7 +289,7 @@ class ControlChannel:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        for reply in self._replies():
+        for reply in self._reader.replies(self._between):
             if reply.code < 200:
                 marked = self._answers[0][2] if self._answers else None
                 if marked is not None:
@@ -379,11 +334,11 @@ class ControlChannel:
         """Close, and free the security context; called by the thread that uses the channel."""
         self.close()
         self.data_port.keep(None)
-        if self._context is not None:
-            self._context.close()
-            self._context = None
+        if self._reader.context is not None:
+            self._reader.context.close()
+            self._reader.context = None
 
-    # -- parsing of replies
+    # -- the connection
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
@@ -395,49 +350,10 @@ class ControlChannel:
         if not piece:
             raise ChannelError(f"{self.address}: the server has closed the connection", self.address)
         self.heard_at = time.monotonic()
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        self._arrived.extend(lines)
-        if len(self._rest) > _LONGEST_LINE:
-            raise ChannelError(f"{self.address}: a reply without an end", self.address)
+        self._reader.feed(piece)
 
-    def _replies(self) -> Iterator[Reply]:
-        """The complete replies, each to be handled before the next is parsed.
-
-        What is between their first and last lines is passed to the command's callback at once.
-        """
-        while self._arrived:
-            line = self._arrived.popleft()
-            # The wrapping shows which line is the last; the content of a line may be the name of a file.
-            head = line[:4]
-            piece = self._opened(line)
-            if head[3:] == b" " and head[:3].isdigit():
-                self._lines.append(piece)
-                yield self._reply()
-            else:
-                self._more(piece)
-
-    def _opened(self, line: bytes) -> bytes:
-        if self._context is None or not line.startswith(_WRAPPED):
-            return line + b"\n"
-        try:
-            return self._context.unwrap(binascii.a2b_base64(line[4:]))
-        except (GsiError, binascii.Error) as error:
-            raise ChannelError(f"{self.address}: {error}", self.address) from error
-
-    def _more(self, piece: bytes) -> None:
-        between = self._answers[0][1] if self._answers else None
-        if between is not None and self._lines and self._lines[0][:1] in b"12":
-            between(piece)
-        elif len(self._lines) < _MOST_LINES and len(piece) < _LONGEST_KEPT_LINE:
-            self._lines.append(piece)
-
-    def _reply(self) -> Reply:
-        text = self._lines[0] if len(self._lines) == 1 else b"".join(self._lines)
-        self._lines.clear()
-        code = text[:3]
-        if not (code.isdigit() and len(code) == 3):
-            raise ChannelError(f"{self.address}: this is no reply: {text[:200]!r}", self.address)
-        return Reply(int(code), text.decode("utf-8", "backslashreplace").replace("\r\n", "\n").strip())
+    def _between(self) -> Between | None:
+        return self._answers[0][1] if self._answers else None
 
 
 def greets(address: str, timeout_s: float) -> bool:

@@ -17,11 +17,12 @@ from collections.abc import Iterable
 from typing import Protocol, Self
 
 from pdm.workqueue.helpers.credentials import trusting
-from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel
-from pdm.workqueue.helpers.gridftp.data_address import passive_address
+from pdm.workqueue.helpers.gridftp.control import ControlChannel
+from pdm.workqueue.helpers.gridftp.data_port import passive_address
 from pdm.workqueue.helpers.gridftp.gsi import GsiError, SecurityContext
 from pdm.workqueue.helpers.gridftp.protection import RECORD_HEADER, RecordReader, records
 from pdm.workqueue.helpers.gridftp.replies import Reply
+from pdm.workqueue.helpers.gridftp.reply_reader import ChannelError
 
 #: Bytes of one receive call, and those received before others are looked at.
 PIECE_SIZE, _MOST_AT_ONCE = 1024 * 1024, 4 * 1024 * 1024

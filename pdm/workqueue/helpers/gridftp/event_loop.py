@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from pdm.workqueue.helpers.gridftp.control import ChannelError
+from pdm.workqueue.helpers.gridftp.reply_reader import ChannelError
 from pdm.workqueue.helpers.storage import StoppedError
 
 #: Interval in seconds at which silent channels are checked.

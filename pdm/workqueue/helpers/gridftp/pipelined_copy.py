@@ -21,21 +21,15 @@ import msgspec
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.copying import temporary_name
-from pdm.workqueue.helpers.gridftp.attribute_commands import PipelinedAttributes
-from pdm.workqueue.helpers.gridftp.checksum_command import computes_checksums
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, fits_on_command_line, host_port, server_path
-from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, SilentServerError
-from pdm.workqueue.helpers.gridftp.copy_checks import (
-    DestinationCheck,
-    PipelinedFile,
-    SharedListing,
-    SourceCheck,
-    ask_checksums,
-    base_name,
-)
+from pdm.workqueue.helpers.gridftp.control import ControlChannel
+from pdm.workqueue.helpers.gridftp.copy_checks import DestinationCheck, SourceCheck, ask_checksums
 from pdm.workqueue.helpers.gridftp.event_loop import BrokenError, SilenceError, Waker, run_until_answered
+from pdm.workqueue.helpers.gridftp.file_commands import PipelinedAttributes, computes_checksums
+from pdm.workqueue.helpers.gridftp.pipelined_files import PipelinedFile, SharedListing, base_name
 from pdm.workqueue.helpers.gridftp.pipelined_operations import NEW, PipelinedDirectories
 from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply
+from pdm.workqueue.helpers.gridftp.reply_reader import ChannelError, SilentServerError
 from pdm.workqueue.helpers.storage import FileStat, StoppedError, StorageError
 from pdm.workqueue.wire.agent_requests import CopyItem, CopyRequest
 

@@ -23,7 +23,7 @@ from pdm.workqueue.helpers.gridftp.connections import (
     parent_path,
     server_path,
 )
-from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, SilentServerError
+from pdm.workqueue.helpers.gridftp.control import ControlChannel
 from pdm.workqueue.helpers.gridftp.event_loop import BrokenError, SilenceError, Waker, run_until_answered
 from pdm.workqueue.helpers.gridftp.replies import (
     ListingEntry,
@@ -33,6 +33,7 @@ from pdm.workqueue.helpers.gridftp.replies import (
     file_stat_in,
     size_of_directory_in,
 )
+from pdm.workqueue.helpers.gridftp.reply_reader import ChannelError, SilentServerError
 from pdm.workqueue.helpers.listing import DirectoryEntries, EntryReporter, directory_url, is_listed, report_alone
 from pdm.workqueue.helpers.operations import check_unchanged_since_listing, must_recheck
 from pdm.workqueue.helpers.storage import StoppedError, StorageError

@@ -15,11 +15,12 @@ from typing import TypeVar
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.gridftp import protection
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port
-from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel
+from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ControlChannel
 from pdm.workqueue.helpers.gridftp.data import DataConnection, StreamSink
 from pdm.workqueue.helpers.gridftp.event_loop import BrokenError, Channel, SilenceError, Waker, steps
 from pdm.workqueue.helpers.gridftp.protection import requires_encryption
 from pdm.workqueue.helpers.gridftp.replies import ListingEntry, Reply, WrappedEntries, read_listing, refusal
+from pdm.workqueue.helpers.gridftp.reply_reader import ChannelError
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts
 
 #: Idle seconds after which the server may have closed a channel.

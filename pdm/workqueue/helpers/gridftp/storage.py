@@ -12,11 +12,16 @@ from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.checksums import checksum_of
-from pdm.workqueue.helpers.gridftp.attribute_commands import mode_command, mtime_command
-from pdm.workqueue.helpers.gridftp.checksum_command import checksum_command, checksum_in, computes_checksums
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port, server_path
 from pdm.workqueue.helpers.gridftp.control import greets
 from pdm.workqueue.helpers.gridftp.download import Downloads
+from pdm.workqueue.helpers.gridftp.file_commands import (
+    checksum_command,
+    checksum_in,
+    computes_checksums,
+    mode_command,
+    mtime_command,
+)
 from pdm.workqueue.helpers.gridftp.replies import Reply, lacks_checksum, refusal, status_in
 from pdm.workqueue.helpers.gridftp.session import ControlSession
 from pdm.workqueue.helpers.gridftp.transfer import ThirdPartyTransfer, size_in
@@ -53,7 +58,7 @@ class GridFtpStorage(Storage):
         self._log = write
 
     def stat(self, url: str) -> FileStat | None:
-        path = path_of(url)
+        path = command_path(url)
         try:
             return status_in(self._ask(url, b"MLST " + path), path)
         except StorageError as error:
@@ -63,7 +68,7 @@ class GridFtpStorage(Storage):
 
     def entries(self, url: str) -> EntryIterator:
         seen, counted = 0, 0
-        for line in self._session.listing(url, path_of(url), self.timeouts):
+        for line in self._session.listing(url, command_path(url), self.timeouts):
             seen += 1
             if line.role:
                 counted = line.counted or counted
@@ -72,26 +77,26 @@ class GridFtpStorage(Storage):
         self.unnamed = max(counted - seen, 0)
 
     def make_directory(self, url: str) -> None:
-        self._accepted(url, b"MKD " + path_of(url))
+        self._accepted(url, b"MKD " + command_path(url))
 
     def remove(self, url: str, *, directory: bool) -> None:
-        self._accepted(url, (b"RMD " if directory else b"DELE ") + path_of(url))
+        self._accepted(url, (b"RMD " if directory else b"DELE ") + command_path(url))
 
     def rename(self, source: str, destination: str, *, replace: bool) -> None:
         # The server's rename replaces files silently.
         if not replace and self.stat(destination) is not None:
             raise StorageError(f"{destination} is there", errno=errno.EEXIST)
-        self._accepted(source, b"RNFR " + path_of(source), b"RNTO " + path_of(destination))
+        self._accepted(source, b"RNFR " + command_path(source), b"RNTO " + command_path(destination))
 
     def check_readable(self, url: str) -> None:
-        reply = self._ask(url, checksum_command(ChecksumAlgorithm.ADLER32, path_of(url), 1))
+        reply = self._ask(url, checksum_command(ChecksumAlgorithm.ADLER32, command_path(url), 1))
         if not reply.good:
             error = refusal(reply)
             if not lacks_checksum(error):
                 raise error
 
     def size(self, url: str) -> int:
-        return size_in(self._ask(url, b"SIZE " + path_of(url)))
+        return size_in(self._ask(url, b"SIZE " + command_path(url)))
 
     def version(self, url: StorageUrl) -> FileVersion:
         try:
@@ -103,16 +108,16 @@ class GridFtpStorage(Storage):
     # -- attributes
 
     def set_mtime(self, url: StorageUrl, mtime: int) -> None:
-        self._accepted(url, mtime_command(path_of(url), mtime))
+        self._accepted(url, mtime_command(command_path(url), mtime))
 
     def set_mode(self, url: StorageUrl, mode: int) -> None:
-        self._accepted(url, mode_command(path_of(url), mode))
+        self._accepted(url, mode_command(command_path(url), mode))
 
     # -- checksums
 
     def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         """From the server, or by reading the file if it does not compute the algorithm."""
-        command = checksum_command(algorithm, path_of(url))
+        command = checksum_command(algorithm, command_path(url))
         reply = self._session.ask(url, command, timeouts=self.timeouts.with_slack())
         found = self._answered(algorithm, reply)
         if found is not None:
@@ -121,7 +126,7 @@ class GridFtpStorage(Storage):
         return self._checksum_by_reading(url, algorithm)
 
     def _checksum_by_reading(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
-        with contextlib.closing(self._downloads.content(url, path_of(url), self.timeouts, self._log)) as pieces:
+        with contextlib.closing(self._downloads.content(url, command_path(url), self.timeouts, self._log)) as pieces:
             return checksum_of(algorithm, pieces)
 
     @staticmethod
@@ -156,7 +161,7 @@ class GridFtpStorage(Storage):
         if not computes_checksums(algorithm, *channels.values()):
             return super().checksums(source, destination, size, algorithm)
         for scope, url in urls.items():
-            command = checksum_command(algorithm, path_of(url))
+            command = checksum_command(algorithm, command_path(url))
             channels[scope].send(command, _keeping(replies, scope), many_lines=True)
         # After an error the other checksum, which may take long, is not needed.
         self._session.run(tuple(channels.values()), timeouts, check)
@@ -177,7 +182,7 @@ class GridFtpStorage(Storage):
         checksum: ChecksumAlgorithm | None,
         arrived: ProgressCallback,
     ) -> str | None:
-        path_of(source), path_of(temporary)
+        command_path(source), command_path(temporary)
         transfer = ThirdPartyTransfer(self._session, source, temporary, self.timeouts, arrived, self._log)
         try:
             transfer.run(may_restart=partial(computes_checksums, ChecksumAlgorithm.ADLER32))
@@ -210,7 +215,7 @@ class GridFtpStorage(Storage):
         timeouts = Timeouts(_GONE_S, 0.0, min(self.timeouts.until, time.monotonic() + _GONE_S))
         for scope, url in ((FailureScope.SOURCE, source), (FailureScope.DESTINATION, temporary)):
             try:
-                self._session.ask(url, b"SIZE " + path_of(url), timeouts=timeouts)
+                self._session.ask(url, b"SIZE " + command_path(url), timeouts=timeouts)
             except StorageError:
                 return scope
         return FailureScope.TRANSFER
@@ -232,7 +237,7 @@ class GridFtpStorage(Storage):
         self._session.resume()
 
 
-def path_of(url: str) -> bytes:
+def command_path(url: str) -> bytes:
     """The path of a URL as its server expects it; raises `StorageError` if it contains CR LF.
 
     Servers take what is before CR LF as the whole path, which may be another file.

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.helpers.gridftp.block_mode import data_header, end_header
 from pdm.workqueue.helpers.gridftp.connections import streams_to
-from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel
+from pdm.workqueue.helpers.gridftp.control import ControlChannel
 from pdm.workqueue.helpers.gridftp.data import DataConnection, NoSink, PendingError
 from pdm.workqueue.helpers.gridftp.event_loop import Channel
 from pdm.workqueue.helpers.gridftp.replies import Reply, refusal
+from pdm.workqueue.helpers.gridftp.reply_reader import ChannelError
 from pdm.workqueue.helpers.gridftp.session import ControlSession
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
 

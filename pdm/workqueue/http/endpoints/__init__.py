@@ -8,6 +8,7 @@ from pdm.workqueue.http.endpoint import Endpoint
 from pdm.workqueue.http.endpoints import (
     activity,
     credentials,
+    delegations,
     elements,
     events,
     holds,
@@ -28,8 +29,8 @@ ROOT = "/workqueue/api/v1.0"
 
 
 _MODULES = (
-    *(jobs, holds, elements, reasons, receipts, events, schedules, sites, credentials, logins, notifications, activity),
-    *(nodes, service, peers),
+    *(jobs, holds, elements, reasons, receipts, events, schedules, sites, delegations, credentials, logins),
+    *(notifications, activity, nodes, service, peers),
 )
 
 

@@ -72,7 +72,7 @@ async def hold_job(
     errors=(ForbiddenError, JobNotFoundError),
 )
 async def resume_job(api: ApiContext, caller: Caller, job_id: int, key: IdempotencyKey | None) -> JobView:
-    """It is no error if the job is not held by a person. What waits for a credential or for tape goes on waiting."""
+    """It is no error if the job is not held by a person. What waits for a credential or for tape still waits."""
     job = await api.job(job_id, caller.scope)
 
     def after_commit(_job: JobRecord) -> None:
@@ -103,7 +103,7 @@ async def resume_job(api: ApiContext, caller: Caller, job_id: int, key: Idempote
     errors=(InvalidInputError, JobNotFoundError),
 )
 async def change_job(api: ApiContext, caller: Caller, job_id: int, body: ChangeJob) -> JobView:
-    """From the next claim on; what runs goes on. A job that has ended is returned unchanged."""
+    """From the next claim on; what runs continues. A job that has ended is returned unchanged."""
     changes = JobEdit(
         priority=None if body.priority is UNSET else body.priority,
         max_active=Unchanged.UNCHANGED if body.max_active is UNSET else body.max_active,

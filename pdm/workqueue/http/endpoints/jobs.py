@@ -36,6 +36,7 @@ from pdm.workqueue.store import mail, selected_retries, users
 from pdm.workqueue.store.chains import NoPredecessorError
 from pdm.workqueue.store.idempotency import IdempotencyConflictError, IdempotencyKey
 from pdm.workqueue.store.jobs import JobFilter
+from pdm.workqueue.store.outages import expect_rows
 from pdm.workqueue.store.selected_retries import Retried, RetrySelection
 from pdm.workqueue.telemetry.logging import log_ended, log_submitted
 from pdm.workqueue.wire.requests import (
@@ -322,6 +323,7 @@ async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: I
         new = await api.in_thread(job_from_request, api, caller.user_id, submission)
     else:
         new = job_from_request(api, caller.user_id, submission)
+    expect_rows(len(new.more))
     if new.options.get("notify"):
         await _require_address(api, caller)
     needs = credential_needs(api, new)

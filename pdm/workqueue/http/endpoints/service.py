@@ -13,7 +13,7 @@ from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoint import Allow, endpoint
-from pdm.workqueue.http.endpoints.credentials import delegation_id
+from pdm.workqueue.http.endpoints.delegations import delegation_id
 from pdm.workqueue.http.endpoints.sites import checked_message, lift, require_operator, restrict
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFoundError
 from pdm.workqueue.http.views import route_view, whole_seconds

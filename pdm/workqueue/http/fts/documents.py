@@ -70,6 +70,7 @@ _OF_FILES = frozenset(
 )
 #: First letter of ``verify_checksum`` → whether checksums are compared.
 CHECKSUM_MODES: Mapping[str, bool] = MappingProxyType({"b": True, "s": True, "t": True, "n": False})
+_ALGORITHMS = frozenset(each.value for each in ChecksumAlgorithm)
 _MODE_WORDS = frozenset({"both", "source", "target", "none", *CHECKSUM_MODES})
 
 
@@ -273,7 +274,7 @@ def _checksum_mode(value: object, transfers: Sequence[FtsTransfer]) -> tuple[str
     if compares:
         for transfer in transfers:
             algorithm = transfer.checksum[0]
-            if algorithm and algorithm not in list(ChecksumAlgorithm):
+            if algorithm and algorithm not in _ALGORITHMS:
                 raise InvalidInputError(
                     f"files[{transfer.file_index}]: {algorithm[:_SHOWN]} is not computed here: use one of"
                     f" {', '.join(ChecksumAlgorithm)}, or verify_checksum=none"
@@ -356,7 +357,7 @@ def _size(value: object, place: str) -> int:
     return size
 
 
-def _urls(file: Mapping[str, Any], key: str, place: str, servers: ServersOfUrls) -> list[FileUrl]:
+def _urls(file: Mapping[str, Any], key: str, place: str, servers: ServersOfUrls) -> tuple[FileUrl, ...]:
     urls = file.get(key)
     if urls is None:
         raise InvalidInputError(f"Missing parameter: {place}.{key}")
@@ -375,4 +376,4 @@ def _urls(file: Mapping[str, Any], key: str, place: str, servers: ServersOfUrls)
             raise InvalidInputError(f"{place}.{key}: a URL of a file does not end with a slash ({url[:_SHOWN]})")
     if len(found) > 1 and len({(each.server, each.path) for each in found}) < len(found):
         raise InvalidInputError(f"{place}.{key}: a URL is given twice")
-    return found
+    return tuple(found)

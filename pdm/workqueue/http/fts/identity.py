@@ -11,7 +11,7 @@ from pdm.workqueue.domain.fts import BASE_ID, vo_id
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.access import Role
 from pdm.workqueue.http.endpoint import PlainText
-from pdm.workqueue.http.endpoints.credentials import (
+from pdm.workqueue.http.endpoints.delegations import (
     delegation_id,
     delete_delegation,
     get_delegation_request,

@@ -17,7 +17,7 @@ from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoint import JsonStream, json_array
-from pdm.workqueue.http.endpoints.credentials import delegation_id
+from pdm.workqueue.http.endpoints.delegations import delegation_id
 from pdm.workqueue.http.fts import submission
 from pdm.workqueue.http.fts.calls import FtsAnswer, FtsCall
 from pdm.workqueue.http.fts.documents import read_document, read_submission
@@ -339,7 +339,7 @@ async def _changed(call: FtsCall, ids: Sequence[str], going: Sequence[FtsJob]) -
 async def cancel_files(call: FtsCall) -> FtsAnswer:
     """Cancel files; the state of each.
 
-    One that another daemon is copying goes on, unless all others of its job that have not ended are named as well.
+    One that another daemon is copying continues, unless all others of its job that have not ended are named as well.
     """
     api = call.api
     job = await own_job(api, call.caller, call.values["job_id"])

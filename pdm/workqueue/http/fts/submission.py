@@ -25,6 +25,7 @@ from pdm.workqueue.http.fts.urls import ServerOfUrl
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError
 from pdm.workqueue.store import fts
 from pdm.workqueue.store.fts import DuplicateFtsJobError, NewFtsFile, NewFtsJob, NewFtsPart
+from pdm.workqueue.store.outages import expect_rows
 from pdm.workqueue.telemetry.logging import log_submitted
 from pdm.workqueue.wire.requests import SubmitJob
 
@@ -105,6 +106,7 @@ async def _submit(api: ApiContext, caller: Caller, vo_name: str, submission: Fts
                 api.deadline_added()
         api.wake()
 
+    expect_rows(sum(len(part.files) for part in new.parts))
     await api.commit("register a job of FTS", fts.submit, new, register, now, then=then)
     return fts_id
 

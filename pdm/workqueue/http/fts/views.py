@@ -20,7 +20,7 @@ from pdm.workqueue.domain.fts import (
     storage_element,
 )
 from pdm.workqueue.domain.jobs import CancelReason, ElementRecord
-from pdm.workqueue.http.endpoints.credentials import delegation_id
+from pdm.workqueue.http.endpoints.delegations import delegation_id
 from pdm.workqueue.store.fts import FtsFile, FtsJob
 
 _CANCELED = "Job canceled by the user"

@@ -1,13 +1,16 @@
-"""Attributes of files at GridFTP servers: MFMT and SITE CHMOD, alone and pipelined."""
+"""Commands about files at GridFTP servers: checksums (CKSM), times (MFMT), permissions (SITE CHMOD); also pipelined."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.helpers.checksums import from_hexadecimal
 from pdm.workqueue.helpers.gridftp.control import ControlChannel
-from pdm.workqueue.helpers.gridftp.copy_checks import PipelinedFile
+from pdm.workqueue.helpers.gridftp.pipelined_files import PipelinedFile
 from pdm.workqueue.helpers.gridftp.replies import Reply, file_stat_in
 from pdm.workqueue.helpers.preserving import UNKNOWN, values_of
 from pdm.workqueue.helpers.storage import FileStat, StorageError
@@ -84,3 +87,25 @@ class PipelinedAttributes:
     def _lacks(self, file: PipelinedFile, name: PreservedAttribute, why: str) -> None:
         file.not_preserved.append(name)
         self._log(file.key, f"{name} is not preserved: {why}")
+
+
+#: Of as many bytes as a file has.
+_WHOLE_FILE = -1
+_VALUE = re.compile(r"213 ([0-9a-fA-F]+)\Z")
+_SEPARATORS = re.compile(r"[^A-Za-z0-9]+")
+
+
+def checksum_command(algorithm: ChecksumAlgorithm, path: bytes, length: int = _WHOLE_FILE) -> bytes:
+    """The command for the checksum of the first ``length`` bytes of a file."""
+    return b"CKSM %s 0 %d %s" % (algorithm.encode(), length, path)
+
+
+def checksum_in(algorithm: ChecksumAlgorithm, reply: Reply) -> str | None:
+    """The checksum in a reply, in lower-case hexadecimal digits; None if there is none of this algorithm."""
+    found = _VALUE.match(reply.text)
+    return from_hexadecimal(algorithm, found.group(1)) if found is not None else None
+
+
+def computes_checksums(algorithm: ChecksumAlgorithm, *channels: ControlChannel) -> bool:
+    """Whether servers compute an algorithm, by their lists of features: ``MD5:10;ADLER32:10`` or ``MD5,ADLER32``."""
+    return all(algorithm in _SEPARATORS.split(channel.features.get("CKSM", "").upper()) for channel in channels)
