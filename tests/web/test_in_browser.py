@@ -16,7 +16,8 @@ pytestmark = pytest.mark.full
 
 
 def test_a_copy_is_watched_until_its_end(site: Site, chromium: Chromium) -> None:
-    job = site.submit("copy", label="watched", dummy={"files": 40, "size": 10**6, "delay": 0.1})
+    dummy = {"files": 40, "size": 10**6, "delay": 0.4}
+    job = site.submit("copy", label="watched", max_active=1, dummy=dummy)
     page = chromium.open(f"/web/jobs/{job}")
     expect(page.locator("h1 .badge")).to_contain_text("RUNNING")
     expect(page.locator("#connection")).to_contain_text("live")
