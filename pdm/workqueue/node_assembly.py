@@ -151,6 +151,7 @@ def connect_lease(parts: Assembly) -> None:
         on_lost=partial(parts.executor.end_all, Ending.LOST),
         on_cancelled=parts.executor.cancel,
         on_work=parts.claimer.wake,
+        on_counted=parts.settler.add_up,
     )
     parts.lease.on_renewed.append(parts.pool.hold_lease)
 

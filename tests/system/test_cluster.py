@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 
@@ -163,4 +164,22 @@ def test_a_killed_daemon_is_replaced_within_its_lease_and_five_seconds(
     seconds = until("it is taken over", lambda: cluster.running_on(job) == {"node1"}, 30.0)
     print(f"taken over after {seconds:.1f} s")  # noqa: T201 - a figure
     assert seconds < LEASE_S + 5
+    cluster.start()
+
+
+def test_what_a_killed_daemon_has_counted_apart_is_added_up_by_another(cluster: Cluster) -> None:
+    """It has stored that the element is DONE, and is killed before it adds that to the counters of the job."""
+    job, name, _ = begin(cluster, 0)
+    cluster.query(
+        "WITH ended AS (UPDATE job_elements SET status = 'DONE', worker_id = NULL WHERE job_id = :job RETURNING job_id)"
+        " INSERT INTO job_counts (job_id, done, bytes_total, bytes_done, already_there, bytes_already_there)"
+        " SELECT job_id, 1, 0, 0, 0, 0 FROM ended RETURNING job_id",
+        job=job,
+    )
+    (gone,) = (node for node in cluster.nodes if node.directory.name == name)
+    (other,) = (node for node in cluster.nodes if node is not gone)
+    gone.kill()
+    ended = other.wait_for("admin", job, timeout_s=60)
+    assert (ended["status"], ended["num_done"], ended["num_running"]) == ("DONE", 1, 0)
+    assert len(re.findall(rf"job {job} of user \S+ ended DONE", other.log_path.read_text())) == 1
     cluster.start()

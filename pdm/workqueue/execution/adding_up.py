@@ -1,4 +1,4 @@
-"""Adds to the counters of jobs what this daemon has counted apart from them: see `pdm.workqueue.store.job_counts`."""
+"""Adds to the counters of jobs what was counted apart from them: see `pdm.workqueue.store.job_counts`."""
 
 from __future__ import annotations
 

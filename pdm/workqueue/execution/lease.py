@@ -16,12 +16,11 @@ from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import boot_seconds
 from pdm.workqueue.domain.jobs import ClaimToken
-from pdm.workqueue.store import counted_apart, job_counts, leases, nodes
+from pdm.workqueue.store import job_counts, leases, nodes
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError
 from pdm.workqueue.store.leases import FindBegun, Registration, WorkerIdentity
 from pdm.workqueue.telemetry.background import Background, DueTimer, Periodic, ReportedError
-from pdm.workqueue.telemetry.logging import log_ended
 
 #: Seconds after a failed renewal.
 _PAUSE_AFTER_ERROR_S = 1.0
@@ -67,6 +66,7 @@ class Lease:
     _on_lost: Callable[[], Awaitable[None]] | None = None
     _on_cancelled: Callable[[int], None] = lambda job_id: None
     _on_work: Callable[[], None] = lambda: None
+    _on_counted: Callable[[Collection[int]], None] = lambda jobs: None
     _is_ours: bool = False
     #: How often the lease was lost, because it was not renewed in time.
     expired: int = field(default=0, init=False)
@@ -85,6 +85,7 @@ class Lease:
         on_lost: Callable[[], Awaitable[None]],
         on_cancelled: Callable[[int], None],
         on_work: Callable[[], None],
+        on_counted: Callable[[Collection[int]], None] = lambda jobs: None,
     ) -> None:
         """Set the callbacks; separate from the constructor because the claimer needs the lease.
 
@@ -94,12 +95,14 @@ class Lease:
             on_lost: ends all running batches.
             on_cancelled: ends what runs of a job.
             on_work: there is something to claim.
+            on_counted: to the counters of jobs must be added what stands apart from them.
         """
         self._known = known
         self._claims_over = claims_over
         self._on_lost = on_lost
         self._on_cancelled = on_cancelled
         self._on_work = on_work
+        self._on_counted = on_counted
 
     @property
     def is_held(self) -> bool:
@@ -304,18 +307,12 @@ class Lease:
         if total:
             self._log.warn("{count} elements of a daemon that is gone go back to the queue", count=total)
             self._on_work()
-        await self._add_up_counters()
+        # A daemon that is gone may have counted some apart from their jobs.
+        self._on_counted(await self.database.read("find counters to add up", job_counts.jobs_with_counts))
         left_s = await self.database.run_for_lease(
             "find the next end of a lease", nodes.seconds_to_next_end, self.worker.incarnation
         )
         return self.lease_s if left_s is None else left_s + _AFTER_END_S
-
-    async def _add_up_counters(self) -> None:
-        """Add to the counters of jobs what a daemon that is gone has counted apart."""
-        if await self.database.read("find counters to add up", job_counts.jobs_with_counts):
-            added = await self.database.run("add up counters", counted_apart.add_up, self.clock())
-            for job in added.finished:
-                log_ended(job)
 
 
 def _conflict_message(worker: WorkerIdentity, held: Registration) -> str:
