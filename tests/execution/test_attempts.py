@@ -87,6 +87,38 @@ async def drained(settler: Settler, clock: Clock) -> None:
 
 
 @pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("follows", [True, False])
+async def test_a_listing_and_its_only_file_share_a_transaction_but_not_for_long(
+    database: Database, store: Store, follows: bool
+) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [1])
+    (verdict,) = done(*store.claim())
+    settled: list[tuple[bool, bool]] = []
+    clock = Clock()
+    settler = Settler(
+        reactor=clock,
+        database=database,
+        worker="w",
+        clock=lambda: START,
+        on_settled=lambda leftover, waiting: settled.append((leftover, waiting)),
+    )
+    settler.submit(verdict, is_followed=True)(ClosedLog(True, LogSpan(0, 10)))
+    await deferLater(reactor, 0.05)
+    assert settled == []
+    assert settler.attempts() == {verdict.token}
+    if follows:
+        # A claim that is lost; it is stored, or not, at once.
+        settler.submit(verdict._replace(token=verdict.token._replace(attempt=9)))(ClosedLog(True, LogSpan(10, 10)))
+    else:
+        clock.advance(0.06)
+    while settler.backlog:
+        await deferLater(reactor, 0.005)
+    assert settled == [(False, False)]
+    assert store.job(job.id).status is JobStatus.DONE
+
+
+@pytest_twisted.ensureDeferred
 async def test_nothing_new_begins_while_results_wait_for_the_database(
     database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

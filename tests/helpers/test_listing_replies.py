@@ -80,6 +80,8 @@ def test_every_name_comes_through_wherever_the_pieces_are_cut(names: list[bytes]
         b"Type=file;Size=99999999999999999999999999; far too large",
         b"Type=file;Size=3; ",
         b"Type=file;Size=3; nul\0",
+        b"Type=file;Modify=20261123194518;Size=6;UNIX.mode=0644; ",
+        b"Type=file;Modify=20261123194518;Size=6;UNIX.mode=0644; nul\0",
         b"=;; ",
         b"",
     ],
@@ -88,6 +90,13 @@ def test_an_entry_that_cannot_be_true_is_a_bad_listing(line: bytes) -> None:
     with pytest.raises(StorageError) as caught:
         read_entry(line)
     assert caught.value.code == "BAD_LISTING"
+
+
+@pytest.mark.parametrize("size", [6, 7])
+@pytest.mark.parametrize("name", [b"one", b"two; three", b"; ", b"Size=9;Type=dir; x"])
+def test_files_of_the_same_facts_have_their_own_names(size: int, name: bytes) -> None:
+    found = read_entry(b"Type=file;Modify=20261123194518;Size=%d;UNIX.mode=0644; %b" % (size, name))
+    assert (found.name, found.file_stat.size, found.file_stat.mtime) == (name, size, WHEN)
 
 
 def test_the_largest_size_of_the_database_is_legal() -> None:

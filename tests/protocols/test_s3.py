@@ -232,6 +232,25 @@ def test_a_large_file_goes_in_parts_and_nobody_sees_it_before(
     assert (tmp_path / "back").read_bytes() == content
 
 
+def test_ranges_of_two_versions_are_found_at_a_server_that_ignores_conditions(
+    helper: HelperProcess, server: SmallS3Server, tmp_path: Path
+) -> None:
+    content, other = os.urandom(2 * _PART), os.urandom(2 * _PART)
+    server.put("large", content)
+
+    def replaced(request: S3Request) -> S3Reply | None:
+        start, _, end = request.headers.get("range", "").removeprefix("bytes=").partition("-")
+        if request.method != "GET" or int(start or 0) != _PART:
+            return None
+        headers = {"Content-Range": f"bytes {start}-{end}/{len(other)}", "ETag": f'"{server.tag_of(other)}"'}
+        return S3Reply(206, other[_PART:], headers)
+
+    server.rules.append(replaced)
+    done = _copy(helper, _url(server, "large"), f"file://{tmp_path}/back", len(content))
+    assert judged("s3", done) == "source SIZE_CHANGED"
+    assert list(tmp_path.glob("*back*")) == []
+
+
 def _cut(request: S3Request, content: bytes) -> S3Reply | None:
     start, _, end = request.headers.get("range", "").removeprefix("bytes=").partition("-")
     if request.method != "GET" or int(start or 0) != _PART:

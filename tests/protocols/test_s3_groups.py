@@ -117,6 +117,42 @@ def test_local_files_go_in_groups_and_replace_nothing(
     assert asked == ({"PUT"} if page == 1000 else {"HEAD", "PUT"})
 
 
+@pytest.mark.parametrize("heeds", [True, False])
+def test_a_server_that_heeds_conditions_is_not_asked_before(
+    environment: dict[str, str], server: SmallS3Server, tmp_path: Path, heeds: bool
+) -> None:
+    """It has shown it with an object of the first group."""
+    server.has_conditions = heeds
+    files = _small_files(tmp_path)
+    pairs = [(f"file://{path}", _url(server, f"g/{path.name}"), path.stat().st_size) for path in files]
+    later = [(source, url.replace("/g/f", "/g/later"), size) for source, url, size in pairs]
+
+    def writes_meanwhile(request: S3Request) -> None:
+        # After the names were listed.
+        if request.method == "PUT" and request.key.startswith(b"g/later") and b"g/later05" not in server.objects:
+            server.put("g/later05", b"another")
+
+    with HelperProcess(RELAY, environment) as helper:
+        first, _ = _copy_all(helper, pairs, "never")
+        assert {type(event) for event in first.values()} == {DoneEvent}
+        server.seen.clear()
+        if heeds:
+            server.rules.append(writes_meanwhile)
+        ended, _ = _copy_all(helper, later, "never")
+    failed = {key: judged("s3", event) for key, event in ended.items() if not isinstance(event, DoneEvent)}
+    looks = [request for request in server.seen if request.query.get("prefix", "").startswith("g/later")]
+    if heeds:
+        assert failed == {5: "destination EXISTS"}
+        assert server.objects[b"g/later05"][0] == b"another"
+        # Only the one that was there then is copied alone.
+        assert {what for n in range(40) if n != 5 for what in server.whats(b"g/later%02d" % n)} == {"PUT"}
+    else:
+        assert failed == {}
+    assert bool(looks) != heeds
+    # No temporary name of theirs has ever been there, in any case.
+    assert not [request for request in server.seen if b".pdm-" in request.key.lower() and request.method != "PUT"]
+
+
 @pytest.mark.parametrize("verify", ["size", "checksum"])
 def test_objects_that_the_server_does_not_confirm_are_looked_at(
     helper: HelperProcess, server: SmallS3Server, tmp_path: Path, verify: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -339,24 +340,33 @@ def test_an_endpoint_names_its_api(service: TestService, tape: TapeServer, place
     assert tape.count("discover") == 1
 
 
-@pytest.mark.full
 @pytest.mark.timeout(180)
-def test_a_daemon_that_is_killed(storages: TestStorages, tape: TapeServer, places: Places, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "named",
+    [
+        ["polled"],
+        pytest.param(["looked at", "requested", "accepted", "copied", "released", "archiving"], marks=pytest.mark.full),
+    ],
+    ids=["polled", "others"],
+)
+def test_a_daemon_that_is_killed(
+    named: list[str], storages: TestStorages, tape: TapeServer, places: Places, tmp_path: Path
+) -> None:
     """kill -9 when the request is announced, sent, polled, when files are copied, released, and archived."""
     service = new_service(storages, tape, tmp_path)
     service.start()
     service.delegate("alice")
-    moments: list[tuple[str, Callable[[], object]]] = [
-        ("looked at", lambda: tape.count("archiveinfo")),
-        ("requested", lambda: tape.arrived["stage"]),
-        ("accepted", lambda: tape.count("stage")),
-        ("polled", lambda: tape.count("status") > 1),
-        ("copied", lambda: list(places.b.rglob("file 1"))),
-        ("released", lambda: tape.arrived["release"]),
-        ("archiving", lambda: tape.count("archiveinfo") > 2),
-    ]
+    moments: dict[str, Callable[[], object]] = {
+        "looked at": lambda: tape.count("archiveinfo"),
+        "requested": lambda: tape.arrived["stage"],
+        "accepted": lambda: tape.count("stage"),
+        "polled": lambda: tape.count("status") > 1,
+        "copied": lambda: list(places.b.rglob("file 1")),
+        "released": lambda: tape.arrived["release"],
+        "archiving": lambda: tape.count("archiveinfo") > 2,
+    }
     try:
-        for number, (moment, has_come) in enumerate(moments):
+        for number, moment in enumerate(named):
             tape.reset()
             tape.recall_s, tape.migrate_s = 0.5, 2.0
             if moment == "requested":
@@ -367,7 +377,7 @@ def test_a_daemon_that_is_killed(storages: TestStorages, tape: TapeServer, place
                 tape.put_to_tape(path)
             target = places.b / f"new{number}"
             job = copy(service, source, target, stage=True, archive=True)
-            until(has_come, service)
+            until(moments[moment], service)
             service.kill()
             service.start()
             assert ended(service, job)["status"] == "DONE", (moment, elements(service, job))
@@ -377,7 +387,8 @@ def test_a_daemon_that_is_killed(storages: TestStorages, tape: TapeServer, place
             assert tape.count("stage") <= 2, moment
             if moment not in ("looked at", "requested", "accepted"):
                 # Of a request whose name was lost, the lifetime ends: the kill may come before it is stored.
-                until(lambda: any(request.released for request in tape.requests.values()), service)
+                (request,) = tape.requests.values()
+                until(partial(request.released.issuperset, list(map(str, files))), service)
     finally:
         service.kill()
 

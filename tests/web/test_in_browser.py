@@ -10,13 +10,14 @@ import pytest
 from playwright.sync_api import expect
 
 from pdm.workqueue.domain.formatting import display_name
-from tests.web.browser import HOSTILE_NAMES, Chromium, Site
+from tests.web.browser import HOSTILE_NAMES, Chromium, Site, violations
 
 pytestmark = pytest.mark.full
 
 
 def test_a_copy_is_watched_until_its_end(site: Site, chromium: Chromium) -> None:
-    job = site.submit("copy", label="watched", dummy={"files": 40, "size": 10**6, "delay": 0.1})
+    dummy = {"files": 40, "size": 10**6, "delay": 0.4}
+    job = site.submit("copy", label="watched", max_active=1, dummy=dummy)
     page = chromium.open(f"/web/jobs/{job}")
     expect(page.locator("h1 .badge")).to_contain_text("RUNNING")
     expect(page.locator("#connection")).to_contain_text("live")
@@ -53,6 +54,17 @@ def test_a_failure_is_looked_into_and_retried(site: Site, chromium: Chromium) ->
     # The message is shown once.
     page.reload()
     expect(page.locator(".message")).to_have_count(0)
+
+
+def test_what_to_do_about_a_failure_is_seen_on_a_telephone(site: Site, chromium: Chromium) -> None:
+    page = chromium.open(f"/web/jobs/{site.jobs['failed']}", width=360)
+    group = page.locator("#errors")
+    for part in (group.get_by_text("Ask the owner"), group.get_by_role("button", name="Retry these")):
+        box = part.first.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+    assert violations(page) == []
 
 
 def test_a_job_is_cancelled_by_the_keyboard_alone(site: Site, chromium: Chromium) -> None:

@@ -39,8 +39,10 @@ from pdm.workqueue.telemetry.logging import log_ended
 #: Verdicts per transaction at most; bounds how long the writer is busy.
 _MOST_AT_ONCE = 1000
 #: After a transaction of `_MANY` verdicts, the next one begins once there are `_ENOUGH`, or after so many seconds: a
-#: transaction of ten costs as much as one of sixty. A few verdicts wait for nothing.
+#: transaction of ten costs as much as one of sixty. A few verdicts wait for nothing, but that of a listing for as long
+#: for that of its only file, which has begun already: a job of one file has a transaction less.
 _MANY, _ENOUGH, _GATHER_S = 8, 100, 0.05
+_PAIR = 2
 _PAUSE_AFTER_ERROR_S = 1.0
 
 
@@ -77,26 +79,29 @@ class Settler:
         self._busy = False
         #: Fires when there are enough verdicts for the next transaction; None while it is not waited for.
         self._gathering: Deferred[None] | None = None
+        self._enough = _ENOUGH
         self._idle_waiters: list[Deferred[None]] = []
         self._adding_up = AddingUp(reactor, database, clock, self._wake_idle)
 
-    def submit(self, verdict: Verdict) -> Callable[[ClosedLog], None]:
+    def submit(self, verdict: Verdict, *, is_followed: bool = False) -> Callable[[ClosedLog], None]:
         """Accept a verdict, which is settled once its log is on disk.
+
+        ``is_followed``: whether another verdict of its job is likely to follow at once.
 
         Returns:
             A callback for that; also called if the log could not be written, which the log store reports itself.
         """
         self._awaited += 1
         self._tokens.add(verdict.token)
-        return partial(self._ready, verdict)
+        return partial(self._ready, verdict, is_followed)
 
-    def _ready(self, verdict: Verdict, closed: ClosedLog) -> None:
+    def _ready(self, verdict: Verdict, is_followed: bool, closed: ClosedLog) -> None:
         self._awaited -= 1
         self._pending.append(verdict.with_log(closed.span))
         if not self._busy:
             self._busy = True
-            start_background("settle", self._settle_all())
-        elif len(self._pending) >= _ENOUGH:
+            start_background("settle", self._settle_all(_PAIR if is_followed else 1))
+        elif len(self._pending) >= self._enough:
             self._end_gathering()
 
     async def note_begun(self, token: ClaimToken, found: Mapping[str, Any]) -> bool:
@@ -133,11 +138,13 @@ class Settler:
             self._end_gathering()
             await waiter
 
-    async def _settle_all(self) -> None:
+    async def _settle_all(self, enough: int) -> None:
+        """Settle all verdicts; the first transaction waits until there are ``enough``."""
         # After an error: a hanging session may have locked one job, so the other verdicts do not wait for it.
         skip_locked = False
         at_once = _MOST_AT_ONCE
         try:
+            await self._gather(enough)
             while self._pending:
                 verdicts = self._pending[:at_once]
                 try:
@@ -198,7 +205,7 @@ class Settler:
                     if is_stuck:
                         await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
                 elif len(verdicts) >= _MANY:
-                    await self._gather()
+                    await self._gather(_ENOUGH)
         finally:
             self._busy = False
             self._wake_idle()
@@ -208,10 +215,11 @@ class Settler:
         for waiter in waiters:
             waiter.callback(None)
 
-    async def _gather(self) -> None:
+    async def _gather(self, enough: int) -> None:
         """Wait until there are enough verdicts for the next transaction."""
-        if len(self._pending) >= _ENOUGH or self._idle_waiters:
+        if len(self._pending) >= enough or self._idle_waiters:
             return
+        self._enough = enough
         gathering = self._gathering = Deferred()
         timer = self._reactor.callLater(_GATHER_S, self._end_gathering)
         await gathering
@@ -399,11 +407,12 @@ class RunningAttempt:
         not_before: datetime | None = None,
         skipped: int = 0,
         not_preserved: str | None = None,
+        is_followed: bool = False,
     ) -> None:
         """Write the last line of the log, and submit the verdict.
 
         ``words`` are appended to that line, ``moved`` are the bytes transferred over the network, including those that
-        were discarded; for the other arguments see `Verdict`.
+        were discarded; for ``is_followed`` see `Settler.submit`, for the other arguments `Verdict`.
         """
         began, record, context = self.begin(now), self.record, self.context
         # A LIST element is not one of the files of the job.
@@ -432,7 +441,7 @@ class RunningAttempt:
         )
         context.settler.counts.submitted(verdict.token, self.job, record.type)
         last_line = f"outcome={outcome} rc={code} bytes={moved} seconds={seconds:.3f}{words}"
-        context.logs.end(self._ref, last_line, context.settler.submit(verdict))
+        context.logs.end(self._ref, last_line, context.settler.submit(verdict, is_followed=is_followed))
 
     def forget(self, why: str) -> None:
         """Close its log without a verdict: another daemon may have the claim by now."""

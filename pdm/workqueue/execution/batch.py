@@ -169,7 +169,7 @@ class RunningBatch:
             self.end(Ending.HELD)
         else:
             attempts, waiting = self.verdicts.open, self.not_begun()
-            self.give_back([key for key in waiting if attempts[key].record.job_id == job_id], Ending.HELD)
+            self.return_elements([key for key in waiting if attempts[key].record.job_id == job_id], Ending.HELD)
 
     def not_begun(self) -> list[int]:
         """Keys of elements that its helper has not begun and can give back, in the order in which it begins them."""
@@ -178,7 +178,7 @@ class RunningBatch:
         gone = self.verdicts.cancelled | self.verdicts.withdrawn.keys()
         return [key for key, each in self.verdicts.open.items() if each.began is None and key not in gone]
 
-    def give_back(self, keys: Sequence[int], why: Ending = Ending.GIVEN_BACK) -> None:
+    def return_elements(self, keys: Sequence[int], why: Ending = Ending.GIVEN_BACK) -> None:
         """Return some elements that its helper has not begun to the queue, unless it begins them meanwhile."""
         if keys and self._agent is not None:
             self.verdicts.withdrawn.update(dict.fromkeys(keys, why))

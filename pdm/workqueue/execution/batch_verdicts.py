@@ -55,6 +55,7 @@ class BatchVerdicts:
         moved: bytes transferred over the network.
         attempts: number of attempts that ended and count.
         failed: how many of them with `ROUTE_FAILURES`.
+        is_followed: whether the only file of its listing has begun already.
     """
 
     batch: Batch
@@ -71,6 +72,7 @@ class BatchVerdicts:
     moved: int = 0
     attempts: int = 0
     failed: int = 0
+    is_followed: bool = False
     #: Whether an element is done that `SiteHealth` was not notified of.
     _has_worked: bool = False
 
@@ -142,6 +144,7 @@ class BatchVerdicts:
             already_there=event.already_there,
             skipped=self.skipped(),
             not_preserved=",".join(event.not_preserved) or None,
+            is_followed=self.is_followed,
         )
 
     def note_worked(self, now: Instant) -> None:

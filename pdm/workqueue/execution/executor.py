@@ -253,6 +253,8 @@ class Executor:
         if mover is None:
             running.refuse(missing_mover(batch.job.protocol))
             return
+        if behind is not None:
+            behind.verdicts.is_followed = True
         self._running[running] = ""
         self.context.settler.counts.begun(batch, self.context.clock())
         # Counted at once, for the next claim.
@@ -327,7 +329,7 @@ class Executor:
         """Return all that has not begun to the queue: this node shall start nothing more."""
         self.requeue_waiting(0.0)
         for running in list(self._running):
-            running.give_back(running.not_begun())
+            running.return_elements(running.not_begun())
 
     def on_streams(self) -> list[tuple[RunningBatch, StreamSlot]]:
         """The batches that have a stream."""

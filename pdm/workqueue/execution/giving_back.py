@@ -55,7 +55,7 @@ class GivingBack:
         # All streams, those of these batches and the idle ones, get equal parts.
         kept_part = len(slow) / (len(slow) + idle)
         for running in slow:
-            self._give_back(running, kept_part)
+            self._return_part(running, kept_part)
 
     def _is_slow(self, running: RunningBatch) -> bool:
         """Whether what has not begun takes longer than a whole batch should."""
@@ -64,9 +64,9 @@ class GivingBack:
             return False
         return seconds * len(running.not_begun()) > self.executor.batch_sizes.time_s(running.batch.job) * max(begun, 1)
 
-    def _give_back(self, running: RunningBatch, kept_part: float) -> None:
+    def _return_part(self, running: RunningBatch, kept_part: float) -> None:
         waiting = running.not_begun()
         begun, seconds = running.pace()
         keeps = max(math.ceil(len(waiting) * kept_part), int(begun / seconds * _LEAST_S))
-        running.give_back(waiting[keeps:])
+        running.return_elements(waiting[keeps:])
         self.executor.batch_sizes.shorten(running)

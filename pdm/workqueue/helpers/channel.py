@@ -57,6 +57,7 @@ class EventWriter:
         self._waiting: list[bytes] = []
         self._bytes = 0
         self._has_some = threading.Event()
+        self._flushes_soon = False
         threading.Thread(target=self._flush_soon, name="events", daemon=True).start()
 
     def write(self, event: AgentEvent, *, at_once: bool = False) -> None:
@@ -72,7 +73,8 @@ class EventWriter:
             self._bytes += len(line)
             if at_once or self._bytes > _MAX_BUFFERED:
                 self._flush()
-            elif len(self._waiting) == 1:
+            elif not self._flushes_soon:
+                self._flushes_soon = True
                 self._has_some.set()
 
     def flush(self) -> None:
@@ -83,9 +85,13 @@ class EventWriter:
     def _flush_soon(self) -> None:
         while True:
             self._has_some.wait()
-            time.sleep(_COALESCE_S)
             self._has_some.clear()
-            self.flush()
+            while self._flushes_soon:
+                # Many events follow each other: to be woken for each would cost more than to look again.
+                time.sleep(_COALESCE_S)
+                with self._lock:
+                    self._flushes_soon = bool(self._waiting)
+                    self._flush()
 
     def _flush(self) -> None:
         rest = memoryview(b"".join(self._waiting))

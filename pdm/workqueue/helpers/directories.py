@@ -91,6 +91,9 @@ class TargetDirectory:
             storage: of the directory.
             temporary: a temporary file in the directory, whose name has letters.
         """
+        if not storage.has_temporary(temporary):
+            # Nothing shows it.
+            return False
         with self._lock:
             if self._ignores_case is None:
                 swapped = self.url.child(temporary.name.swapcase())

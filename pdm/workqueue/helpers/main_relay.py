@@ -126,6 +126,9 @@ class RelayStorage(GroupStorage):
     def forget_rename(self, temporary: StorageUrl) -> None:
         self._backend(temporary).forget_rename(temporary)
 
+    def has_temporary(self, temporary: StorageUrl) -> bool:
+        return self._backend(temporary).has_temporary(temporary)
+
     def transfer(
         self,
         source: StorageUrl,

@@ -273,6 +273,10 @@ class Storage(abc.ABC):
     def forget_rename(self, temporary: StorageUrl) -> None:  # noqa: B027  # as above
         """Called if a copy ends before its transfer: undoes `expect_rename`."""
 
+    def has_temporary(self, temporary: StorageUrl) -> bool:
+        """Whether what was transferred to a temporary URL is at the server under that name."""
+        return True
+
     @abc.abstractmethod
     def transfer(
         self,

@@ -183,7 +183,7 @@ class ApiRequest(Request):
         subject: of the caller, once authenticated.
         route: its handler and path values, once routed.
         template: the path of its route, with the names of its parameters: for metrics.
-        endless: fires at the end of a response that goes on after its handler has returned; else None.
+        endless: fires at the end of a response that continues after its handler has returned; else None.
         write_access_page: answers a browser without a certificate with a page; None if there is none.
         error_format: of the port.
     """

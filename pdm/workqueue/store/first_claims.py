@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord, NewElement
-from pdm.workqueue.store.claiming import mark_running
 from pdm.workqueue.store.leases import live_worker
 from pdm.workqueue.store.locks import LockedJob, save_jobs
 from pdm.workqueue.store.records import ELEMENT_COLUMNS, element_record, elements
@@ -35,8 +34,17 @@ class FirstClaim:
     now: datetime
 
 
-_ELEMENT = sa.select(*ELEMENT_COLUMNS).where(
-    elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number")
+#: Reads what it marks: one statement instead of two.
+_CLAIM = (
+    sa.update(elements)
+    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
+    .values(
+        status=JobStatus.RUNNING,
+        attempts=elements.c.attempts + 1,
+        worker_id=bindparam("of_worker"),
+        claimed_at=bindparam("now"),
+    )
+    .returning(*ELEMENT_COLUMNS)
 )
 
 
@@ -77,9 +85,8 @@ def _claim(session: Session, job: LockedJob, number: int, claim: FirstClaim) -> 
     worker_id = live_worker(session, claim.worker)
     if worker_id is None:
         return None
-    place = {"of_job": job.id, "number": number}
-    claimed = element_record(session.execute(_ELEMENT, place).one(), claimed=True)
-    mark_running(session, [(job.id, number)], worker_id, claim.now)
+    values = {"of_job": job.id, "number": number, "of_worker": worker_id, "now": claim.now}
+    claimed = element_record(session.connection().execute(_CLAIM, values).one())
     job.move(JobStatus.SUBMITTED, JobStatus.RUNNING)
     job.started_at = job.started_at or claim.now
     job.roll_up(claim.now)

@@ -218,6 +218,10 @@ class S3Backend(StorageBackend):
             _keeps_slashes[place.bucket] = known
         return known
 
+    def has_temporary(self, temporary: StorageUrl) -> bool:
+        # Small objects, and those that the server copies, are not.
+        return isinstance(self._staged.get(temporary), MultipartUpload)
+
     def remove(self, url: StorageUrl, *, directory: bool) -> None:
         place = s3_place(url)
         self._expected.pop(url, None)

@@ -31,6 +31,8 @@ _FEWEST_TO_LIST = 8
 
 #: Buckets whose servers do not remove many objects by one request, or not for this user; shared by all threads.
 _buckets_without_delete: set[StorageUrl] = set()
+#: Bucket → whether its server heeds ``If-None-Match``, as it has shown; shared by all threads.
+_heeds_conditions: dict[StorageUrl, bool] = {}
 _MAX_BUCKETS = 1000
 _NOT_IN_XML = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -116,8 +118,10 @@ class GroupedS3Backend(S3Backend, GroupBackend):
 
     def rename_group(self, files: Sequence[tuple[StorageUrl, StorageUrl, int]], *, replace: bool) -> list[bool]:
         requests, digests = [], []
-        # Servers may ignore the condition: a look, and soon the act.
-        free = [True] * len(files) if replace else self.are_free([destination for _, destination, _ in files])
+        free = [True] * len(files)
+        if not replace and not all(_heeds_conditions.get(s3_place(url).bucket) for _, url, _ in files):
+            # The server may ignore the condition: a look, and soon the act.
+            free = self.are_free([destination for _, destination, _ in files])
         wanted = [file for file, is_free in zip(files, free, strict=True) if is_free]
         for temporary, destination, _ in wanted:
             kept = self._staged[temporary]
@@ -146,7 +150,25 @@ class GroupedS3Backend(S3Backend, GroupBackend):
         }
         for temporary in named:
             del self._staged[temporary]
+        if not replace:
+            self._try_conditions([request for request, is_written in zip(requests, written, strict=True) if is_written])
         return [temporary in named for temporary, _, _ in files]
+
+    def _try_conditions(self, written: Sequence[GroupRequest]) -> None:
+        """Find out whether a server heeds conditions, once for each bucket: an object of ours is written once more.
+
+        A server that ignores the condition takes the same bytes again.
+        """
+        for request in written:
+            bucket = s3_place(request.url).bucket
+            if bucket in _heeds_conditions:
+                continue
+            (answer,) = self._requests.answers([request])
+            if answer is None or answer.response.status not in (200, 201, HTTPStatus.PRECONDITION_FAILED):
+                return
+            if len(_heeds_conditions) > _MAX_BUCKETS:
+                _heeds_conditions.clear()
+            _heeds_conditions[bucket] = answer.response.status == HTTPStatus.PRECONDITION_FAILED
 
     @staticmethod
     def _is_written(place: S3Place, digest: str, answer: GroupAnswer | None) -> bool | None:

@@ -86,6 +86,7 @@ class ObjectReader:
     def _range(self, client: S3Client, tag: str, start: int, end: int) -> bytes:
         held = bytearray()
         place = self._place
+        replaced = f"{place.url()} was replaced while it was read"
 
         def fetch() -> None:
             headers = {"Range": f"bytes={start + len(held)}-{end - 1}", "If-Match": f'"{tag}"'}
@@ -93,10 +94,12 @@ class ObjectReader:
                 response = client.send("GET", place, None, headers, ok=(200, 206))
             except StorageError as error:
                 if error.errno == errno.EEXIST:
-                    text = f"{place.url()} was replaced while it was read"
-                    raise StorageError(text, code=FailureCode.SIZE_CHANGED, scope=FailureScope.SOURCE) from error
+                    raise StorageError(replaced, code=FailureCode.SIZE_CHANGED, scope=FailureScope.SOURCE) from error
                 raise
             with _dropped_early(response):
+                if tag_of(response) not in (tag, ""):
+                    # A server may ignore the condition.
+                    raise StorageError(replaced, code=FailureCode.SIZE_CHANGED, scope=FailureScope.SOURCE)
                 if not (response.header("Content-Range") or "").startswith(f"bytes {start + len(held)}-"):
                     text = f"{place.url()}: the server sends another range than was asked for"
                     raise StorageError(text, code=FailureCode.UNSUPPORTED)

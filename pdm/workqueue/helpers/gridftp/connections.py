@@ -296,7 +296,7 @@ def server_path(url: str) -> bytes:
 
 def fits_on_command_line(path: bytes) -> bool:
     """Whether a path can be part of a command, which is one line."""
-    return not any(byte in path for byte in (b"\n", b"\r", b"\0"))
+    return b"\n" not in path and b"\r" not in path and b"\0" not in path
 
 
 def parent_path(path: bytes) -> bytes:

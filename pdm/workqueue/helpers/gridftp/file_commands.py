@@ -66,6 +66,8 @@ class PipelinedAttributes:
 
     def apply(self, file: PipelinedFile) -> None:
         """Set the attributes of the temporary file; sent before its rename."""
+        if not self._wanted:
+            return
         for name, value in values_of(file.attributes, self._wanted).items():
             if value is None:
                 self._lacks(file, name, UNKNOWN)

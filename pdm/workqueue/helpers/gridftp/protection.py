@@ -16,7 +16,7 @@ from pdm.workqueue.helpers.gridftp.replies import Reply
 #: Bytes of a record at most, and of its header: a type, two bytes of version, two of length.
 _RECORD = 16 * 1024
 RECORD_HEADER = 5
-#: What sets the protection; the size is that of our largest message, which nobody checks.
+#: What sets the protection; the size is that of our largest message, and no server checks it.
 COMMANDS = (b"PBSZ 1048576", b"PROT P")
 _REQUIRED = re.compile(r"53[46][ -][^\n]*Encryption is required")
 

@@ -22,12 +22,13 @@ from pdm.workqueue.helpers.storage import FileKind, FileStat, StorageError, acco
 LONGEST_ENTRY = 64 * 1024
 LARGEST_SIZE = 2**63 - 1
 _FACTS = re.compile(rb"((?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+) ")
-_USUAL_ENTRY = re.compile(
-    rb"Type=file;Modify=([0-9]{14});Size=([0-9]{1,18});UNIX\.mode=([0-7]{1,6});"
-    rb"(?:UNIX\.owner=([^;\r\n]{1,256});)?(?:UNIX\.group=([^;\r\n]{1,256});)?"
-    rb"(?:UNIX\.uid=([0-9]{1,10});)?(?:UNIX\.gid=([0-9]{1,10});)? ([^\0]+)\Z",
-    re.DOTALL,
+_USUAL_FACTS = re.compile(
+    rb"Type=file;Modify=([0-9]{14});Size=([0-9]{1,18});UNIX\.mode=([0-7]{1,6})"
+    rb"(?:;UNIX\.owner=([^;\r\n]{1,256}))?(?:;UNIX\.group=([^;\r\n]{1,256}))?"
+    rb"(?:;UNIX\.uid=([0-9]{1,10}))?(?:;UNIX\.gid=([0-9]{1,10}))?\Z"
 )
+#: Longer facts are not remembered.
+_LONGEST_USUAL = 512
 _PASSIVE_ADDRESS = re.compile(r"227 [^\n]{0,200}?((?:\d{1,3},){5}\d{1,3})")
 _BREAK = re.compile(rb"\r\n(?=(?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+ )")
 _SIZE_FACT = re.compile(r" ?(?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)*?[Ss]ize=([0-9]{1,19});")
@@ -86,12 +87,11 @@ def read_entry(line: bytes) -> ListingEntry:
     Raises:
         StorageError: BAD_LISTING.
     """
-    usual = _USUAL_ENTRY.match(line)
-    if usual is not None:
-        # Facts of a file in the order of Globus servers: parsing them takes half the time of a listing.
-        modify, size, mode, owner, group, uid, gid, name = usual.groups()
-        common = (int(size), int(mode, 8) & 0o7777, parse_time(modify))
-        return ListingEntry(name, FileStat("file", *common, account_name(owner or uid), account_name(group or gid)))
+    usual, _, usual_name = line.partition(b"; ")
+    if usual_name and len(usual) <= _LONGEST_USUAL and b"\0" not in usual_name:
+        file_stat = _usual_file(usual)
+        if file_stat is not None:
+            return ListingEntry(usual_name, file_stat)
     match = _FACTS.match(line)
     if match is None:
         raise invalid_listing(f"an entry has no facts: {line[:200]!r}")
@@ -109,6 +109,20 @@ def read_entry(line: bytes) -> ListingEntry:
     file_stat = _file_stat(kind, facts, line)
     count = facts.get(b"x.count", b"")
     return ListingEntry(name, file_stat, role, int(count) if _DIGITS.match(count) else None)
+
+
+@functools.lru_cache(maxsize=8192)
+def _usual_file(facts: bytes) -> FileStat | None:
+    """The state of a file by facts in the order of Globus servers; None for any others.
+
+    A copy lists its files before and after their transfer: parsing the same facts anew takes half the time of that.
+    """
+    usual = _USUAL_FACTS.match(facts)
+    if usual is None:
+        return None
+    modify, size, mode, owner, group, uid, gid = usual.groups()
+    common = (int(size), int(mode, 8) & 0o7777, parse_time(modify))
+    return FileStat("file", *common, account_name(owner or uid), account_name(group or gid))
 
 
 _KINDS: Mapping[bytes, FileKind] = {b"file": "file", b"dir": "directory", b"cdir": "directory", b"pdir": "directory"}
