@@ -14,7 +14,7 @@ from twisted.internet.task import Clock, deferLater
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.holds import HoldBy, JobHold
-from pdm.workqueue.domain.jobs import LogSpan
+from pdm.workqueue.domain.jobs import Batch, LogSpan
 from pdm.workqueue.domain.lifecycle import RetryPolicy
 from pdm.workqueue.domain.sites import Actor
 from pdm.workqueue.execution import executor as executor_module
@@ -231,10 +231,14 @@ async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
     user = store.user()
     before, during, other = (store.submit(user).id for _ in range(3))
     executor.cancel(before)
-    # It looks at the job in a transaction; a claim passes over jobs that others have locked.
     await executor._background.over()
     executor.before_claims()
-    batches = store.claim(batch_elements=1)
+    batches: list[Batch] = []
+    # It looks at the job in a transaction; a claim passes over jobs that others have locked.
+    for _ in range(100):
+        batches += store.claim(batch_elements=1)
+        if len(batches) == 3:
+            break
     executor.cancel(during)
     for batch in batches:
         executor.begin(batch)

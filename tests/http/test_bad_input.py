@@ -64,6 +64,8 @@ def _wrong_values(key: str) -> list[tuple[str, Any]]:
         return [*numbers, ("digits", "3"), ("too large", 11), ("negative", -1)]
     if key == "label":
         return [("a number", 1), ("empty", ""), ("too long", "x" * 256), ("a newline", "a\nb"), ("NUL", "\0")]
+    if key == "max_active":
+        return [*numbers, ("digits", "3"), ("zero", 0), ("negative", -1)]
     return [("a number", 1), ("a list", []), ("words", "none")]
 
 
@@ -205,7 +207,7 @@ async def test_an_unknown_option_lists_the_known_ones(service: Service) -> None:
         "unknown key 'overwrit'; known are dummy, mover, deadline, notify, overwrite, verify"
     )
     answer = await service.call("bad", "POST", "/list", _GOOD["/list"] | {"src_site": 1})
-    known = "protocol, extra_opts, priority, max_tries, label, after, after_any, src_siteid, src_filepath"
+    known = "protocol, extra_opts, priority, max_tries, label, max_active, after, after_any, src_siteid, src_filepath"
     assert answer.json["detail"] == f"unknown key 'src_site'; known are {known}"
 
 

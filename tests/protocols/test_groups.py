@@ -57,7 +57,7 @@ def copied(
     helper: HelperProcess, items: list[CopyItem], overwrite: str = "never", verify: str = "checksum"
 ) -> tuple[dict[int, AgentEvent], set[int]]:
     """The outcomes of a copy, and the keys of the files that came in a group."""
-    request = CopyRequest(helper.new_id(), items, overwrite, verify, TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
+    request = CopyRequest(helper.new_id(), items, overwrite, verify, TimeLimits(stall_s=20.0))  # type: ignore[arg-type]
     events = helper.run(request)
     together = {event.key for event in events if isinstance(event, LogEvent) and "with others" in event.text}
     return outcomes(events), together

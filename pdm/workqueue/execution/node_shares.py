@@ -7,6 +7,7 @@ or busy for a while, when its connection becomes slow, and when an endpoint brea
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
@@ -230,7 +231,8 @@ class NodeShares:
                 self._reset(self.lease.generation)
                 self._wake()
                 return
-            self._published, self._others = published.own, published.others
+            self._learn(published.others)
+            self._published = published.own
             self._own = published.own.share
         if self.idle_elsewhere:
             self.executor.requeue_waiting(_WAITED_S)
@@ -348,11 +350,16 @@ class NodeShares:
         )
 
     def _learn(self, others: Sequence[NodeReport]) -> None:
-        """Probe what others cannot reach, before it is paused here; and what they reach again."""
-        before = {one for other in self._others for one in other.broken}
-        now = {one for other in others for one in other.broken}
+        """Probe what others cannot reach, before it is paused here; and what one of them reaches again."""
+        # Counted: while others still pause it, the first to reach an endpoint again is enough.
+        before, now = _broken_at(self._others), _broken_at(others)
         for one in now - before:
             self.health.suspect(SiteEndpoint(one.site_id, one.protocol, one.url), one.user_id, is_broken=True)
         for one in before - now:
             self.health.suspect(SiteEndpoint(one.site_id, one.protocol, one.url), one.user_id, is_broken=False)
         self._others = others
+
+
+def _broken_at(others: Sequence[NodeReport]) -> Counter[BrokenEndpoint]:
+    """How many nodes cannot reach each endpoint."""
+    return Counter(one for other in others for one in other.broken)
