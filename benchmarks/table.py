@@ -57,7 +57,8 @@ def table(results: Mapping[str, Mapping[str, Any]], kept: Mapping[str, str] = Ma
             cells += [[bar.text for bar in benchmark.bars], ["not measured"], [""], [""]]
         else:
             cells[0] += list(_conditions(result))
-            cells += [list(_bars(result)), [shown(result["ratio"])], list(_rates(result)), list(_costs(result))]
+            ratio = [shown(result["ratio"])] if "ratio" in result else [""]
+            cells += [list(_bars(result)), ratio, list(_rates(result)), list(_costs(result)) or [""]]
         rows.append(_row(cells))
     return "\n".join(rows)
 
@@ -89,9 +90,11 @@ def _bars(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _rates(result: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{shown(result['ours'])} {result['unit']}"
-    yield f"{shown(result['bare'])}: {_literal(result['bare is'])}"
-    others = {name: rate for name, rate in result.get("bare modes", {}).items() if name != result["bare is"]}
+    if "ours" in result:
+        yield f"{shown(result['ours'])} {result['unit']}"
+    if "bare" in result:
+        yield f"{shown(result['bare'])}: {_literal(result['bare is'])}"
+    others = {name: rate for name, rate in result.get("bare modes", {}).items() if name != result.get("bare is")}
     for name, rate in others.items():
         yield f"(slower: {shown(rate)}: {_literal(name)})"
     for name, value in result.items():

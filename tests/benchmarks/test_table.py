@@ -75,3 +75,12 @@ def test_a_row_without_a_new_result_stays() -> None:
     assert "0.45 (0.4 to 0.5)" in again
     assert again.count("not measured") == len(CATALOGUE) - 2
     assert table({}, rows_of(replaced(page, again))) == again
+
+
+def test_a_result_that_is_compared_with_nothing() -> None:
+    left_out = ("ratio", "ours", "bare", "bare is", "bare modes")
+    alone = {name: value for name, value in _RESULT.items() if name not in left_out}
+    made = table({"cluster": {**alone, "benchmark": "cluster", "3": {"rate": spread([7.0])}}})
+
+    assert "3: rate 7" in made
+    docutils.core.publish_doctree(made, settings_overrides={"halt_level": 2, "report_level": 5})
