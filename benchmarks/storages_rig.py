@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from attrs import frozen
 from bare_clients import Route
@@ -16,6 +15,7 @@ from rig import Rig, directory_for_all, end_daemon, storage_directory
 
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
+from tests.support.loopback import service_of, ssh_settings
 
 _USER = "alice"
 
@@ -94,25 +94,5 @@ def _service(
     storages: TestStorages, directory: Path, protocol: str, urls: tuple[str, str], environment: dict[str, str]
 ) -> TestService:
     """A daemon, not started, for alice of the storages."""
-    credentials = storages.credentials
-    assert credentials is not None
-    user = credentials.users[_USER]
-    description: dict[str, Any] = {
-        "ca_dir": str(credentials.trust),
-        "users": {_USER: {"cert": str(user.certificate), "key": str(user.key)}},
-    }
-    service = TestService(directory, description)
-    service.init(
-        credentials={"trust_dir": str(credentials.trust)},
-        ssh={
-            "key": environment["PDM_SSH_KEY"],
-            "known_hosts": environment["PDM_SSH_KNOWN_HOSTS"],
-            "user": environment["PDM_SSH_USER"],
-        },
-    )
-    trust = directory / "certificates" / "trust"
-    for file in credentials.trust.iterdir():
-        (trust / file.name).write_bytes(file.read_bytes())
     sites = "".join(f"[{protocol}-{number}]\nid = {number}\n{protocol} = {url}\n" for number, url in enumerate(urls, 1))
-    (directory / "sites.d" / "sites.conf").write_text(sites)
-    return service
+    return service_of(storages, directory, sites, ssh=ssh_settings(environment))

@@ -45,6 +45,16 @@ class Places:
             self.storages.give(directory)
         return path
 
+    def put_tree(self) -> Path:
+        """A directory in `a` with six files, two of them empty, names that URLs quote, and an empty directory."""
+        source = self.a / "tree"
+        for number in range(5):
+            self.put(source / "d 1" / f"n\u00e4me; {number}&%41", bytes([number]) * 300_000 * number)
+        self.put(source / "none", b"")
+        (source / "d 2").mkdir()
+        self.storages.give(self.a)
+        return source
+
     def item(self, protocol: str, source: Path, destination: Path, key: int = 1, to: str | None = None) -> CopyItem:
         size = source.stat().st_size if source.exists() else 7
         return copy_item(key, self.url(protocol, source), self.url(to or protocol, destination), size)
@@ -52,6 +62,13 @@ class Places:
     def left(self) -> list[str]:
         """Temporary files that should not be there."""
         return [str(path) for path in self.b.rglob(".pdm-*")]
+
+
+def endpoint_of(storages: TestStorages, protocol: str, letter: str) -> str:
+    """The URL of a site for a protocol, as it stands in the site's definition."""
+    if protocol == "file":
+        return "file:///"
+    return storages.xrootd[letter].root_url if protocol == "xroot" else storages.server(protocol, letter).url
 
 
 def mover_named(protocol: str) -> Mover:

@@ -107,12 +107,7 @@ def errors(pair: FtsPair, job: int) -> dict[str, tuple[str, str]]:
 def test_a_tree_is_transferred_by_the_fts_then_proven_and_renamed(
     protocol: str, other: str, pair: FtsPair, places: Places
 ) -> None:
-    source = places.a / "tree"
-    for number in range(5):
-        places.put(source / "d 1" / f"n\u00e4me; {number}&%41", bytes([number]) * 300_000 * number)
-    places.put(source / "none", b"")
-    (source / "d 2").mkdir()
-    places.storages.give(places.a)
+    source = places.put_tree()
     before = handed_over(pair)
     number = submit(pair, protocol, other, src_filepath=str(source), dst_filepath=str(places.b / "new"))
     copied = pair.worker.wait_for("alice", number, timeout_s=150.0)

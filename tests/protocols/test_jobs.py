@@ -17,8 +17,8 @@ import pytest
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
 from tests.helpers.driver import tree
-from tests.protocols.places import Places, owner
-from tests.support.loopback import service_of
+from tests.protocols.places import Places, endpoint_of, owner
+from tests.support.loopback import service_of, ssh_settings
 from tests.support.s3_server import ACCESS_KEY, SmallS3Server
 from tests.support.sync_cases import CASES, SyncCase, expected, read_tree, run_rclone, write_tree
 from tests.support.variants import usual
@@ -52,33 +52,22 @@ def service(
     storages: TestStorages, bucket: SmallS3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TestService]:
     sections = [
-        f"[{protocol}-{letter}]\nid = {number}\n{protocol} = {_endpoint(storages, protocol, letter)}\n"
+        f"[{protocol}-{letter}]\nid = {number}\n{protocol} = {endpoint_of(storages, protocol, letter)}\n"
         for (protocol, letter), number in SITES.items()
     ]
     sections += [f"[s3-{name}]\nid = {number}\ns3 = {bucket.endpoint}\n" for name, number in S3_SITES.items()]
     sections.append(f"[nothing]\nid = {ONLY_DUMMY}\ndummy = dummy://x/\n")
-    environment = storages.environment()
     service = service_of(
         storages,
         tmp_path_factory.mktemp("jobs") / "instance",
         "\n".join(sections),
         queue={"first_pause": "100ms", "longest_pause": "300ms", "stall": "30s", "total": "60s"},
-        ssh={
-            "key": environment["PDM_SSH_KEY"],
-            "known_hosts": environment["PDM_SSH_KNOWN_HOSTS"],
-            "user": environment["PDM_SSH_USER"],
-        },
+        ssh=ssh_settings(storages.environment()),
     )
     with service.running():
         service.delegate("alice")
         yield service
     assert "Traceback" not in service.log_path.read_text()
-
-
-def _endpoint(storages: TestStorages, protocol: str, letter: str) -> str:
-    if protocol == "file":
-        return "file:///"
-    return storages.xrootd[letter].root_url if protocol == "xroot" else storages.server(protocol, letter).url
 
 
 def run(service: TestService, type_: str, protocol: str, letter: str, path: Path, **more: Any) -> dict[str, Any]:
@@ -125,12 +114,7 @@ def test_all_five_job_types(protocol: str, service: TestService, places: Places)
 def test_a_tree_is_copied_from_each_protocol_to_each(
     protocol: str, other: str, service: TestService, places: Places
 ) -> None:
-    source = places.a / "tree"
-    for number in range(5):
-        places.put(source / "d 1" / f"n\u00e4me; {number}&%41", bytes([number]) * 300_000 * number)
-    places.put(source / "none", b"")
-    (source / "d 2").mkdir()
-    places.storages.give(places.a)
+    source = places.put_tree()
     copied = run(
         service, "copy", protocol, "A", source, dst_siteid=SITES[other, "B"], dst_filepath=str(places.b / "new")
     )

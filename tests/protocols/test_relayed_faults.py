@@ -19,9 +19,9 @@ from pdm.testgrid.storage_servers import ServerProcess, descendants
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import FailureCode, FailureScope, hint_for
-from tests.protocols.places import Places, owner
+from tests.protocols.places import Places, endpoint_of, owner
 from tests.protocols.stands import freeze
-from tests.support.loopback import service_of
+from tests.support.loopback import service_of, ssh_settings
 from tests.support.s3_servers import ACCESS_KEY, SECRET_KEY, RcloneServer
 from tests.support.variants import usual
 
@@ -84,25 +84,18 @@ def service(
     storages: TestStorages, objects: RcloneServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TestService]:
     def endpoint(protocol: str, letter: str) -> str:
-        if protocol in ("file", "s3"):
-            return "file:///" if protocol == "file" else objects.endpoint
-        return storages.xrootd[letter].root_url if protocol == "xroot" else storages.server(protocol, letter).url
+        return objects.endpoint if protocol == "s3" else endpoint_of(storages, protocol, letter)
 
     sections = [
         f"[{protocol}-{letter}]\nid = {number}\n{protocol} = {endpoint(protocol, letter)}\n"
         for (protocol, letter), number in SITES.items()
     ]
-    environment = storages.environment()
     service = service_of(
         storages,
         tmp_path_factory.mktemp("relayed") / "instance",
         "\n".join(sections),
         queue={"first_pause": "100ms", "longest_pause": "300ms", "stall": "2s", "total": "60s"},
-        ssh={
-            "key": environment["PDM_SSH_KEY"],
-            "known_hosts": environment["PDM_SSH_KNOWN_HOSTS"],
-            "user": environment["PDM_SSH_USER"],
-        },
+        ssh=ssh_settings(storages.environment()),
     )
     with service.running():
         service.delegate("alice")

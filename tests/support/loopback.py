@@ -91,6 +91,12 @@ def trust_storages(service: TestService, storages: TestStorages) -> None:
         (trust / file.name).write_bytes(file.read_bytes())
 
 
+def ssh_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """``[ssh]`` of a daemon, from the environment of storages."""
+    names = {"key": "PDM_SSH_KEY", "known_hosts": "PDM_SSH_KNOWN_HOSTS", "user": "PDM_SSH_USER"}
+    return {key: environment[name] for key, name in names.items()}
+
+
 def service_of(storages: TestStorages, directory: Path, sites: str, **settings: Mapping[str, str]) -> TestService:
     """A daemon, not started, for alice: it trusts the storages' authority, and has the given sites."""
     grid = grid_of(storages)

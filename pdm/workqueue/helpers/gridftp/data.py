@@ -20,7 +20,7 @@ from pdm.workqueue.helpers.credentials import trusting
 from pdm.workqueue.helpers.gridftp.control import ControlChannel
 from pdm.workqueue.helpers.gridftp.data_port import passive_address
 from pdm.workqueue.helpers.gridftp.gsi import GsiError, SecurityContext
-from pdm.workqueue.helpers.gridftp.protection import RECORD_HEADER, RecordReader, records
+from pdm.workqueue.helpers.gridftp.protection import RECORD_HEADER, RecordReader, record_size, records
 from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.gridftp.reply_reader import ChannelError
 
@@ -318,7 +318,7 @@ class DataConnection:
         """Number of bytes up to the end of the record; what follows the last one is not of the login."""
         if len(self._record) < RECORD_HEADER:
             return RECORD_HEADER - len(self._record)
-        return RECORD_HEADER + int.from_bytes(self._record[3:5], "big") - len(self._record)
+        return record_size(self._record) - len(self._record)
 
     def _step(self, token: bytes | None) -> None:
         """Continue the login."""

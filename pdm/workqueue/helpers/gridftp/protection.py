@@ -26,6 +26,11 @@ def requires_encryption(reply: Reply) -> bool:
     return _REQUIRED.match(reply.text) is not None
 
 
+def record_size(head: bytes | bytearray) -> int:
+    """Size of the TLS record that begins with these bytes; of a part of a header, more than there is."""
+    return RECORD_HEADER + int.from_bytes(head[3:RECORD_HEADER], "big")
+
+
 class RecordReader:
     """Decrypts what arrives at a data connection."""
 
@@ -42,7 +47,7 @@ class RecordReader:
     @property
     def _record_size(self) -> int:
         """Size of the next record; 0 if it is not complete."""
-        size = RECORD_HEADER + int.from_bytes(self._arrived[3:RECORD_HEADER], "big")
+        size = record_size(self._arrived)
         return size if RECORD_HEADER < size <= len(self._arrived) else 0
 
     @property
