@@ -46,7 +46,7 @@ _TOOLS = "pdm.workqueue.helpers.main_tools"
 #: Runs a helper as an account: what root could do shows nothing of permissions.
 #: What the helper imports later may not be readable for that account.
 _AS = (
-    "import os; from {module} import main; import pdm.workqueue.helpers.backends.local; "
+    "import os; from {module} import main; import pdm.workqueue.helpers.backends.local_groups; "
     "os.setgroups([]); os.setgid({gid}); os.setuid({uid}); main()"
 )
 _WAIT_S = 30.0
