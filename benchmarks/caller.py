@@ -22,6 +22,9 @@ FINAL = ("DONE", "FAILED", "CANCELLED")
 _GROWTH = 0.02
 _LONGEST_WAIT_S = 60
 _LEAST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.1
+#: After so much silence a request takes a new connection: the service ends those that idle, and a POST that meets the
+#: end of one cannot be sent twice.
+_KEPT_S = 10
 
 
 def tls_context(service: TestService, user: str) -> ssl.SSLContext:
@@ -41,6 +44,7 @@ class Caller:
         self._connection = http.client.HTTPSConnection(
             parts.hostname or "", parts.port, timeout=120, context=tls_context(service, user)
         )
+        self._answered_at = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -70,9 +74,13 @@ class Caller:
         return msgspec.json.decode(text)
 
     def _exchange(self, method: str, path: str, content: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+        if time.monotonic() - self._answered_at > _KEPT_S:
+            self._connection.close()
         self._connection.request(method, API + path, content, headers)
         answer = self._connection.getresponse()
-        return answer.status, answer.read()
+        text = answer.read()
+        self._answered_at = time.monotonic()
+        return answer.status, text
 
     def submit(self, type_: str, **fields: object) -> dict[str, Any]:
         """Register a job through the route of its type; the job."""

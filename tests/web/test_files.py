@@ -164,6 +164,7 @@ async def test_a_copy_is_planned_then_carried_out_as_planned(service: Service) -
     _, page = await _open(service, "ann", "/data", ListedEntry("a", "file"), ListedEntry("b*", "directory"))
     state = _state(page) | {"name": ["a", quote("b*")], "other_site": "2:DUMMY", "other_path": "/to"}
     form = state | {"existing": "size", "rules": "- *.tmp\r\n", "preserve": "mtime", "priority": "3", "label": "run7"}
+    form["max_active"] = "7"
     planned = await _job(service, await service.act("ann", "/web/files/plan", form), "plan")
     options = {
         "sync": "size",
@@ -172,12 +173,14 @@ async def test_a_copy_is_planned_then_carried_out_as_planned(service: Service) -
     }
     assert (planned.src_filepath, planned.dst_filepath) == ("/data", "/to")
     assert (planned.options, planned.priority, planned.label) == (options | {"dry_run": True}, 3, "run7")
+    assert planned.max_active == 7
     view = await service.browse("ann", f"/web/files/plan?plan={planned.id}&fragment=plan")
     assert view.status == 200 and b"disabled" in view.body
     started = await service.act("ann", "/web/files/start", {"plan": str(planned.id)})
     job = await service.job(int(started.header("Location").rpartition("/")[2]))
     assert job.options == options
     same = ("src_siteid", "src_filepath", "dst_siteid", "dst_filepath", "protocol", "priority", "label", "max_tries")
+    assert job.max_active == planned.max_active
     assert all(getattr(job, name) == getattr(planned, name) for name in same)
     # A double click starts one copy.
     again = await service.act("ann", "/web/files/start", {"plan": str(planned.id)})

@@ -34,7 +34,7 @@ from pdm.workqueue.web.files import (
 )
 from pdm.workqueue.web.jobs import Number
 from pdm.workqueue.web.pages import Page, Redirect, Visit, page
-from pdm.workqueue.wire.requests import SubmitCopy, WaitQuery
+from pdm.workqueue.wire.requests import MaxActive, SubmitCopy, WaitQuery
 
 _PLAN_URL = f"{URL}/plan"
 #: Seconds that the page of a plan waits for its end.
@@ -79,6 +79,7 @@ class CopyForm(FilesForm, frozen=True, kw_only=True, forbid_unknown_fields=True)
     label: str | None = None
     priority: Number | None = None
     max_tries: Number | None = None
+    max_active: MaxActive = None
     now: bool = False
 
 
@@ -146,6 +147,7 @@ def _submission(visit: Visit, form: CopyForm, at: ActPlace, names: Sequence[str]
         label=form.label or LABEL,
         priority=form.priority,
         max_tries=form.max_tries,
+        max_active=form.max_active,
     )
 
 
@@ -269,6 +271,7 @@ async def start_copy(visit: Visit, form: StartForm) -> Redirect:
         label=planned.label,
         priority=planned.priority,
         max_tries=planned.max_tries,
+        max_active=planned.max_active,
     )
     key = _key(visit, f"of the plan {planned.id}", body)
     job: Any = await jobs.submit_copy.handler(visit.api, visit.caller, body=body, key=key)
