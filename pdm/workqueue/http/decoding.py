@@ -25,10 +25,16 @@ from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord
 from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.domain.paths import is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.copy_checks import check_filters, check_not_removed, check_tape
-from pdm.workqueue.http.items import planned_items, refuse_paths
+from pdm.workqueue.http.copy_requests import (
+    check_filters,
+    check_not_removed,
+    check_tape,
+    planned_items,
+    refuse_paths,
+    url_at,
+    urls_at,
+)
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
-from pdm.workqueue.http.site_urls import url_at, urls_at
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.checks import TOOL_SCHEMES
