@@ -1,4 +1,4 @@
-"""What the service does and did: ``pdm queue`` and ``pdm events``; ``pdm admin why`` and ``pdm admin top`` for operators."""
+"""What the service does and did: ``pdm queue``, ``pdm events``; ``pdm admin why`` and ``top`` for operators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.events import EventKind
 from pdm.workqueue.domain.formatting import (
     display_bytes,
     display_duration,
@@ -26,6 +25,7 @@ from pdm.workqueue.domain.formatting import (
     display_name,
     display_timestamp,
 )
+from pdm.workqueue.domain.notifications import EventKind
 from pdm.workqueue.wire.activity import (
     ActivityView,
     NodeView,

@@ -1,4 +1,4 @@
-"""``pdm admin`` on the machine of the service: create an instance, check, back up, restore, rekey, upgrade and prune it."""
+"""``pdm admin``: create, check, back up, restore, rekey, upgrade and prune an instance, on its own machine."""
 
 from __future__ import annotations
 

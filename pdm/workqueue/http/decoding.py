@@ -18,11 +18,11 @@ import msgspec
 
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
-from pdm.workqueue.domain.events import EventKind
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.job_plans import first_element
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob, Predecessors
 from pdm.workqueue.domain.lifecycle import deadline_from_text
+from pdm.workqueue.domain.notifications import EventKind
 from pdm.workqueue.domain.paths import is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.copy_requests import (

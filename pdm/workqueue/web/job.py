@@ -13,11 +13,11 @@ from markupsafe import Markup
 from msgspec import UNSET, Meta
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.events import Event, EventKind
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.formatting import display_bytes, display_duration, display_line, display_name
 from pdm.workqueue.domain.holds import HOLD_CODE, HoldBy
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, FIRST_PRIORITY, LAST_PRIORITY
+from pdm.workqueue.domain.notifications import Event, EventKind
 from pdm.workqueue.domain.progress import RateColumns, summed_rates
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Role

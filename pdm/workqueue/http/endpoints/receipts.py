@@ -9,8 +9,8 @@ from msgspec import UNSET
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import MEANINGS, FailureCode, Remedy, hint_for
 from pdm.workqueue.domain.formatting import display_duration
+from pdm.workqueue.domain.holds import WaitKind
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
-from pdm.workqueue.domain.waits import WaitKind
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext
