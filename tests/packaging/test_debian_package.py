@@ -84,17 +84,21 @@ def _programs() -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory that script/package has filled."""
     output = tmp_path_factory.mktemp("packages")
+    _build(_ROOT, output)
+    return output
+
+
+def _build(source: Path, output: Path, **environment: str) -> None:
     done = subprocess.run(
-        [_ROOT / "script" / "package", output],
+        [source / "script" / "package", output],
         # To compress it well, and to decompress it each time, would take longer than all else.
-        env={**os.environ, "DPKG_DEB_COMPRESSOR_TYPE": "gzip", "DPKG_DEB_COMPRESSOR_LEVEL": "1"},
+        env={**os.environ, "DPKG_DEB_COMPRESSOR_TYPE": "gzip", "DPKG_DEB_COMPRESSOR_LEVEL": "1", **environment},
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,22 @@ def debian(bare: Path, tmp_path: Path) -> Iterator[DebianRoot]:
     root = DebianRoot(tmp_path / "root")
     yield root
     shutil.rmtree(root.directory, ignore_errors=True)
+
+
+def test_two_builds_of_one_commit_have_identical_bytes(built: Path, tmp_path: Path) -> None:
+    """From another directory, into another one, in another time zone."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", _ROOT, *arguments], capture_output=True, text=True, check=True).stdout
+
+    source, output = tmp_path / "elsewhere" / "source", tmp_path / "output"
+    for name in filter(None, git("ls-files", "-z").split("\0")):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(_ROOT / name, source / name, follow_symlinks=False)
+    (source / ".venv").symlink_to(_ROOT / ".venv")
+    _build(source, output, SOURCE_DATE_EPOCH=git("log", "-1", "--format=%ct").strip(), TZ="Asia/Tokyo", LC_ALL="C")
+    assert {path.name for path in output.iterdir()} == {path.name for path in built.iterdir()}
+    assert [path.name for path in output.iterdir() if path.read_bytes() != (built / path.name).read_bytes()] == []
 
 
 def test_lintian_finds_nothing(package: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import NewElement
@@ -78,3 +80,24 @@ def test_elements_are_added_behind_those_of_earlier_lists(store: Store) -> None:
         new = [NewElement(JobType.COPY, f"/{first + n}", "/b") for n in range(70)]
         assert store.run(results.add_elements, "w", token_of(batch), new)
     assert [(e.id, e.src_filepath) for e in store.elements(job.id, after=0)] == [(n + 1, f"/{n}") for n in range(210)]
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
+def test_postgresql_plans_joins_for_the_number_of_rows(store: Store) -> None:
+    """A plan for any number of rows compares each of them with each element that runs."""
+    store.worker()
+    store.copy_job(store.user(), [1] * 120)
+    # The driver prepares what it has executed five times, and the server keeps a plan after five more.
+    for _ in range(15):
+        store.settle(done(*store.claim(batches=1, batch_elements=5)))
+
+    def kept(session: Session) -> list[str]:
+        texts = session.scalars(sa.text("SELECT statement FROM pg_prepared_statements WHERE generic_plans > 0"))
+        return [text for text in texts if "unnest(" in text and "INSERT INTO" not in text]
+
+    def prepared(session: Session) -> int:
+        return session.scalar(sa.text("SELECT count(*) FROM pg_prepared_statements")) or 0
+
+    assert store.run(prepared) > 0
+    assert store.run(kept) == []

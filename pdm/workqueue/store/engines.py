@@ -17,6 +17,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -42,6 +43,8 @@ _PROBE_EVERY_S, _MOST_PROBES = 5, 2
 _LEAST_CONNECT_S = 2
 #: Name of our sessions on PostgreSQL, in pg_stat_activity.
 APPLICATION_NAME = "pdm-workqueue"
+#: Option of a statement that PostgreSQL plans for the values of each execution: the driver does not prepare it.
+PLANNED_EACH_TIME = MappingProxyType({"planned_each_time": True})
 
 
 @frozen
@@ -318,6 +321,13 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
         connection.execute(session_settings)
         connection.execute(_NOTICE_DEAD_CLIENTS)
         connection.autocommit = False
+
+    @event.listens_for(engine, "do_execute")
+    def plan_each_time(cursor: Any, statement: Any, parameters: Any, context: Any) -> bool | None:
+        if not context.execution_options.keys() >= PLANNED_EACH_TIME.keys():
+            return None
+        cursor.execute(statement, parameters, prepare=False)
+        return True
 
     @event.listens_for(engine, "handle_error")
     def leave_standby(context: sa.engine.ExceptionContext) -> None:

@@ -4,8 +4,9 @@ For a row of an ``executemany`` SQLAlchemy spends more time (a dict, a function 
 write it. Here the rows are part of the statement, as ``VALUES`` of a common table expression. SQLite then evaluates
 constants, and the lists of names in CHECK constraints, once for all rows instead of once for each execution.
 
-PostgreSQL gets an array for each column: one statement for any number of rows, which is parsed and planned once, and
-whose few parameters the driver need not find in a long text.
+PostgreSQL gets an array for each column: one statement for any number of rows, whose few parameters the driver need not
+find in a long text. An INSERT is planned once. Statements that join the rows with a table are planned at each execution
+for the number of rows: the plan for any number of them assumes ten, and compares each row with each row of the table.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import sqlalchemy as sa
 from attrs import define, field
 from sqlalchemy.orm import Session
+
+from pdm.workqueue.store.engines import PLANNED_EACH_TIME
 
 #: Rows of one execution on SQLite. A list is split into pieces of this size and of smaller powers of two: few different
 #: statements, which the driver keeps prepared.
@@ -59,6 +62,10 @@ class RowStatement:
     shared: Sequence[sa.Column[Any]] = ()
     result: Sequence[sa.Column[Any]] = ()
     _forms: dict[str, _Form] = field(factory=dict, init=False)
+    _is_insert: bool = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._is_insert = "INSERT INTO" in self.text
 
     def execute(self, session: Session, rows: Iterable[Sequence[Any]], *shared: Any) -> list[tuple[Any, ...]]:
         """Execute it for all rows, in as many pieces as necessary; returns its results in any order."""
@@ -82,6 +89,7 @@ class RowStatement:
         values = _converted(rows, form.of_row)
         common = tuple(chain.from_iterable(_converted([shared], form.of_shared)))
         first, size = 0, _MOST_IN_ARRAYS if form.arrays else _MOST_ROWS
+        options = PLANNED_EACH_TIME if form.arrays and not self._is_insert else None
         while first < len(values):
             if form.arrays:
                 text = form.arrays
@@ -91,7 +99,7 @@ class RowStatement:
                     size //= 2
                 text = form.texts.get(size) or self._text(form, size)
                 flat = (*chain.from_iterable(values[first : first + size]), *common)
-            yield connection.exec_driver_sql(text, flat)
+            yield connection.exec_driver_sql(text, flat, execution_options=options)
             first += size
 
     def _form(self, dialect: sa.Dialect) -> _Form:
