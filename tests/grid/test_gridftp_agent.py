@@ -357,7 +357,7 @@ def test_a_killed_server_fails_the_transfer_and_leaves_nothing(own: HelperProces
 @pytest.mark.parametrize("site", ["A", pytest.param("B", marks=pytest.mark.full)])
 def test_a_frozen_server_stalls_the_transfer(own: HelperProcess, sites: Sites, site: str) -> None:
     # Long enough for a login on a busy machine.
-    request_id = begin(own, sites, stall_s=3.0)
+    request_id = begin(own, sites, stall_s=6.0)
     server = sites.grid.sites[site].server
     server.freeze()
     failed = own.rest(request_id)[-1]

@@ -72,9 +72,11 @@ def test_events_that_concern_nothing_are_only_read(store: Store) -> None:
     store.submit(user)
     wanted = store.run(notifications.find_wanted, first.last, ())
     assert (wanted.concerns, wanted.last > first.last) == (False, True)
+    assert not wanted.has_listeners
     added(store, user)
     store.submit(user)
-    assert store.run(notifications.find_wanted, wanted.last, ()).concerns
+    again = store.run(notifications.find_wanted, wanted.last, ())
+    assert (again.concerns, again.has_listeners) == (True, True)
     assert entered(store, read=wanted.last).deliveries == 1
 
 

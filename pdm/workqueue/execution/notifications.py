@@ -15,7 +15,7 @@ from pdm.workqueue.store import notifications
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import DueTimer
 
-#: Seconds until events are noticed that another daemon has written.
+#: Seconds until events are noticed that another daemon has written, or webhooks that it has stored.
 _LOOK_EVERY_S = 2.0
 #: Seconds from an event of this daemon until it is entered: events of that time are entered together.
 _COLLECT_S = 0.1
@@ -47,6 +47,8 @@ class Notifications:
     _position: int | None = None
     _unsaved: int = 0
     _woken: bool = False
+    #: Whether anybody had a webhook or mail at the latest look: if not, an event is worth no look of its own.
+    _has_listeners: bool = True
     _log: Logger = field(factory=Logger)
 
     def start(self) -> None:
@@ -63,9 +65,14 @@ class Notifications:
 
     def events_written(self) -> None:
         """This daemon has written events."""
-        if not self._woken:
+        if self._has_listeners and not self._woken:
             self._woken = True
             self.reactor.callLater(_COLLECT_S, self.timer.wake)
+
+    def listeners_changed(self) -> None:
+        """This daemon has stored a webhook, enabled one, or confirmed an address for mail."""
+        self._has_listeners = True
+        self.timer.wake()
 
     @property
     def _after(self) -> int:
@@ -79,7 +86,7 @@ class Notifications:
         more = True
         while more:
             wanted = await self.database.read("read events", notifications.find_wanted, self._after, self.file_sites())
-            more = wanted.more
+            more, self._has_listeners = wanted.more, wanted.has_listeners
             if wanted.concerns or self._unsaved >= _UNSAVED:
                 more = await self._enter()
             else:

@@ -58,12 +58,14 @@ class Wanted:
         count: how many were read.
         concerns: whether one of them is to be sent.
         more: whether there are more.
+        has_listeners: whether anybody has a webhook or gets mail.
     """
 
     last: int
     count: int
     concerns: bool
     more: bool
+    has_listeners: bool = True
 
 
 @frozen
@@ -95,7 +97,7 @@ def find_wanted(session: Session, after: int, file_sites: Collection[int]) -> Wa
     """
     if not session.scalar(_HAS_LISTENERS):
         latest, _ = event_store.position(session, None)
-        return Wanted(latest or after, int(latest > after), concerns=False, more=False)
+        return Wanted(latest or after, int(latest > after), concerns=False, more=False, has_listeners=False)
     found = events_after(session, after, EVENTS_AT_ONCE)
     if not found:
         return Wanted(after, 0, concerns=False, more=False)

@@ -81,6 +81,7 @@ async def create_webhook(
         raise IdempotencyKeyReusedError from error
     except TooManyWebhooksError as error:
         raise ConflictError(str(error)) from error
+    api.notifications.listeners_changed()
     # A repeated request gets the secret of the first one, whose answer may have been lost.
     shown = api.vault.unseal(record.secret, secret_context(record.user_id, record.uid))
     return _view(record, secret=secret_text(shown))
@@ -114,6 +115,8 @@ async def check_webhook(
         result, enabled = await api.notifications.webhooks.test(record, body)
     except WebhookBusyError:
         raise ConflictError("a test of a webhook of yours is running already: wait until it ends") from None
+    if enabled:
+        api.notifications.listeners_changed()
     return WebhookTestView(
         accepted=result.error is None,
         status=result.status,
@@ -188,6 +191,7 @@ async def confirm_mail(api: ApiContext, caller: Caller, body: MailCodeBody, key:
     user_id = caller.user_id
     if not await api.database.run("confirm an address", mail.confirm, user_id, digest, CODE_LIFETIME_S, api.clock()):
         raise InvalidInputError("this is not the code that was sent, or it is too old: set the address again", "$.code")
+    api.notifications.listeners_changed()
     return _mail_view(await api.database.read("fetch a mail address", mail.fetch, caller.user_id))
 
 
