@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 
-from pdm.workqueue.service_manager import ServiceManager
+from pdm.workqueue.services import ServiceManager
 
 
 @pytest.fixture

@@ -35,14 +35,12 @@ from pdm.workqueue.client.connection import Connection, DelegationClient, JobPol
 from pdm.workqueue.client.errors import CredentialError, JobFailedError, SettingsError, UnexpectedAnswerError
 from pdm.workqueue.client.events import EventReader, JobFollower
 from pdm.workqueue.client.inspection import ServerFacts, inspect_server
-from pdm.workqueue.client.settings import ClientSettings, find_settings
-from pdm.workqueue.client.sites import choose_protocol, find_site
+from pdm.workqueue.client.settings import ClientSettings, choose_protocol, find_settings, find_site
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.events import EventKind
+from pdm.workqueue.domain.notifications import EventKind
 from pdm.workqueue.wire.activity import ActivityView, NodeView, QueueSummaryView, RateView, SiteActivityView, WhyView
 from pdm.workqueue.wire.credentials import CredentialView, DelegationView, LoginView
-from pdm.workqueue.wire.events import EventView
-from pdm.workqueue.wire.notifications import MailView, WebhookTestView, WebhookView
+from pdm.workqueue.wire.events import EventView, MailView, WebhookTestView, WebhookView
 from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
 from pdm.workqueue.wire.responses import (
     ElementStatusView,

@@ -738,7 +738,7 @@ class EventRow(Base):
     """An event of a job or a site, written in the transaction that it tells about; rows are never changed.
 
     Attributes:
-        kind: a `pdm.workqueue.domain.events.EventKind`.
+        kind: a `pdm.workqueue.domain.notifications.EventKind`.
         job_id: null for a site; so is ``owner_id``, the user of the job.
         data: JSON.
         xact: PostgreSQL: number of the transaction that has written it, or that of the job's event before, if it is
@@ -1062,7 +1062,7 @@ class RetentionRow(Base):
 
 
 class WaitRow(Base):
-    """Elements of a job that are HELD while a site is polled; see `pdm.workqueue.domain.waits.Wait`.
+    """Elements of a job that are HELD while a site is polled; see `pdm.workqueue.domain.holds.Wait`.
 
     Attributes:
         began_at: when its elements were set aside.

@@ -14,14 +14,13 @@ from pdm.workqueue.certificates.signatures import service_name, sign_detached
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.execution.endpoint_checks import SiteCheck
 from pdm.workqueue.execution.readiness import Readiness
-from pdm.workqueue.http.admin_port import AdminPort
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.https_port import HttpsPort
 from pdm.workqueue.http.metrics import ServiceMetrics
+from pdm.workqueue.http.ports import AdminPort, HttpsPort
 from pdm.workqueue.movers import OfferedMovers
 from pdm.workqueue.telemetry.background import run_in_thread
 from pdm.workqueue.web import page_routes
-from pdm.workqueue.web.getting_in import AccessPage
+from pdm.workqueue.web.credentials import AccessPage
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
 if TYPE_CHECKING:

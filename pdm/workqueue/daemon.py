@@ -22,8 +22,7 @@ from pdm.workqueue import __version__
 from pdm.workqueue.config.reader import ConfigError, read_settings
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.installation import explain_missing
-from pdm.workqueue.service_manager import ServiceManager
-from pdm.workqueue.services import OrderedServices
+from pdm.workqueue.services import OrderedServices, ServiceManager
 from pdm.workqueue.telemetry.clocks import use_monotonic_clock
 from pdm.workqueue.telemetry.logging import capture_stdlib, log_observer
 

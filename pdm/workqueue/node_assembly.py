@@ -16,7 +16,7 @@ from pdm.workqueue.certificates.nodes import NodeTls
 from pdm.workqueue.certificates.pem import CertificateFilesError
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
-from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.domain.node_reports import SignalKind
 from pdm.workqueue.execution.batch_verdicts import Ending
 from pdm.workqueue.execution.cluster import ClusterLogs, ClusterProgress
 from pdm.workqueue.execution.draining import Drain

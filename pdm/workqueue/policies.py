@@ -24,10 +24,9 @@ from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.lifecycle import RetryPolicy
-from pdm.workqueue.domain.mail import check_address
+from pdm.workqueue.domain.notifications import DeliveryPolicy, check_address
 from pdm.workqueue.domain.pacing import BreakerPolicy
 from pdm.workqueue.domain.retention import RetentionPolicy
-from pdm.workqueue.domain.webhooks import DeliveryPolicy
 from pdm.workqueue.execution.checked_connections import AddressPolicy
 from pdm.workqueue.execution.executor import ExecutionLimits
 from pdm.workqueue.execution.issuers import Issuers

@@ -9,9 +9,9 @@ from typing import Any
 from attrs import frozen
 
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.holds import WaitPolicy
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.schedules import ScheduleRecord
-from pdm.workqueue.domain.waits import WaitPolicy
 from pdm.workqueue.execution.chains import Chains, Deadlines, HoldEnds
 from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.retention import Retention

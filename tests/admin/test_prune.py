@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.admin.instance import make_instance
 from pdm.workqueue.admin.prune import PruneError, compact, forecast, policy_of
-from pdm.workqueue.cli.pruning import prune
+from pdm.workqueue.cli.admin import prune
 from pdm.workqueue.config.reader import read_settings
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobStatus

@@ -17,8 +17,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy.orm import Session
 
 from pdm.testgrid.service import set_keys
-from pdm.workqueue.admin.backup import OTHER_KEYS, PUBLIC_KEYS, SECRET_KEYS, path_keys
-from pdm.workqueue.admin.config_text import set_key
+from pdm.workqueue.admin.backup import OTHER_KEYS, PUBLIC_KEYS, SECRET_KEYS, path_keys, set_key
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.cli.admin import admin
 from pdm.workqueue.config.reader import read_settings

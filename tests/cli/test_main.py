@@ -59,7 +59,7 @@ def test_the_help_names_each_command_and_imports_none() -> None:
     assert done.returncode == 0, "starting pdm imports what --help does not need"
     assert all(f"  {name} " in done.stdout for name in _COMMANDS)
     code = (
-        "import sys; from pdm.workqueue.cli import checks, receipts, schedules, submission;"
+        "import sys; from pdm.workqueue.cli import plans, receipts, schedules, submission;"
         "sys.exit(any(name.partition('.')[0] in {'re2', 'pathspec', 'joserfc'} for name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

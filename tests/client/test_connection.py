@@ -13,7 +13,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError
 
-from pdm.workqueue.client import refusals
+from pdm.workqueue.client import errors
 from pdm.workqueue.client.errors import (
     CertificateRefusedError,
     ConflictError,
@@ -150,7 +150,7 @@ async def test_the_waits_of_an_outage_are_mentioned_and_end(
     assert first == second
     assert sentences == ["A title: the request is sent again in 1 s"]
     # Not for ever.
-    monkeypatch.setattr(refusals, "_MAX_WAIT_S", 2.0)
+    monkeypatch.setattr(errors, "_MAX_WAIT_S", 2.0)
     server.behaviours[:] = [refused]
     server.seen.clear()
     with pytest.raises(TemporaryRefusalError):

@@ -13,7 +13,7 @@ from twisted.internet.task import deferLater
 from pdm.workqueue.client import events as client_events
 from pdm.workqueue.client.errors import NotFoundError, UnreachableError
 from pdm.workqueue.client.settings import ClientSettings
-from pdm.workqueue.domain.events import EventKind
+from pdm.workqueue.domain.notifications import EventKind
 from pdm.workqueue.execution.event_feed import SubscriptionEndedError
 from pdm.workqueue.wire.responses import JobView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pdm.workqueue.domain.estimates import FinishedCopy, RouteSpeed, route_speed
+from pdm.workqueue.domain.progress import FinishedCopy, RouteSpeed, route_speed
 
 MB = 1_000_000
 

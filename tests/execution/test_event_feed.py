@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.domain.events import Event, EventFilter, EventKind
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.notifications import Event, EventFilter, EventKind
 from pdm.workqueue.domain.pacing import BreakerPolicy
 from pdm.workqueue.domain.retention import RetentionPolicy
 from pdm.workqueue.execution import event_feed

@@ -17,7 +17,7 @@ from twisted.web.server import Site
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.certificates.tls_client import client_policy
 from pdm.workqueue.domain.addresses import AddressRange
-from pdm.workqueue.domain.webhooks import SendResult
+from pdm.workqueue.domain.notifications import SendResult
 from pdm.workqueue.execution.checked_connections import AddressPolicy
 from pdm.workqueue.execution.receivers import Receivers
 from tests.support.receivers import Names, Receiver, reactor

@@ -18,7 +18,7 @@ from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.retention import RetentionPolicy
 from pdm.workqueue.execution.retention import Pace, Retention
 from pdm.workqueue.logstore.attempt_log import directory_of
-from pdm.workqueue.logstore.removal import RemovedLogs, remove_logs
+from pdm.workqueue.logstore.store import RemovedLogs, remove_logs
 from pdm.workqueue.store import claiming, job_changes, jobs, leases, results, retention, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from twisted.internet import reactor as _reactor
 from twisted.internet.task import deferLater
 
-from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.domain.node_reports import SignalKind
 from pdm.workqueue.execution.signals import SignalListener
 from pdm.workqueue.store import signals
 from pdm.workqueue.store.database import Database

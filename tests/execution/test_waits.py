@@ -12,8 +12,8 @@ from twisted.logger import LogEvent
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.holds import Wait, WaitingElement, WaitPolicy
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.domain.waits import Wait, WaitingElement, WaitPolicy
 from pdm.workqueue.execution.waits import WaitPoller
 from pdm.workqueue.store import wait_visits
 from pdm.workqueue.store.wait_visits import WaitVisit

@@ -30,9 +30,9 @@ from pdm.workqueue.config.settings import AdminSettings
 from pdm.workqueue.execution import readiness as readiness_module
 from pdm.workqueue.execution.readiness import Stage
 from pdm.workqueue.execution.service_health import ServicePart
-from pdm.workqueue.http import admin_port as admin_port_module
 from pdm.workqueue.http import metrics as metrics_module
-from pdm.workqueue.http.admin_port import AdminPort
+from pdm.workqueue.http import ports as admin_port_module
+from pdm.workqueue.http.ports import AdminPort
 from tests.http.service import Service, certificates, own_service, service
 
 __all__ = ["certificates", "own_service", "service"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pdm.workqueue.http.copy_checks import check_not_removed
+from pdm.workqueue.http.copy_requests import check_not_removed
 from pdm.workqueue.http.problems import InvalidInputError
 
 MOVE = {"move": True}

@@ -17,7 +17,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import ListedEntry, NewElement
 from pdm.workqueue.domain.planning import Skipped
 from pdm.workqueue.execution.progress_board import ReportedProgress
-from pdm.workqueue.http.processes import process_view
+from pdm.workqueue.http.views import process_view
 from pdm.workqueue.store import listings
 from tests.http.service import Service
 

@@ -20,7 +20,7 @@ from pdm.workqueue.certificates.delegation import sign_request
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.fts import BASE_ID
-from pdm.workqueue.http.fts.urls import ServersOfUrls, read_url
+from pdm.workqueue.http.fts.calls import ServersOfUrls, read_url
 from tests.http.service import Answer, Certificates, Service, running
 from tests.http.test_surface import raw_exchange
 

@@ -19,7 +19,7 @@ from aiosmtpd.smtp import AuthResult
 from twisted.internet.task import deferLater
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.mail import check_address
+from pdm.workqueue.domain.notifications import check_address
 from pdm.workqueue.store import mail
 from tests.http.service import Certificates, Service, reactor, running
 from tests.store.stores import MISSING

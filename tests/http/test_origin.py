@@ -9,8 +9,8 @@ import pytest
 import pytest_twisted
 from twisted.web.http_headers import Headers
 
+from pdm.workqueue.http.access import foreign_origin
 from pdm.workqueue.http.endpoints import ENDPOINTS
-from pdm.workqueue.http.origin import foreign_origin
 from tests.http.service import Service
 from tests.http.test_surface import path_of
 

@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 
 from pdm.workqueue.config.reader import read_settings
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.webhooks import MOST_WEBHOOKS
+from pdm.workqueue.domain.notifications import MOST_WEBHOOKS
 from pdm.workqueue.execution.notifications import Notifications
 from pdm.workqueue.policies import notifications
 from pdm.workqueue.store import webhooks

@@ -130,7 +130,7 @@ def test_directories_removed_under_a_running_log_are_made_again(logs: Any) -> No
 def test_a_fault_in_the_thread_ends_neither_it_nor_the_wait(
     logs: Any, monkeypatch: pytest.MonkeyPatch, lost_errors: list[LogEvent]
 ) -> None:
-    from pdm.workqueue.logstore.job_file import JobFile
+    from pdm.workqueue.logstore.writer import JobFile
 
     def broken(self: JobFile, logs: object) -> None:
         raise RuntimeError("a fault of ours")

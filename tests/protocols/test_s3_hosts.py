@@ -15,7 +15,7 @@ from pdm.workqueue.helpers import credentials as helpers_credentials
 from pdm.workqueue.helpers.backends.http_servers import known_server
 from pdm.workqueue.helpers.backends.s3_groups import GroupedS3Backend
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
-from pdm.workqueue.http.fts.urls import ServersOfUrls, read_url
+from pdm.workqueue.http.fts.calls import ServersOfUrls, read_url
 from tests.security import canary
 from tests.support.s3_server import ACCESS_KEY, SmallS3Server
 

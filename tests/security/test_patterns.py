@@ -17,7 +17,7 @@ import pytest
 
 import pdm.workqueue
 from pdm.workqueue.certificates import names
-from pdm.workqueue.domain import mail, oidc, subjects
+from pdm.workqueue.domain import notifications, oidc, subjects
 from pdm.workqueue.helpers.backends import http_plain
 from pdm.workqueue.helpers.gridftp.replies import _PASSIVE_ADDRESS, _SIZE_FACT
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
@@ -35,7 +35,7 @@ _DELIMITED = {
     *(each.pattern.decode() for each in (http_plain._REQUEST, http_plain._RESPONSE)),
     r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*",
     # The parts of a mail address are divided by dots, which none of them holds.
-    mail._ADDRESS.pattern,
+    notifications._ADDRESS.pattern,
     # The words of a scope are divided by spaces, which none of them holds.
     oidc._WORDS.pattern,
     # The inner repetition looks ahead from a slash, and stops at the next one.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
-from pdm.workqueue.domain.estimates import RouteSpeed
 from pdm.workqueue.domain.jobs import JobRecord, NewElement
+from pdm.workqueue.domain.progress import RouteSpeed
 from pdm.workqueue.store import listings, results
 from pdm.workqueue.store.estimates import EstimateBasis, estimate_basis
 from tests.store.stores import BROKEN, LIST_LANE, Store, done, ended, token_of

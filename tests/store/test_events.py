@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.events import Event, EventKind
+from pdm.workqueue.domain.notifications import Event, EventKind
 from pdm.workqueue.store import claiming, events, expiry, held_elements, job_changes, jobs
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.records import events as rows

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.events import EventKind
 from pdm.workqueue.domain.holds import HoldBy, JobEdit, JobHold
 from pdm.workqueue.domain.jobs import JobRecord, NewElement, Predecessors
+from pdm.workqueue.domain.notifications import EventKind
 from pdm.workqueue.domain.sites import Actor
 from pdm.workqueue.store import (
     chains,

@@ -12,8 +12,8 @@ from attrs import evolve
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.holds import HOLDS, MOST_IN_WAIT, Wait, WaitKind, WaitPhase
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord, NewElement, Predecessors
-from pdm.workqueue.domain.waits import HOLDS, MOST_IN_WAIT, Wait, WaitKind, WaitPhase
 from pdm.workqueue.store import chains, held_elements, job_changes, jobs, retention, wait_visits, waits
 from pdm.workqueue.store.first_claims import FirstClaim, add_and_claim
 from pdm.workqueue.store.records import wait_elements

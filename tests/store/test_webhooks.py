@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from pdm.workqueue.domain.events import Event, EventKind
-from pdm.workqueue.domain.webhooks import DeliveryPolicy, DeliveryState, NewWebhook, SendResult, WebhookRecord
+from pdm.workqueue.domain.notifications import (
+    DeliveryPolicy,
+    DeliveryState,
+    Event,
+    EventKind,
+    NewWebhook,
+    SendResult,
+    WebhookRecord,
+)
 from pdm.workqueue.store import job_changes, leases, notifications, webhooks
 from pdm.workqueue.store.records import sites, workers
 from pdm.workqueue.store.records import webhooks as webhook_table

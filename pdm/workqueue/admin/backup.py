@@ -1,4 +1,4 @@
-"""``pdm admin backup``: everything of an instance that another machine needs, taken beside a running daemon.
+"""``pdm admin backup``: a consistent copy of an instance, and changes of single keys in the text of its configuration.
 
 A backup is a directory: the database, the configuration with what it names, and ``backup.json``. Private keys and
 passwords are not in it; they go to a file of their own, and only if that is asked for.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -22,9 +23,35 @@ from attrs import frozen
 from msgspec.structs import fields
 
 from pdm.workqueue import __version__
-from pdm.workqueue.admin.config_text import set_key
 from pdm.workqueue.config.settings import SECTIONS, Settings
 from pdm.workqueue.store.backup import BackupError, DatabaseSummary, copy_database, database_kind
+
+
+def set_key(text: str, section: str, key: str, value: str) -> str:
+    """The text with a key set: in place of the former line and its continuations, or as the first one of its section.
+
+    ``text``: of a valid file. ``section``: is added at the end if there is none. ``value``: one line.
+    """
+    lines = text.splitlines()
+    header = re.compile(rf"\[{re.escape(section)}\]\s*")
+    start = next((number for number, line in enumerate(lines) if header.fullmatch(line)), None)
+    if start is None:
+        return "\n".join([*lines, "", f"[{section}]", f"{key} = {value}".rstrip()]) + "\n"
+    end = next((number for number in range(start + 1, len(lines)) if lines[number].startswith("[")), len(lines))
+    same = re.compile(rf"{re.escape(key)}\s*=")
+    at = next((number for number in range(start + 1, end) if same.match(lines[number])), None)
+    new = f"{key} = {value}".rstrip()
+    if at is None:
+        return "\n".join([*lines[: start + 1], new, *lines[start + 1 :]]) + "\n"
+    after = at + 1
+    # Indented lines continue the value; comments and empty lines may be among them.
+    last = at
+    while after < end and (not lines[after].strip() or lines[after][0] in " \t#;"):
+        if lines[after].strip() and lines[after][0] in " \t" and lines[after].lstrip()[0] not in "#;":
+            last = after
+        after += 1
+    return "\n".join([*lines[:at], new, *lines[last + 1 :]]) + "\n"
+
 
 #: Version of the layout of backups.
 FORMAT = 1

@@ -23,7 +23,7 @@ from pdm.workqueue.execution.retention import Retention
 from pdm.workqueue.execution.site_directory import site_of
 from pdm.workqueue.http.receipts import whole_receipt
 from pdm.workqueue.instance_lock import InstanceLockedError, lock_database
-from pdm.workqueue.logstore.removal import measure_logs
+from pdm.workqueue.logstore.store import measure_logs
 from pdm.workqueue.policies import database_timeouts, retention_policy, server_tls
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import expiry, retention, sites

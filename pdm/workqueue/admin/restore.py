@@ -20,11 +20,11 @@ from pdm.workqueue.admin.backup import (
     Manifest,
     NamedPath,
     read_bundle,
+    set_key,
     sha256_of,
     sync_directory,
     synchronize,
 )
-from pdm.workqueue.admin.config_text import set_key
 from pdm.workqueue.config.reader import DATABASE_NAME, parse_ini, read_settings
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.logstore.attempt_log import log_name

@@ -13,9 +13,9 @@ import click
 from attrs import frozen
 
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.client import sites as client_sites
+from pdm.workqueue.client import settings as client_sites
 from pdm.workqueue.client.errors import NoCommonProtocolError, UnknownSiteError
-from pdm.workqueue.client.sites import choose_protocol
+from pdm.workqueue.client.settings import choose_protocol
 from pdm.workqueue.domain.enums import JobProtocol, MoverKind
 from pdm.workqueue.domain.formatting import display_name
 from pdm.workqueue.domain.paths import text_from_bytes

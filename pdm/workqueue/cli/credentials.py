@@ -11,7 +11,7 @@ import click
 from pdm.workqueue.cli.arguments import DURATION, END, SitePath, find_site, format_option, resolve_paths
 from pdm.workqueue.cli.display import table
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.oidc_login import log_in, log_in_by_token, login_line
+from pdm.workqueue.cli.oidc import log_in, log_in_by_token, login_line
 from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.domain.formatting import display_line, display_name, display_timestamp

@@ -85,7 +85,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("submission:check", "Prove the files in a receipt again, at their site."),
     "wait": ("jobs:wait", "Wait for jobs; the exit status tells how they ended."),
     "queue": ("activity:queue", "For operators: show who works and waits, and why."),
-    "events": ("events:events", "Show what has happened to my jobs, or follow it."),
+    "events": ("activity:events", "Show what has happened to my jobs, or follow it."),
     "logs": ("logs:logs", "Show or follow the logs of a job or an element."),
     "cancel": ("jobs:cancel", "Cancel jobs."),
     "retry": ("jobs:retry", "Retry failed and cancelled elements of jobs."),

@@ -13,7 +13,7 @@ from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.domain.formatting import display_line, display_name, display_timestamp
-from pdm.workqueue.wire.notifications import DeliveryView, MailView, WebhookView
+from pdm.workqueue.wire.events import DeliveryView, MailView, WebhookView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 _KINDS = ("job", "failure", "held", "resumed", "site")

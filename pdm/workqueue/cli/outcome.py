@@ -13,7 +13,6 @@ import msgspec
 from msgspec import UNSET
 from twisted.internet.defer import CancelledError, Deferred
 
-from pdm.workqueue.cli.checks import check_line, is_check, is_found
 from pdm.workqueue.cli.display import (
     MAX_MOVING,
     ProgressDisplay,
@@ -25,7 +24,17 @@ from pdm.workqueue.cli.display import (
     summary,
 )
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.plans import announcement, estimate_lines, is_dry_run, plan_words, planned, print_plan
+from pdm.workqueue.cli.plans import (
+    announcement,
+    check_line,
+    estimate_lines,
+    is_check,
+    is_dry_run,
+    is_found,
+    plan_words,
+    planned,
+    print_plan,
+)
 from pdm.workqueue.cli.session import error_text, exit_code_of, print_error
 from pdm.workqueue.client.errors import JobTimeoutError, WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction

@@ -13,7 +13,7 @@ from pdm.workqueue.cli.activity import print_route_activity, print_site_activity
 from pdm.workqueue.cli.arguments import MOVER_HELP, find_site, format_option
 from pdm.workqueue.cli.display import stdout_table
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.oidc_options import has_oidc_options, oidc_body, oidc_options, print_oidc
+from pdm.workqueue.cli.oidc import has_oidc_options, oidc_body, oidc_options, print_oidc
 from pdm.workqueue.cli.outcome import hint_of, print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.domain.enums import JobProtocol, JobType, MoverKind

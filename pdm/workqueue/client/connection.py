@@ -40,12 +40,12 @@ from pdm.workqueue.client.errors import (
     InvalidRequestError,
     JobTimeoutError,
     NoAnswerError,
+    RefusalWaits,
     TemporaryRefusalError,
     UnexpectedAnswerError,
     UnreachableError,
     error_for_response,
 )
-from pdm.workqueue.client.refusals import RefusalWaits
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.wire.credentials import DelegationView
 from pdm.workqueue.wire.responses import JobView, WhoamiView

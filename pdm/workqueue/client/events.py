@@ -21,7 +21,7 @@ from pdm.workqueue.client.errors import (
     UnreachableError,
 )
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.events import EventKind
+from pdm.workqueue.domain.notifications import EventKind
 from pdm.workqueue.wire.events import EVENT_STREAM, EventView
 from pdm.workqueue.wire.responses import JobProgressView, JobView
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import field
 
-from pdm.workqueue.config.value_types import (
+from pdm.workqueue.config.values import (
     DAY_S,
     AddressRanges,
     Duration,

@@ -21,7 +21,7 @@ from pdm.workqueue.config.access_settings import (
     TlsSettings,
     UserSettings,
 )
-from pdm.workqueue.config.value_types import (
+from pdm.workqueue.config.values import (
     DAY_S,
     AddressRanges,
     Count,

@@ -13,7 +13,6 @@ from typing import Literal
 from attrs import Factory, define, frozen
 
 from pdm.workqueue.domain.enums import JobType, PlannedAction, SyncLevel
-from pdm.workqueue.domain.extra_entries import ExtraEntries
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.filters import NO_FILTER, EntryFilter, FilterVerdict
 from pdm.workqueue.domain.jobs import ListedEntry, NewElement
@@ -22,6 +21,7 @@ from pdm.workqueue.domain.planning import (
     LAST_PHASE,
     NOTHING,
     SKIP_REASONS,
+    ExtraEntries,
     Planned,
     SkipCode,
     Skipped,

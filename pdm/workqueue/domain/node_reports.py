@@ -1,7 +1,8 @@
-"""What a node publishes of itself: its share of the limits, whether it is idle, which endpoints it cannot reach."""
+"""What the nodes of a cluster tell each other: signals at once, and reports of limits, idleness and endpoints."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +10,42 @@ from attrs import define, field, frozen
 
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.shares import NodeShare, key_of, key_text
+
+
+class SignalKind(enum.StrEnum):
+    """What has changed in the database."""
+
+    #: There may be work that its sender leaves to others.
+    WORK = "work"
+    #: A job was cancelled; without a job, several.
+    CANCEL = "cancel"
+    #: A job is held; without a job, several.
+    HOLD = "hold"
+    #: Sites or restrictions.
+    SITES = "sites"
+    #: There are new events.
+    EVENTS = "events"
+    #: A node has come or gone, or is drained.
+    NODES = "nodes"
+    #: A node has written a report.
+    REPORT = "report"
+
+
+@frozen
+class Signal:
+    """A change, as other nodes hear of it.
+
+    Signals may be lost and may come late; nodes that miss one find the change when they next look at the database.
+
+    Attributes:
+        by: incarnation of the node that has made the change.
+        job: the job that is concerned, if it is one.
+    """
+
+    kind: SignalKind
+    by: str
+    job: int | None = None
+
 
 #: Endpoints that a report names at most.
 _MOST_BROKEN = 100

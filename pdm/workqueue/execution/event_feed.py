@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from pdm.workqueue.domain.events import Event, EventFilter, EventKind
+from pdm.workqueue.domain.notifications import Event, EventFilter, EventKind
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.store import events
 from pdm.workqueue.store.database import Database

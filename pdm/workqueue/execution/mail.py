@@ -21,7 +21,7 @@ from twisted.mail.smtp import ESMTPSenderFactory, SMTPClientError, SMTPDeliveryE
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.web.iweb import IPolicyForHTTPS
 
-from pdm.workqueue.domain.mail import MailNotice, Notify
+from pdm.workqueue.domain.notifications import MailNotice, Notify
 from pdm.workqueue.store import mail
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.mail import DueMail

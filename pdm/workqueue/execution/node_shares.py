@@ -16,9 +16,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.domain.limits import LimitKey, LimitKind, common_keys_of
-from pdm.workqueue.domain.node_reports import AttemptTally, BrokenEndpoint, NodeReport
+from pdm.workqueue.domain.node_reports import AttemptTally, BrokenEndpoint, NodeReport, SignalKind
 from pdm.workqueue.domain.shares import NodeShare, increased, reduced
-from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.executor import Executor

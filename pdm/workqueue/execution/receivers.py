@@ -27,7 +27,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IPolicyForHTTPS
 
 from pdm.workqueue.certificates.tls_client import refusal_reason
-from pdm.workqueue.domain.webhooks import SendResult
+from pdm.workqueue.domain.notifications import SendResult
 from pdm.workqueue.execution.bounded_connections import (
     BoundedProtocol,
     TooMuchReceivedError,

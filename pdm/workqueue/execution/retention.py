@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.domain.retention import CREDENTIALS_KEPT, KEYS_KEPT, WORKERS_KEPT, RetentionPolicy
-from pdm.workqueue.logstore.removal import Place, RemovedLogs, remove_logs
+from pdm.workqueue.logstore.store import Place, RemovedLogs, remove_logs
 from pdm.workqueue.store import expiry, idempotency, purged_jobs, unlisted_sites
 from pdm.workqueue.store import retention as store
 from pdm.workqueue.store.database import Database

@@ -13,7 +13,7 @@ from typing import Any
 from attrs import define, field
 from twisted.logger import Logger
 
-from pdm.workqueue.domain.signals import Signal, SignalKind
+from pdm.workqueue.domain.node_reports import Signal, SignalKind
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.signals import NotedSignal, SignalConnection, SignalsLostError
 from pdm.workqueue.telemetry.background import run_in_thread

@@ -17,10 +17,10 @@ from twisted.logger import Logger
 
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope, Remedy
+from pdm.workqueue.domain.holds import HOLDS, Wait, WaitingElement, WaitKind, WaitPhase, WaitPolicy
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.lifecycle import duration_s
 from pdm.workqueue.domain.paths import InvalidPathError, StorageUrl
-from pdm.workqueue.domain.waits import HOLDS, Wait, WaitingElement, WaitKind, WaitPhase, WaitPolicy
 from pdm.workqueue.execution.tape import Action, TapeApis
 from pdm.workqueue.execution.waits import SiteUnansweredError
 from pdm.workqueue.sites.registry import Site, SiteRegistry

@@ -1,6 +1,6 @@
 """Visits waits when they are due: elements that are HELD until a site has done something.
 
-`pdm.workqueue.domain.waits` has the terms.
+`pdm.workqueue.domain.holds` has the terms.
 
 Each daemon takes waits for itself, a few of each site at a time. A site that does not answer is left alone for a while,
 so that its other waits do not wait for a timeout each.
@@ -17,9 +17,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.holds import Wait, WaitingElement, WaitKind, WaitPhase, WaitPolicy
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.lifecycle import duration_s
-from pdm.workqueue.domain.waits import Wait, WaitingElement, WaitKind, WaitPhase, WaitPolicy
 from pdm.workqueue.store import wait_visits
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.wait_visits import WaitVisit

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.certificates.vault import Vault, VaultError
-from pdm.workqueue.domain.webhooks import DeliveryPolicy, DeliveryState, SendResult, WebhookRecord
+from pdm.workqueue.domain.notifications import DeliveryPolicy, DeliveryState, SendResult, WebhookRecord
 from pdm.workqueue.execution.receivers import Receivers
 from pdm.workqueue.store import webhooks
 from pdm.workqueue.store.database import Database

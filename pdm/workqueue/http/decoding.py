@@ -18,17 +18,23 @@ import msgspec
 
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
-from pdm.workqueue.domain.events import EventKind
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.job_plans import first_element
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob, Predecessors
 from pdm.workqueue.domain.lifecycle import deadline_from_text
+from pdm.workqueue.domain.notifications import EventKind
 from pdm.workqueue.domain.paths import is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.copy_checks import check_filters, check_not_removed, check_tape
-from pdm.workqueue.http.items import planned_items, refuse_paths
+from pdm.workqueue.http.copy_requests import (
+    check_filters,
+    check_not_removed,
+    check_tape,
+    planned_items,
+    refuse_paths,
+    url_at,
+    urls_at,
+)
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
-from pdm.workqueue.http.site_urls import url_at, urls_at
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.checks import TOOL_SCHEMES

@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pdm.workqueue.domain.events import Event
+from pdm.workqueue.domain.notifications import Event
 from pdm.workqueue.execution.event_feed import SlowReaderError, Subscription, SubscriptionEndedError
 from pdm.workqueue.http.request import ApiRequest
 from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError

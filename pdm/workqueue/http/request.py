@@ -24,9 +24,9 @@ from werkzeug.http import parse_accept_header
 from zope.interface import implementer
 
 from pdm.workqueue.certificates.tls_buffers import renew_buffers
+from pdm.workqueue.http.access import SAFE_METHODS, foreign_origin
 from pdm.workqueue.http.connections import ApiChannel, ConnectionLimiter, ConnectionLimits
 from pdm.workqueue.http.endpoint import JsonStream
-from pdm.workqueue.http.origin import SAFE_METHODS, foreign_origin
 from pdm.workqueue.http.problems import (
     PROBLEM_FORMAT,
     ApiError,

@@ -23,9 +23,9 @@ from pdm.workqueue.domain.jobs import (
     LogSpan,
     NewJob,
 )
+from pdm.workqueue.domain.notifications import DeliveryRecord, WebhookRecord
 from pdm.workqueue.domain.schedules import ScheduleEdit, ScheduleRecord, ScheduleRun
 from pdm.workqueue.domain.sites import Actor
-from pdm.workqueue.domain.webhooks import DeliveryRecord, WebhookRecord
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.credential_checks import CredentialNeeds, check_credential
 from pdm.workqueue.http.problems import (

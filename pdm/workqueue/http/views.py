@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -12,7 +13,7 @@ from pdm.workqueue.certificates.files import read_authorities
 from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, hint_for
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, hint_for
 from pdm.workqueue.domain.holds import HOLD_CODE, JobHold
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.oidc import OidcSettings
@@ -39,10 +40,28 @@ from pdm.workqueue.wire.responses import (
     JobProgressView,
     JobView,
     NextTryView,
+    ProcessView,
     QueueView,
     SkippedView,
 )
 from pdm.workqueue.wire.sites import CheckView, EndpointView, OidcView, RouteView, SiteView
+
+#: The daemon writes the first line before anything that comes from elsewhere.
+_FIRST_LINE = re.compile(r"(?:\S+ ){0,2}host=(\S+) pid=([0-9]{1,10}) ")
+_ENDED = re.compile(r"the helper process ([0-9]+) ended \((signal [0-9]+|exit status [0-9]+)")
+
+
+def process_view(log: str | None, failure: AttemptFailure | None) -> ProcessView | UnsetType:
+    """The process of an attempt; ``log`` begins with its first line."""
+    found = None if log is None else _FIRST_LINE.match(log)
+    if found is None:
+        return UNSET
+    ended = None
+    if failure is not None and failure.code is FailureCode.CRASHED:
+        how = _ENDED.search(failure.message)
+        ended = None if how is None or how[1] != found[2] else how[2]
+    return ProcessView(host=found[1], pid=int(found[2]), ended=ended)
+
 
 #: Number of jobs ahead in the queue that are listed.
 NAMED_AHEAD = 5

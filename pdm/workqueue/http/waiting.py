@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 import msgspec
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.events import Event, EventKind
 from pdm.workqueue.domain.jobs import JobRecord, Predecessors
+from pdm.workqueue.domain.notifications import Event, EventKind
 from pdm.workqueue.domain.progress import JobProgress, job_progress, listing_status
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.context import ApiContext

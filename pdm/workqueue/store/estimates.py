@@ -10,8 +10,8 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.estimates import FinishedCopy, RouteSpeed, route_speed
 from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.domain.progress import FinishedCopy, RouteSpeed, route_speed
 from pdm.workqueue.store import listings
 from pdm.workqueue.store.records import columns_of, jobs
 

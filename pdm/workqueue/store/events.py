@@ -12,11 +12,11 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.events import Event, EventKind, is_milestone
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, hint_for
 from pdm.workqueue.domain.holds import HOLD_CODE, HoldBy, JobHold
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.domain.node_reports import SignalKind
+from pdm.workqueue.domain.notifications import Event, EventKind, is_milestone
 from pdm.workqueue.store import signals
 from pdm.workqueue.store.records import columns_of, elements, events, failure_counts
 from pdm.workqueue.store.row_statements import RowStatement

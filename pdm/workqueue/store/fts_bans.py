@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from attrs import frozen
 from sqlalchemy.orm import Session
 
+from pdm.workqueue.domain.holds import WaitKind
 from pdm.workqueue.domain.sites import Actor
-from pdm.workqueue.domain.waits import WaitKind
 from pdm.workqueue.store import users
 from pdm.workqueue.store.records import (
     FINAL,

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.domain.waits import POLLED_CODES
+from pdm.workqueue.domain.holds import POLLED_CODES
 from pdm.workqueue.store.job_changes import CHANGED_AT_ONCE, move_elements, waiting_listings
 from pdm.workqueue.store.locks import lock_jobs, save_jobs
 from pdm.workqueue.store.records import UPDATE_ELEMENT, credentials, elements, jobs

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.holds import HoldBy, JobHold
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.domain.node_reports import SignalKind
 from pdm.workqueue.domain.sites import Actor
 from pdm.workqueue.store import signals, users
 from pdm.workqueue.store.job_changes import locked

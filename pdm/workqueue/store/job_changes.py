@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import CancelCode, CancelReason, JobRecord
-from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.domain.node_reports import SignalKind
 from pdm.workqueue.store import signals, waits
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
 from pdm.workqueue.store.records import UPDATE_ELEMENT, elements, jobs, matched, predecessors

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.holds import JobEdit, Unchanged
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.domain.node_reports import SignalKind
 from pdm.workqueue.store import chains, signals
 from pdm.workqueue.store.job_changes import locked
 from pdm.workqueue.store.locks import save_jobs

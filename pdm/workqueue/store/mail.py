@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from attrs import frozen
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.mail import (
+from pdm.workqueue.domain.notifications import (
     MOST_CONFIRMATIONS,
     MOST_WRONG_CODES,
     DigestPer,

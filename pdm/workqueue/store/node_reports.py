@@ -9,9 +9,8 @@ from attrs import evolve, frozen
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.limits import LimitKey
-from pdm.workqueue.domain.node_reports import NodeReport, decode_report
+from pdm.workqueue.domain.node_reports import NodeReport, SignalKind, decode_report
 from pdm.workqueue.domain.shares import LimitOf, increased
-from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.store import nodes, signals
 from pdm.workqueue.store.records import workers
 

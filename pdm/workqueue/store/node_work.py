@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from attrs import frozen
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.domain.node_reports import SignalKind
 from pdm.workqueue.domain.sites import Actor
 from pdm.workqueue.store import signals, users
 from pdm.workqueue.store.leases import lease_clock

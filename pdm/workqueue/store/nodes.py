@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from attrs import frozen
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.signals import SignalKind
+from pdm.workqueue.domain.node_reports import SignalKind
 from pdm.workqueue.store import signals
 from pdm.workqueue.store.leases import lease_clock
 from pdm.workqueue.store.locks import is_shared

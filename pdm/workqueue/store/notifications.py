@@ -17,9 +17,7 @@ from attrs import frozen
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.events import Event, EventKind
-from pdm.workqueue.domain.mail import MOST_NOTICES, Notify
-from pdm.workqueue.domain.webhooks import MOST_WAITING, DeliveryState
+from pdm.workqueue.domain.notifications import MOST_NOTICES, MOST_WAITING, DeliveryState, Event, EventKind, Notify
 from pdm.workqueue.store import events as event_store
 from pdm.workqueue.store import mail
 from pdm.workqueue.store import webhooks as webhook_store

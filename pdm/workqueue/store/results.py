@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
+from pdm.workqueue.domain.holds import HOLDS, WaitKind
 from pdm.workqueue.domain.jobs import AttemptRecord, ClaimToken, JobRecord, NewElement, Verdict
 from pdm.workqueue.domain.lifecycle import settled_status
-from pdm.workqueue.domain.signals import SignalKind
-from pdm.workqueue.domain.waits import HOLDS, WaitKind
+from pdm.workqueue.domain.node_reports import SignalKind
 from pdm.workqueue.store import job_counts
 from pdm.workqueue.store.counted_apart import worker_and_jobs_apart
 from pdm.workqueue.store.credentials import last_stored

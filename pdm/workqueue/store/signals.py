@@ -18,7 +18,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.signals import Signal, SignalKind
+from pdm.workqueue.domain.node_reports import Signal, SignalKind
 
 _LISTEN = "LISTEN pdm_workqueue"
 _NOTIFY = "SELECT pg_notify('pdm_workqueue', unnest(%s::text[]))"

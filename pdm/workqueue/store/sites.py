@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, MoverKind
+from pdm.workqueue.domain.node_reports import SignalKind
 from pdm.workqueue.domain.oidc import OidcSettings
-from pdm.workqueue.domain.signals import SignalKind
 from pdm.workqueue.domain.sites import (
     LAST_FILE_SITE,
     Actor,

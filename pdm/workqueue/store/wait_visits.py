@@ -1,4 +1,4 @@
-"""Visits of waits (`pdm.workqueue.domain.waits`): which daemon makes them, and what it writes of them.
+"""Visits of waits (`pdm.workqueue.domain.holds`): which daemon makes them, and what it writes of them.
 
 A daemon leases a wait and increases its ``turn``. If it dies, another one takes the wait, and what an old turn writes
 matches no row.
@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, PlannedAction
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
+from pdm.workqueue.domain.holds import HOLDS, MOST_IN_WAIT, Wait, WaitingElement, WaitKind, WaitPhase
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.domain.signals import SignalKind
-from pdm.workqueue.domain.waits import HOLDS, MOST_IN_WAIT, Wait, WaitingElement, WaitKind, WaitPhase
+from pdm.workqueue.domain.node_reports import SignalKind
 from pdm.workqueue.store import signals
 from pdm.workqueue.store.events import note_failures
 from pdm.workqueue.store.leases import is_free, lease_clock

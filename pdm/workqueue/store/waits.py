@@ -1,4 +1,4 @@
-"""Set elements aside that are HELD while a site is polled (`pdm.workqueue.domain.waits`).
+"""Set elements aside that are HELD while a site is polled (`pdm.workqueue.domain.holds`).
 
 That happens in the transaction that adds, retries or settles them. For the elements of other jobs nothing is read or
 written.
@@ -14,8 +14,8 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.holds import HOLDS, WaitKind, WaitPhase
 from pdm.workqueue.domain.jobs import JobRecord, NewElement, NewJob
-from pdm.workqueue.domain.waits import HOLDS, WaitKind, WaitPhase
 from pdm.workqueue.store.locks import LockedJob, save_jobs
 from pdm.workqueue.store.records import columns_of, elements, wait_elements, waits
 from pdm.workqueue.store.row_statements import RowStatement

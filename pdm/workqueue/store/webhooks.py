@@ -16,7 +16,7 @@ from attrs import frozen
 from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.webhooks import (
+from pdm.workqueue.domain.notifications import (
     KEPT_DELIVERIES,
     MOST_WEBHOOKS,
     DeliveryPolicy,

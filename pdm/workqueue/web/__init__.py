@@ -8,7 +8,7 @@ from types import ModuleType
 from pdm.workqueue.http.access import Authenticator
 from pdm.workqueue.http.app import PageRoute
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.web import copies, credentials, elements, files, job, jobs, operators, pages, receipts, sites
+from pdm.workqueue.web import copies, credentials, elements, files, job, jobs, operators, pages, sites
 from pdm.workqueue.web.pages import PageEndpoint, routes_of
 
 
@@ -16,7 +16,7 @@ def _of(module: ModuleType) -> list[PageEndpoint]:
     return [value for value in vars(module).values() if isinstance(value, PageEndpoint)]
 
 
-_MODULES = (jobs, job, elements, receipts, files, copies, sites, credentials, operators, pages)
+_MODULES = (jobs, job, elements, files, copies, sites, credentials, operators, pages)
 #: All pages and acts.
 PAGES: Sequence[PageEndpoint] = tuple(endpoint for module in _MODULES for endpoint in _of(module))
 

@@ -1,18 +1,21 @@
-"""The caller's credentials: until when they are valid, and the commands that renew them."""
+"""The caller's credentials, the commands that renew them, and the page for browsers without a valid certificate."""
 
 from __future__ import annotations
 
 import shlex
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.http.endpoints.credentials import delete_credential, list_credentials
 from pdm.workqueue.http.endpoints.logins import list_logins
 from pdm.workqueue.http.endpoints.service import whoami
+from pdm.workqueue.http.problems import NotAuthenticatedError
+from pdm.workqueue.http.request import ApiRequest, write_response
 from pdm.workqueue.web.jobs import site_label
-from pdm.workqueue.web.pages import Page, Redirect, Visit, page
+from pdm.workqueue.web.pages import HTML, Page, Redirect, Visit, page, set_page_headers
+from pdm.workqueue.web.rendering import Renderer
 from pdm.workqueue.wire.credentials import CredentialView, LoginView
 
 #: The secret of a credential never passes through a browser: it is made by the command.
@@ -77,3 +80,28 @@ async def remove_credential(visit: Visit, credential_id: int) -> Redirect:
     """Remove a credential from the service."""
     await delete_credential.handler(visit.api, visit.caller, credential_id=credential_id)
     return Redirect("/web/credentials", f"Credential {credential_id} is removed; jobs that need it wait for another.")
+
+
+_TEMPLATE = "getting_in.html"
+#: Rendered pages that are kept, by the text of the problem; anybody may ask for the page, so it must cost little.
+_MAX_KEPT = 100
+
+
+@frozen(eq=False)
+class AccessPage:
+    """Writes the page; the same for every address."""
+
+    _renderer: Renderer = field(factory=Renderer)
+    _pages: dict[str, bytes] = field(factory=dict)
+
+    def write(self, request: ApiRequest, error: NotAuthenticatedError) -> None:
+        """Answer a request with status 401."""
+        page = self._pages.get(error.detail)
+        if page is None:
+            context = {"caller": None, "message": "", "problem": None, "now": None, "path": "", "detail": error.detail}
+            page = self._renderer.render(_TEMPLATE, context).encode("utf-8", "replace")
+            if len(self._pages) >= _MAX_KEPT:
+                self._pages.clear()
+            self._pages[error.detail] = page
+        set_page_headers(request)
+        write_response(request, error.status, page, HTML)

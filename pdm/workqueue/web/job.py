@@ -1,11 +1,11 @@
-"""One job: how far it is, its failures, its first elements, what has happened, and the acts on it."""
+"""One job: how far it is, its failures, first elements and events, the acts on it, and its receipt."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from attrs import evolve
@@ -13,11 +13,11 @@ from markupsafe import Markup
 from msgspec import UNSET, Meta
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.events import Event, EventKind
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.formatting import display_bytes, display_duration, display_line, display_name
 from pdm.workqueue.domain.holds import HOLD_CODE, HoldBy
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, FIRST_PRIORITY, LAST_PRIORITY
+from pdm.workqueue.domain.notifications import Event, EventKind
 from pdm.workqueue.domain.progress import RateColumns, summed_rates
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Role
@@ -25,17 +25,18 @@ from pdm.workqueue.http.endpoints.holds import change_job, hold_job, resume_job
 from pdm.workqueue.http.endpoints.jobs import cancel_job, get_job, retry_job
 from pdm.workqueue.http.endpoints.receipts import failure_codes, list_errors
 from pdm.workqueue.http.problems import InvalidInputError
+from pdm.workqueue.http.receipts import element_line, first_line, receipt_pieces
 from pdm.workqueue.http.waiting import limit_sentences
 from pdm.workqueue.store import events, outcomes
 from pdm.workqueue.store.jobs import ElementFilter
 from pdm.workqueue.store.outcomes import NOTHING_RETRIED, WaitingRetries
 from pdm.workqueue.web.charts import BarPart, Part, RatePoint, sparkline, stacked_bar
 from pdm.workqueue.web.elements import ElementListQuery, element_rows
-from pdm.workqueue.web.jobs import site_label
+from pdm.workqueue.web.jobs import Number, site_label
 from pdm.workqueue.web.pages import Download, Page, Redirect, Visit, page
 from pdm.workqueue.web.rendering import count
 from pdm.workqueue.wire.peers import HistoryView
-from pdm.workqueue.wire.receipts import ErrorGroupView
+from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
 from pdm.workqueue.wire.requests import (
     LONGEST_MESSAGE,
     MOST_ACTIVE,
@@ -45,6 +46,50 @@ from pdm.workqueue.wire.requests import (
     WaitQuery,
 )
 from pdm.workqueue.wire.responses import JobView
+
+#: Elements on a page.
+_PAGE_SIZE = 100
+
+
+class ReceiptQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which elements: those after a number."""
+
+    after: Number | None = None
+
+
+class ReceiptFileQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """In which form: lines of JSON, which are signed, or CSV."""
+
+    format: Literal["jsonl", "csv"] = "jsonl"
+
+
+@page("GET", "/web/jobs/<number:job_id>/receipt", query=ReceiptQuery)
+async def show_receipt(visit: Visit, job_id: int, query: ReceiptQuery) -> Page:
+    """What the job did to every file, in pages."""
+    found = await visit.api.database.read(
+        "page of a receipt", transactions.receipt_page, job_id, visit.caller.scope, query.after
+    )
+    lines = [element_line(found, element) for element in found.elements[:_PAGE_SIZE]]
+    context: dict[str, Any] = {
+        "job_id": job_id,
+        "first": first_line(visit.api, found),
+        "lines": lines,
+        "following": lines[-1].element if len(found.elements) > _PAGE_SIZE else None,
+        "is_first_page": query.after is None,
+    }
+    return Page(template="receipt.html", context=context)
+
+
+@page("GET", "/web/jobs/<number:job_id>/receipt/download", query=ReceiptFileQuery)
+async def download_receipt(visit: Visit, job_id: int, query: ReceiptFileQuery) -> Download:
+    """The receipt as a file."""
+    first = await visit.api.database.read(
+        "page of a receipt", transactions.receipt_page, job_id, visit.caller.scope, None
+    )
+    media_type = CSV if query.format == "csv" else NDJSON
+    pieces = receipt_pieces(visit.api, first, media_type)
+    return Download(pieces=pieces, name=f"job-{job_id}-receipt.{query.format}", media_type=media_type)
+
 
 #: Elements and events that the page of a job shows.
 _FIRST_ELEMENTS, _MOST_EVENTS = 25, 200

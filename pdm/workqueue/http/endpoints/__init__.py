@@ -16,8 +16,6 @@ from pdm.workqueue.http.endpoints import (
     logins,
     nodes,
     notifications,
-    peers,
-    reasons,
     receipts,
     schedules,
     service,
@@ -29,8 +27,8 @@ ROOT = "/workqueue/api/v1.0"
 
 
 _MODULES = (
-    *(jobs, holds, elements, reasons, receipts, events, schedules, sites, delegations, credentials, logins),
-    *(notifications, activity, nodes, service, peers),
+    *(jobs, holds, elements, receipts, events, schedules, sites, delegations, credentials, logins),
+    *(notifications, activity, nodes, service),
 )
 
 

@@ -34,9 +34,8 @@ from pdm.workqueue.http.problems import (
     JobNotFoundError,
     OutputNotReadyError,
 )
-from pdm.workqueue.http.processes import process_view
 from pdm.workqueue.http.transactions import EndedAttempt, OutputPage
-from pdm.workqueue.http.views import element_status_view, element_view
+from pdm.workqueue.http.views import element_status_view, element_view, process_view
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.reader import LogMissingError as LogFileMissingError
 from pdm.workqueue.logstore.reader import LogPiece

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pdm.workqueue.domain.events import EventFilter, EventKind
+from pdm.workqueue.domain.notifications import EventFilter, EventKind
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import enum_members

@@ -20,9 +20,8 @@ from pdm.workqueue.http.credential_checks import CredentialNeeds
 from pdm.workqueue.http.decoding import credential_needs, enum_members, job_from_request, stored_sites
 from pdm.workqueue.http.endpoint import JsonStream, endpoint, json_array, json_items
 from pdm.workqueue.http.endpoints.receipts import failure_codes
-from pdm.workqueue.http.estimates import estimate_view, estimate_warnings
 from pdm.workqueue.http.listings import skipped_entries
-from pdm.workqueue.http.plans import plan_view, skipped_by_code
+from pdm.workqueue.http.plans import estimate_view, estimate_warnings, plan_view, skipped_by_code
 from pdm.workqueue.http.problems import (
     DelegationNeededError,
     ForbiddenError,

@@ -8,8 +8,15 @@ from collections.abc import Sequence
 
 from msgspec import UNSET
 
-from pdm.workqueue.domain.mail import DigestPer, MailSubscription, Notify, check_address
-from pdm.workqueue.domain.webhooks import DeliveryRecord, NewWebhook, WebhookRecord
+from pdm.workqueue.domain.notifications import (
+    DeliveryRecord,
+    DigestPer,
+    MailSubscription,
+    NewWebhook,
+    Notify,
+    WebhookRecord,
+    check_address,
+)
 from pdm.workqueue.execution.mail import CODE_LIFETIME_S, code_digest, new_code
 from pdm.workqueue.execution.webhooks import WebhookBusyError, new_secret, secret_context, secret_text
 from pdm.workqueue.http import transactions
@@ -22,7 +29,7 @@ from pdm.workqueue.store import mail, webhooks
 from pdm.workqueue.store.idempotency import IdempotencyConflictError, IdempotencyKey
 from pdm.workqueue.store.mail import TooManyCodesError
 from pdm.workqueue.store.webhooks import TooManyWebhooksError
-from pdm.workqueue.wire.notifications import (
+from pdm.workqueue.wire.events import (
     DeliveryView,
     MailBody,
     MailCodeBody,

@@ -14,10 +14,9 @@ from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, ListedEntry
 from pdm.workqueue.http.endpoint import JsonStream
 from pdm.workqueue.http.endpoints.jobs import submit_job
-from pdm.workqueue.http.fts.calls import FtsAnswer, FtsCall
+from pdm.workqueue.http.fts.calls import FtsAnswer, FtsCall, ServersOfUrls, read_url
 from pdm.workqueue.http.fts.documents import read_document
 from pdm.workqueue.http.fts.storages import LocatedFile, make_sites, sites_of_user
-from pdm.workqueue.http.fts.urls import ServersOfUrls, read_url
 from pdm.workqueue.http.problems import ApiError, ForbiddenError, InvalidInputError, NotFoundError, SiteFailedError
 from pdm.workqueue.store import jobs, listings
 from pdm.workqueue.wire.requests import SubmitJob

@@ -13,7 +13,7 @@ from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.fts import DEFAULT_FTS_PRIORITY, SELECTION_STRATEGIES, clipped_priority, seconds_in_queue
 from pdm.workqueue.domain.jobs import DEFAULT_TRIES, LEAST_TRIES, MOST_TRIES
 from pdm.workqueue.domain.planning import LARGEST_SIZE
-from pdm.workqueue.http.fts.urls import FileUrl, ServerOfUrl, ServersOfUrls, read_url
+from pdm.workqueue.http.fts.calls import FileUrl, ServerOfUrl, ServersOfUrls, read_url
 from pdm.workqueue.http.problems import InvalidInputError, MethodNotAllowedError
 from pdm.workqueue.wire.options import MOST_ITEMS
 

@@ -15,7 +15,7 @@ from pdm.workqueue.domain.sites import SiteRecord
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoints.sites import actor, log_audit, may_be_local, site_from_body
-from pdm.workqueue.http.fts.urls import FileUrl, ServerOfUrl
+from pdm.workqueue.http.fts.calls import FileUrl, ServerOfUrl
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError
 from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.registry import Site

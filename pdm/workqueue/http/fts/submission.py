@@ -19,9 +19,9 @@ from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.credential_checks import CredentialNeeds
 from pdm.workqueue.http.decoding import credential_needs, job_from_request, stored_sites
 from pdm.workqueue.http.fts.bans import check_bans, drain_sites_of_bans
+from pdm.workqueue.http.fts.calls import ServerOfUrl
 from pdm.workqueue.http.fts.documents import FtsSubmission
 from pdm.workqueue.http.fts.storages import SitesOfUrls, make_sites, sites_of_user
-from pdm.workqueue.http.fts.urls import ServerOfUrl
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError
 from pdm.workqueue.store import fts
 from pdm.workqueue.store.fts import DuplicateFtsJobError, NewFtsFile, NewFtsJob, NewFtsPart

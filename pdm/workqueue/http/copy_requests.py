@@ -1,20 +1,59 @@
-"""The items of a COPY: many pairs of paths in one request, validated as a whole before anything is stored."""
+"""Validation of what a COPY is asked: the URLs of its paths, its pairs of paths (items), and its options together."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 from attrs import frozen
 
-from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.filters import InvalidPatternError
 from pdm.workqueue.domain.jobs import NewElement
-from pdm.workqueue.domain.paths import joined, normalised
+from pdm.workqueue.domain.paths import InvalidPathError, StorageUrl, checked, decoded, is_inside, joined, normalised
 from pdm.workqueue.http.problems import InvalidInputError
-from pdm.workqueue.http.site_urls import UrlOf
+from pdm.workqueue.sites.registry import Site
+from pdm.workqueue.sites.storage_urls import EndpointUrls, NotOfferedError, storage_url
 from pdm.workqueue.wire.options import CopyOptions, CopyPair
 from pdm.workqueue.wire.requests import SubmitJob
+
+#: Gives the URL of a path; the second argument is the pointer for an `InvalidInputError`.
+UrlOf = Callable[[str, str], str]
+
+
+def url_at(site: Site, protocol: JobProtocol, path: str, pointer: str) -> str:
+    """The URL at which a site serves a path; ``pointer`` is that of the path in the request.
+
+    Raises:
+        InvalidInputError: the site has no endpoint for the protocol, or no site can hold the path.
+    """
+    try:
+        return storage_url(site, protocol, checked(path))
+    except NotOfferedError as error:
+        raise InvalidInputError(str(error), "$.protocol") from error
+    except InvalidPathError as error:
+        raise InvalidInputError(str(error), pointer) from error
+
+
+def urls_at(site: Site, protocol: JobProtocol) -> UrlOf:
+    """Gives the URLs of many paths at a site, as `url_at` that of one."""
+    endpoint = site.endpoints.get(protocol)
+    if endpoint is None:
+        return partial(url_at, site, protocol)
+    urls = EndpointUrls(site, protocol, endpoint)
+
+    def url_of(path: str, pointer: str) -> str:
+        try:
+            return urls.of(path)
+        except InvalidPathError as error:
+            raise InvalidInputError(str(error), pointer) from error
+
+    return url_of
+
 
 #: Options that are about a tree.
 _OF_TREES = ("sync", "filters", "min_size", "max_size", "newer_than", "older_than", "delete_extra", "dry_run", "move")
@@ -123,3 +162,78 @@ def _common_directory(paths: Sequence[str]) -> str:
         common += 1
     directory = first[:common].rpartition("/")[0]
     return directory or ("/" if first.startswith("/") else ".")
+
+
+def check_filters(options: CopyOptions) -> None:
+    """Refuse filters that cannot be used, or that leave out nothing or all.
+
+    Raises:
+        InvalidInputError: they are such.
+    """
+    try:
+        entry_filter = options.rules(datetime.now(UTC)).entry_filter
+    except InvalidPatternError as error:
+        raise InvalidInputError(str(error), "$.extra_opts.filters") from error
+    if options.filters and all(rule.exclude is None for rule in options.filters):
+        raise InvalidInputError(
+            'filters without exclude leave nothing out: end them with {"exclude": "*"}', "$.extra_opts.filters"
+        )
+    first, end = entry_filter.changed_from, entry_filter.changed_before
+    if first is not None and end is not None and first >= end:
+        raise InvalidInputError(
+            "newer_than and older_than contradict each other: no file is that new and that old", "$.extra_opts"
+        )
+
+
+def check_tape(options: Mapping[str, Any], source: Site, destination: Site) -> None:
+    """Refuse to stage from a site, or to archive at one, that can have no tape API.
+
+    Args:
+        options: of the COPY, as sent.
+
+    Raises:
+        InvalidInputError: it is asked for that.
+    """
+    for name, site in (("stage", source), ("archive", destination)):
+        if options.get(name) and not site.may_have_tape:
+            raise InvalidInputError(
+                f"{name} needs a tape API, and site {site.name} has none: its definition names none (tape = URL), nor"
+                " an HTTPS endpoint that could",
+                f"$.extra_opts.{name}",
+            )
+
+
+def check_not_removed(options: Mapping[str, Any], source_url: str, destination_url: str) -> None:
+    """Refuse a copy that would remove its own source for an extra entry, or what it has just copied for the source.
+
+    Args:
+        options: of the COPY, as sent.
+
+    Raises:
+        InvalidInputError: it would.
+    """
+    # By host and path: one storage may be reached by several protocols.
+    source, destination = _place(source_url), _place(destination_url)
+    if options.get("delete_extra") and is_inside(source, destination):
+        raise InvalidInputError(
+            "the source is inside the destination, and would be removed as extra", "$.extra_opts.delete_extra"
+        )
+    if not options.get("move"):
+        return
+    if destination_url.endswith("/"):
+        name = source_url.rstrip("/").rpartition("/")[2]
+        if is_inside(f"{destination}/{decoded(name)}", source):
+            raise InvalidInputError(
+                "a file would be moved to where it is: choose another destination", "$.dst_filepath"
+            )
+    if is_inside(destination, source):
+        raise InvalidInputError(
+            "this host has the source at the same path, so a move might remove the only copy: choose another"
+            " destination, or copy and remove",
+            "$.dst_filepath",
+        )
+
+
+def _place(url: str) -> str:
+    parts = StorageUrl(url)
+    return f"/{parts.host}{parts.text_path}"

@@ -1,4 +1,4 @@
-"""The admin port: health, readiness, metrics and version over plain HTTP, for monitoring and load balancers.
+"""The ports of the service: HTTPS with client certificates and proxies, and plain HTTP for monitoring (admin port).
 
 It needs no certificate and shows no users; by default it is off, and listens on the loopback address. Requests have no
 body; slow clients are disconnected.
@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from attrs import define, frozen
 from twisted.internet.defer import CancelledError, maybeDeferred
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
@@ -24,19 +25,68 @@ from pdm.workqueue import __version__
 from pdm.workqueue.config.settings import AdminSettings
 from pdm.workqueue.execution.readiness import Readiness
 from pdm.workqueue.http.connections import ConnectionLimits
-from pdm.workqueue.http.https_port import listening_url
 from pdm.workqueue.http.metrics import ServiceMetrics
 from pdm.workqueue.http.problems import ApiError, InternalFaultError, MethodNotAllowedError, NotFoundError
 from pdm.workqueue.http.request import JSON, ApiRequest, ApiSite, write_problem, write_response
 from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.telemetry.logging import log_incident
 
+_log = Logger()
+_BACKLOG = 1024
+
+
+def listening_url(scheme: str, port: Any) -> str:
+    """The URL of a port that listens: scheme, host and number."""
+    address = port.getHost()
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{scheme}://{host}:{address.port}"
+
+
+@define(eq=False, kw_only=True)
+class HttpsPort:
+    """Serves one API.
+
+    Attributes:
+        what: the API, for the log.
+        port: its number; 0 for any that is free, None to serve nothing.
+        make_site: makes the site to listen with.
+        wrap: adds TLS.
+        site: that listens; None before the start.
+        url: where it listens; empty if it does not.
+    """
+
+    reactor: Any
+    what: str
+    host: str
+    port: int | None
+    make_site: Callable[[Any], ApiSite]
+    wrap: Callable[[Any], IProtocolFactory]
+    site: ApiSite | None = None
+    url: str = ""
+    _listening: Any = None
+
+    def start(self) -> None:
+        """Listen, if a port is configured.
+
+        Raises:
+            CannotListenError: the port cannot be used.
+        """
+        if self.port is None:
+            return
+        self.site = self.make_site(self.reactor)
+        self._listening = self.reactor.listenTCP(self.port, self.wrap(self.site), _BACKLOG, self.host)
+        self.url = listening_url("https", self._listening)
+        _log.info("{what} is served at {url}", what=self.what, url=self.url)
+
+    async def stop(self) -> None:
+        if self._listening is not None:
+            await maybeDeferred(self._listening.stopListening)
+
+
 #: Bytes of a body, which no request here needs.
 _BODY_LIMIT = 1024
 _IDLE_TIMEOUT_S, _REQUEST_TIMEOUT_S = 120.0, 10.0
 _CONNECTIONS = 64
-
-_log = Logger()
 
 
 @frozen
