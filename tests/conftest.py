@@ -31,8 +31,8 @@ from tests.support.preloaded import Preloader
 gc.disable()
 
 # The duration of an example depends on the machine more than on the code.
-hypothesis.settings.register_profile("pdm", deadline=None)
-hypothesis.settings.load_profile("pdm")
+hypothesis.settings.register_profile("default run", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("full run", deadline=None)
 
 #: Seconds for a test on the real grid: a login alone takes 0.2 s, and CI is slow.
 _GRID_TIMEOUT_S = 180
@@ -86,6 +86,12 @@ _LONGEST = (
     "security/test_fuzz",
     "security/test_connections",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try fewer examples of each property in a run that leaves out the dear matrices."""
+    is_full = "not full" not in config.getoption("markexpr")
+    hypothesis.settings.load_profile("full run" if is_full else "default run")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -158,7 +158,9 @@ class Agents(RuleBasedStateMachine):
 
 
 TestAgents = Agents.TestCase
-TestAgents.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAgents.settings = settings(
+    max_examples=min(60, settings.default.max_examples), stateful_step_count=40, deadline=None
+)
 
 
 # -- weighted turns, shown on users who always, or only now and then, have something to do

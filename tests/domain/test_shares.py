@@ -194,7 +194,9 @@ class Shares(RuleBasedStateMachine):
 
 
 TestShares = Shares.TestCase
-TestShares.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestShares.settings = settings(
+    max_examples=min(60, settings.default.max_examples), stateful_step_count=50, deadline=None
+)
 
 
 def cluster_of(number: int) -> Cluster:

@@ -37,9 +37,14 @@ class PostgresqlServer:
     Attributes:
         directory: has the socket, the data and the log.
         url: of its maintenance database.
+
+    Args:
+        bin_directory: has its programs.
+        settings: ``NAME=VALUE`` each.
+        data: of another one that is stopped; they are copied. None for new data.
     """
 
-    def __init__(self, bin_directory: Path, *settings: str) -> None:
+    def __init__(self, bin_directory: Path, *settings: str, data: Path | None = None) -> None:
         self._programs = bin_directory
         self._settings = settings
         # PostgreSQL refuses to run as root.
@@ -51,6 +56,9 @@ class PostgresqlServer:
         )
         if self._account is not None:
             os.chown(self.directory, pwd.getpwnam(self._account).pw_uid, -1)
+        if data is not None:
+            subprocess.run(["cp", "-a", data, self._data], check=True)
+            return
         subprocess.run(
             [
                 *(bin_directory / "initdb", "-D", self._data, "-U", "pdm", "-A", "trust"),
@@ -61,6 +69,10 @@ class PostgresqlServer:
             user=self._account,
             cwd=self.directory,
         )
+
+    def move_data(self, to: Path) -> None:
+        """Give the data of a server that is stopped to others."""
+        shutil.move(self._data, to)
 
     @property
     def _data(self) -> Path:
@@ -96,9 +108,9 @@ class PostgresqlServer:
 
 
 @contextmanager
-def cluster(bin_directory: Path) -> Iterator[sa.URL]:
+def cluster(bin_directory: Path, data: Path | None = None) -> Iterator[sa.URL]:
     """A running server that need not survive a crash; gives the URL of its maintenance database."""
-    server = PostgresqlServer(bin_directory, "max_connections=50", "fsync=off")
+    server = PostgresqlServer(bin_directory, "max_connections=50", "fsync=off", data=data)
     try:
         server.start()
         yield server.url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from sqlalchemy import event
 from pdm.workqueue.store.engines import create_sqlite_file, make_engines
 from pdm.workqueue.store.schema_revisions import migrate
 from pdm.workqueue.WorkqueueDB import Base
-from tests.store.clusters import cluster, programs
+from tests.store.clusters import PostgresqlServer, cluster, programs
 from tests.store.stores import Store
 
 #: Modules whose behaviour depends on the database: locks, isolation, sessions, errors. Those run on both in every run,
@@ -37,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[sa.URL]:
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
     """A private server; the result is the URL of a migrated database."""
     found = programs()
     if found is None:
@@ -45,11 +46,27 @@ def postgresql() -> Iterator[sa.URL]:
         if os.environ.get("CI") == "true":
             pytest.fail(text, pytrace=False)
         pytest.skip(text)
-    with cluster(found) as url:
-        _execute(url, "CREATE DATABASE queue")
-        migrated = url.set(database="queue")
-        _migrate(migrated)
-        yield migrated
+    # Made once for all workers of pytest-xdist.
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (shared / "postgresql.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "postgresql").exists():
+            _make_migrated(found, shared / "postgresql")
+    with cluster(found, shared / "postgresql") as url:
+        yield url.set(database="queue")
+
+
+def _make_migrated(bin_directory: Path, data: Path) -> None:
+    server = PostgresqlServer(bin_directory, "fsync=off")
+    try:
+        server.start()
+        _execute(server.url, "CREATE DATABASE queue")
+        _migrate(server.url.set(database="queue"))
+        server.stop()
+        server.move_data(data)
+    finally:
+        server.remove()
 
 
 def _execute(url: sa.URL, statement: str) -> None:
