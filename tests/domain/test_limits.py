@@ -158,9 +158,7 @@ class Agents(RuleBasedStateMachine):
 
 
 TestAgents = Agents.TestCase
-TestAgents.settings = settings(
-    max_examples=min(60, settings.default.max_examples), stateful_step_count=40, deadline=None
-)
+TestAgents.settings = settings(max_examples=min(60, settings().max_examples), stateful_step_count=40, deadline=None)
 
 
 # -- weighted turns, shown on users who always, or only now and then, have something to do

@@ -194,9 +194,7 @@ class Shares(RuleBasedStateMachine):
 
 
 TestShares = Shares.TestCase
-TestShares.settings = settings(
-    max_examples=min(60, settings.default.max_examples), stateful_step_count=50, deadline=None
-)
+TestShares.settings = settings(max_examples=min(60, settings().max_examples), stateful_step_count=50, deadline=None)
 
 
 def cluster_of(number: int) -> Cluster:

@@ -80,6 +80,25 @@ def test_events_that_concern_nothing_are_only_read(store: Store) -> None:
     assert entered(store, read=wanted.last).deliveries == 1
 
 
+@pytest.mark.parametrize("database_kind", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True)
+def test_an_event_is_not_passed_over_while_a_webhook_is_stored(store: Store) -> None:
+    user = store.user()
+    first = store.run(notifications.find_wanted, 0, ())
+    statements = 0
+
+    def between(*_: object) -> None:
+        nonlocal statements
+        statements += 1
+        if statements == 1:
+            added(store, user)
+            store.submit(user)
+
+    sa.event.listen(store.engine, "after_cursor_execute", between)
+    read = store.run(notifications.find_wanted, first.last, ())
+    assert statements > 1
+    assert store.run(notifications.enter, read.last if not read.concerns else first.last, (), store.now).deliveries == 1
+
+
 def test_private_sites_are_told_to_their_owner(store: Store) -> None:
     user, other = store.user(), store.user("bob")
     mine, theirs = added(store, user, "site"), added(store, other, "site")

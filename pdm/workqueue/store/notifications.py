@@ -95,8 +95,9 @@ def find_wanted(session: Session, after: int, file_sites: Collection[int]) -> Wa
 
     ``file_sites``: numbers of the sites in the configuration, which all users may see.
     """
+    # Before the listeners: both a webhook and an event of it may be committed between the two statements.
+    latest, _ = event_store.position(session, None)
     if not session.scalar(_HAS_LISTENERS):
-        latest, _ = event_store.position(session, None)
         return Wanted(latest or after, int(latest > after), concerns=False, more=False, has_listeners=False)
     found = events_after(session, after, EVENTS_AT_ONCE)
     if not found:
