@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,8 @@ def pytest_unconfigure() -> None:
         last.start()
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _tests_of.update(item.path for item in session.items)
     # Imported modules are permanent: `lost_errors` need not scan them after each test.
     gc.collect()
     gc.freeze()
@@ -206,19 +208,34 @@ def grid(grid_programs: None, open_directory: Path) -> Iterator[TestGrid]:
 
 
 @pytest.fixture(autouse=True)
-def lost_errors() -> Iterator[list[LogEvent]]:
+def lost_errors(request: pytest.FixtureRequest) -> Iterator[list[LogEvent]]:
     """Fail a test if an error was only logged: a Deferred without an errback, a callback that raised.
 
     A test that expects such an error uses this list: checks its content and clears it.
     """
+    if request.path in _not_frozen:
+        _not_frozen.discard(request.path)
+        gc.collect()
+        gc.freeze()
     with _collected_errors() as events:
         yield events
 
 
+#: In a module of so many tests, what its fixtures have made for the first one is not scanned after each.
+_MANY_TESTS = 15
+_tests_of: Counter[Path] = Counter()
+_not_frozen: set[Path] = set()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def lost_errors_of_fixtures() -> Iterator[None]:
+def lost_errors_of_fixtures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a module whose fixtures cause logged errors; their objects are not scanned again after each later test."""
+    has_many = _tests_of[request.path] >= _MANY_TESTS
+    if has_many:
+        _not_frozen.add(request.path)
     yield
+    if has_many:
+        gc.unfreeze()
     with _collected_errors():
         pass
     gc.freeze()

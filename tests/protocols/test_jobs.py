@@ -92,13 +92,13 @@ def test_all_five_job_types(protocol: str, service: TestService, places: Places)
     copied = run(
         service, "copy", protocol, "A", source, dst_siteid=SITES[protocol, "B"], dst_filepath=str(places.b / "new")
     )
-    assert copied["status"] == "DONE", service.call("alice", "GET", f"/jobs/{copied['id']}/elements")
+    assert copied["status"] == "DONE", service.call("alice", "GET", f"/jobs/{copied['id']}/errors")
     assert tree(places.b / "new") == tree(source)
     assert (places.b / "new" / "empty").is_dir()
     moved = run(service, "rename", protocol, "B", places.b / "new", dst_filepath=str(places.b / "newer"))
     assert moved["status"] == "DONE" and (places.b / "newer").is_dir()
     removed = run(service, "remove", protocol, "B", places.b / "newer", extra_opts={"recursive": True})
-    assert removed["status"] == "DONE", service.call("alice", "GET", f"/jobs/{removed['id']}/elements")
+    assert removed["status"] == "DONE", service.call("alice", "GET", f"/jobs/{removed['id']}/errors")
     assert list(places.b.iterdir()) == []
     made = run(service, "mkdir", protocol, "B", places.b / "made")
     assert made["status"] == "DONE" and (places.b / "made").is_dir()
@@ -118,7 +118,7 @@ def test_a_tree_is_copied_from_each_protocol_to_each(
     copied = run(
         service, "copy", protocol, "A", source, dst_siteid=SITES[other, "B"], dst_filepath=str(places.b / "new")
     )
-    assert copied["status"] == "DONE", service.call("alice", "GET", f"/jobs/{copied['id']}/elements")
+    assert copied["status"] == "DONE", service.call("alice", "GET", f"/jobs/{copied['id']}/errors")
     assert tree(places.b / "new") == tree(source)
     assert (places.b / "new" / "d 2").is_dir()
     assert places.left() == []
@@ -156,7 +156,7 @@ def test_a_tree_is_copied_from_and_to_object_storage(
         dst_filepath=str(destination),
     )
     copied = service.wait_for("alice", submitted["id"], timeout_s=150.0)
-    assert copied["status"] == "DONE", service.call("alice", "GET", f"/jobs/{copied['id']}/elements")
+    assert copied["status"] == "DONE", service.call("alice", "GET", f"/jobs/{copied['id']}/errors")
     arrived = {
         str(Path("/", name.decode()).relative_to(destination)): content
         for name, (content, _) in bucket.objects.items()
@@ -180,7 +180,7 @@ def test_a_users_own_key_is_used_in_place_of_the_services(
         copied = run(
             service, "copy", "ssh", "A", source, dst_siteid=SITES["https", "B"], dst_filepath=str(places.b / "new")
         )
-        assert copied["status"] == "DONE", service.call("alice", "GET", f"/jobs/{copied['id']}/elements")
+        assert copied["status"] == "DONE", service.call("alice", "GET", f"/jobs/{copied['id']}/errors")
         assert (places.b / "new").read_bytes() == b"content"
     finally:
         server.authorized.write_text(services)
@@ -449,11 +449,11 @@ def test_a_mirror(protocol: str, other: str, level: str, service: TestService, p
     wanted = {"dst_siteid": SITES[other, "B"], "dst_filepath": str(places.b / "tree")}
     options = {"sync": level, "delete_extra": True}
     planned = run(service, "copy", protocol, "A", source, **wanted, extra_opts={**options, "dry_run": True})
-    assert planned["status"] == "DONE", service.call("alice", "GET", f"/jobs/{planned['id']}/elements")
+    assert planned["status"] == "DONE", service.call("alice", "GET", f"/jobs/{planned['id']}/errors")
     assert planned["plan"]["actions"]["DELETE"] == {"files": 1, "directories": 1, "bytes": 1}
     assert tree(places.b / "tree") == before
     mirrored = run(service, "copy", protocol, "A", source, **wanted, extra_opts=options)
-    assert mirrored["status"] == "DONE", service.call("alice", "GET", f"/jobs/{mirrored['id']}/elements")
+    assert mirrored["status"] == "DONE", service.call("alice", "GET", f"/jobs/{mirrored['id']}/errors")
     kept = {"exists": ("content", "size"), "size": ("content",)}.get(level, ())
     assert tree(places.b / "tree") == tree(source) | {name: before[name] for name in kept}
     assert not (places.b / "tree" / "extra").exists()
@@ -484,7 +484,7 @@ def test_a_move_between_unlike_sites(protocol: str, other: str, service: TestSer
         dst_filepath=str(places.b / "new"),
         extra_opts={"move": True},
     )
-    assert moved["status"] == "DONE", service.call("alice", "GET", f"/jobs/{moved['id']}/elements")
+    assert moved["status"] == "DONE", service.call("alice", "GET", f"/jobs/{moved['id']}/errors")
     assert tree(places.b / "new") == expected
     assert (places.b / "new" / "empty").is_dir()
     assert not source.exists()

@@ -30,6 +30,24 @@ def test_expected(lost_errors):
     lost_errors.clear()
 """
 
+_FIXTURE = """
+import pytest
+from twisted.internet.defer import fail
+
+class Cycle:
+    pass
+
+@pytest.fixture(scope="module")
+def made():
+    cycle = Cycle()
+    cycle.itself, cycle.lost = cycle, fail(RuntimeError("that of the fixture"))
+    yield
+
+@pytest.mark.parametrize("number", range(%d))
+def test_it(made, number):
+    pass
+"""
+
 _GRID = """
 import pytest
 
@@ -61,6 +79,16 @@ def test_an_unhandled_error_fails_the_test(run: pytest.Pytester) -> None:
 
     result.assert_outcomes(passed=5, errors=2, deselected=1)
     result.stdout.fnmatch_lines(["*the forgotten one*", "*the logged one*"])
+
+
+@pytest.mark.parametrize("tests", [1, 30])
+def test_an_unhandled_error_of_a_fixture_fails_the_module(run: pytest.Pytester, tests: int) -> None:
+    run.makepyfile(_FIXTURE % tests)
+
+    result = run.runpytest_subprocess("-p", "no:cacheprovider", ".")
+
+    result.assert_outcomes(passed=tests, errors=1)
+    result.stdout.fnmatch_lines(["*that of the fixture*"])
 
 
 @pytest.mark.parametrize(("ci", "outcomes"), [("", {"passed": 1, "skipped": 1}), ("true", {"passed": 1, "errors": 1})])
