@@ -17,7 +17,6 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -44,7 +43,7 @@ _LEAST_CONNECT_S = 2
 #: Name of our sessions on PostgreSQL, in pg_stat_activity.
 APPLICATION_NAME = "pdm-workqueue"
 #: Option of a statement that PostgreSQL plans for the values of each execution: the driver does not prepare it.
-PLANNED_EACH_TIME = MappingProxyType({"planned_each_time": True})
+PLANNED_EACH_TIME = "planned_each_time"
 
 
 @frozen
@@ -324,7 +323,7 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
 
     @event.listens_for(engine, "do_execute")
     def plan_each_time(cursor: Any, statement: Any, parameters: Any, context: Any) -> bool | None:
-        if not context.execution_options.keys() >= PLANNED_EACH_TIME.keys():
+        if PLANNED_EACH_TIME not in context.execution_options:
             return None
         cursor.execute(statement, parameters, prepare=False)
         return True

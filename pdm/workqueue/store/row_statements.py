@@ -11,7 +11,7 @@ for the number of rows: the plan for any number of them assumes ten, and compare
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Any
@@ -37,12 +37,14 @@ class _Form:
 
     Attributes:
         arrays: text with an array for each column instead of rows; empty on SQLite, which has no arrays.
+        options: of each execution.
     """
 
     of_row: _Processors
     of_shared: _Processors
     of_result: _Processors
     arrays: str = ""
+    options: Mapping[str, Any] = field(factory=dict)
     texts: dict[int, str] = field(factory=dict)
 
 
@@ -62,10 +64,6 @@ class RowStatement:
     shared: Sequence[sa.Column[Any]] = ()
     result: Sequence[sa.Column[Any]] = ()
     _forms: dict[str, _Form] = field(factory=dict, init=False)
-    _is_insert: bool = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._is_insert = "INSERT INTO" in self.text
 
     def execute(self, session: Session, rows: Iterable[Sequence[Any]], *shared: Any) -> list[tuple[Any, ...]]:
         """Execute it for all rows, in as many pieces as necessary; returns its results in any order."""
@@ -89,7 +87,6 @@ class RowStatement:
         values = _converted(rows, form.of_row)
         common = tuple(chain.from_iterable(_converted([shared], form.of_shared)))
         first, size = 0, _MOST_IN_ARRAYS if form.arrays else _MOST_ROWS
-        options = PLANNED_EACH_TIME if form.arrays and not self._is_insert else None
         while first < len(values):
             if form.arrays:
                 text = form.arrays
@@ -99,17 +96,20 @@ class RowStatement:
                     size //= 2
                 text = form.texts.get(size) or self._text(form, size)
                 flat = (*chain.from_iterable(values[first : first + size]), *common)
-            yield connection.exec_driver_sql(text, flat, execution_options=options)
+            yield connection.exec_driver_sql(text, flat, execution_options=form.options)
             first += size
 
     def _form(self, dialect: sa.Dialect) -> _Form:
         form = self._forms.get(dialect.name)
         if form is None:
+            arrays = self._with_arrays(dialect) if dialect.name == "postgresql" else ""
+            joins = arrays and "INSERT INTO" not in arrays
             form = self._forms[dialect.name] = _Form(
                 [column.type.dialect_impl(dialect).bind_processor(dialect) for column in self.row],
                 [column.type.dialect_impl(dialect).bind_processor(dialect) for column in self.shared],
                 [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in self.result],
-                self._with_arrays(dialect) if dialect.name == "postgresql" else "",
+                arrays,
+                {PLANNED_EACH_TIME: True} if joins else {},
             )
         return form
 
