@@ -15,7 +15,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.filters import FilterRule, PatternList
 from pdm.workqueue.domain.jobs import JobRecord, ListedEntry
 from pdm.workqueue.web.copies import _literal_pattern
-from pdm.workqueue.web.elements import natural_key
+from pdm.workqueue.web.directories import natural_key
 from pdm.workqueue.web.files import field_text
 from tests.http.service import Answer, Service
 

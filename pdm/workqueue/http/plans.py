@@ -19,7 +19,7 @@ from pdm.workqueue.wire.plans import EstimateView, PlannedView, PlanView
 #: Options of a copy that has a plan to show.
 _PLANNING_OPTIONS = ("sync", "dry_run", "move", "filters", "min_size", "max_size", "newer_than", "older_than")
 #: Plans that are kept: counting reads all elements of a job.
-_MOST_CACHED = 1000
+_MOST_PLANS = 1000
 
 
 async def plan_view(api: ApiContext, job: JobRecord) -> PlanView | None:
@@ -39,7 +39,7 @@ async def plan_view(api: ApiContext, job: JobRecord) -> PlanView | None:
         filtered=skipped.get(SkipCode.FILTERED, 0),
         skipped=_asked_for(skipped),
     )
-    if len(api.plans) >= _MOST_CACHED:
+    if len(api.plans) >= _MOST_PLANS:
         api.plans.clear()
     api.plans[job.id] = (job.finished_at, plan)
     return plan
@@ -59,7 +59,7 @@ def _asked_for(counts: dict[str, int]) -> dict[str, int]:
 #: Age of a job before it is estimated: many copies end sooner.
 _LEAST_AGE = timedelta(seconds=1)
 #: Lifetime and size of the cache.
-_CACHE_LIFETIME, _MAX_CACHED = timedelta(minutes=1), 1000
+_ESTIMATE_LIFETIME, _MOST_ESTIMATES = timedelta(minutes=1), 1000
 _GIB = 1 << 30
 
 
@@ -105,10 +105,10 @@ _MOVED = (PlannedAction.COPY.value, PlannedAction.OVERWRITE.value)
 async def _basis(api: ApiContext, job: JobRecord) -> EstimateBasis:
     now = api.clock()
     cached = api.estimates.get(job.id)
-    if cached is not None and cached[0] <= now < cached[0] + _CACHE_LIFETIME:
+    if cached is not None and cached[0] <= now < cached[0] + _ESTIMATE_LIFETIME:
         return cached[1]
     basis = await api.database.read("what an estimate is taken from", estimate_basis, job, now)
-    if len(api.estimates) >= _MAX_CACHED:
+    if len(api.estimates) >= _MOST_ESTIMATES:
         api.estimates.clear()
     api.estimates[job.id] = (now, basis)
     return basis

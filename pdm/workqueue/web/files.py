@@ -25,7 +25,7 @@ from pdm.workqueue.http import transactions
 from pdm.workqueue.http.endpoints import jobs
 from pdm.workqueue.http.problems import ApiError, InvalidInputError
 from pdm.workqueue.sites.registry import Site
-from pdm.workqueue.web.elements import Directories, DirectoryPage
+from pdm.workqueue.web.directories import Directories, DirectoryPage
 from pdm.workqueue.web.jobs import Number
 from pdm.workqueue.web.pages import Page, Redirect, Visit, page
 from pdm.workqueue.wire.requests import SubmitList, SubmitMkdir, SubmitRemove, SubmitRename
